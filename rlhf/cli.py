@@ -1,0 +1,109 @@
+"""Command line of the recipes: TRL's parser, with every mistake of the user turned into one sentence."""
+
+import difflib
+import sys
+from argparse import Action, ArgumentError
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import yaml
+from transformers.hf_argparser import string_to_bool
+from trl import TrlParser
+
+from rlhf.errors import InputError
+
+
+def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
+    """Reads `--config file.yaml` and the command line, which overrides it, into one instance per dataclass.
+
+    Args:
+        dataclass_types: dataclasses without a field in common, e.g. `DataArguments, SFTArguments, ModelConfig`.
+        args: command line without the program's name; `sys.argv[1:]` if None.
+
+    Raises:
+        InputError: unknown key or option, value of the wrong type, missing or malformed file, or a combination of
+            values that a dataclass refuses in `__post_init__`.
+    """
+    args = _separate_config(list(sys.argv[1:] if args is None else args))
+    config = args[args.index("--config") + 1] if "--config" in args else None
+    parser = _Parser(dataclass_types, allow_abbrev=False)
+    parser.config_file = config
+    try:
+        *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"config file {config} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config file {config} is not UTF-8 text; save it in that encoding.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config file {config} is not valid YAML: {error}.") from error
+    except ValueError as error:  # what TRL, transformers and our own dataclasses raise in __post_init__
+        raise InputError(str(error)) from error
+    if unknown:
+        parser.refuse_unknown(unknown[0], where="the command line")
+    return tuple(parsed)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Calls `main`; an `InputError` becomes one line on stderr and exit code 2, all else passes through."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+class _Parser(TrlParser):
+    """TrlParser that holds a YAML value to the same checks as the same value on the command line."""
+
+    config_file: str | None = None
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.removesuffix(".") + ". Run with --help for all options.")
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        # argparse checks a default only if it is a string, and choices never: `seed: 1.5` would pass.
+        by_name = {action.dest: action for action in reversed(self._actions)}
+        for key, value in config.items():
+            if key not in by_name:
+                self.refuse_unknown(key, where=f"config file {self.config_file}")
+            try:
+                config[key] = self._convert(by_name[key], value)
+            except ArgumentError as error:
+                raise InputError(f"config file {self.config_file}, key {key}: {error.message}.") from error
+        return super().set_defaults_with_config(**config)
+
+    def _convert(self, action: Action, value: Any) -> Any:
+        if value is None or isinstance(value, dict):
+            return value
+        if isinstance(value, list):
+            if action.nargs == "+":
+                return [self._convert(action, item) for item in value]
+            if action.type in (int, float, string_to_bool):
+                raise ArgumentError(None, f"a single value is needed, not the list {value}")
+            return value
+        if action.type is str and isinstance(value, bool):  # e.g. `resume_from_checkpoint: true`
+            return value
+        if action.type in (int, float, str, string_to_bool) or action.choices:
+            value = self._get_value(action, str(value))
+            self._check_value(action, value)
+        return value
+
+    def refuse_unknown(self, name: str, where: str) -> NoReturn:
+        names = sorted({action.dest for action in self._actions})
+        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_").split("=")[0], names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "run with --help for all options."
+        raise InputError(f"{name} in {where} is not an option of this recipe; {hint}")
+
+
+def _separate_config(args: list[str]) -> list[str]:
+    """`--config=file` as `--config file`, the only form that TrlParser knows."""
+    separated = []
+    for arg in args:
+        separated += ["--config", arg.removeprefix("--config=")] if arg.startswith("--config=") else [arg]
+    if separated.count("--config") > 1:
+        raise InputError("--config is given more than once; one YAML file is read, other options go after it.")
+    if separated[-1:] == ["--config"]:
+        raise InputError("--config needs the path of a YAML file.")
+    return separated

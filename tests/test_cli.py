@@ -1,0 +1,118 @@
+"""rlhf.cli: each mistake on the command line or in the YAML is one sentence and exit code 2."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from trl import ModelConfig, SFTConfig
+
+from rlhf.cli import parse, run
+from rlhf.errors import InputError
+
+
+@dataclass
+class Arguments:
+    name: str = "none"
+    rows: int = 4
+    rate: float = 1.0
+    shuffle: bool = True
+    on_bad_rows: Literal["error", "skip"] = "error"
+    layers: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.rows < 0:
+            raise ValueError(f"rows is {self.rows}, but must not be negative")
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def test_command_line_overrides_yaml_which_overrides_defaults(config):
+    path = config("rows: 7\nrate: 1e-3\nshuffle: false\nlayers: [1, 2]\n")
+    (arguments,) = parse(Arguments, args=["--config", path, "--rows", "9"])
+    assert arguments == Arguments(rows=9, rate=0.001, shuffle=False, layers=[1, 2])
+    assert isinstance(arguments.rate, float)  # YAML reads 1e-3 without a point as text
+
+
+def test_config_may_be_written_with_an_equals_sign(config):
+    (arguments,) = parse(Arguments, args=[f"--config={config('rows: 7')}"])
+    assert arguments.rows == 7
+
+
+def test_yaml_types_follow_the_field(config):
+    (arguments,) = parse(Arguments, args=["--config", config("name: 5\nrate: 2\n")])
+    assert arguments.name == "5"
+    assert arguments.rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("yaml", "parts"),
+    [
+        ("rwos: 3", ["rwos", "config.yaml", "did you mean rows?"]),
+        ("zzz: 3", ["zzz", "--help"]),
+        ("rows: 2.5", ["rows", "2.5", "int"]),
+        ("rows: many", ["rows", "many", "int"]),
+        ("rows: [1, 2]", ["rows", "single value"]),
+        ("shuffle: perhaps", ["shuffle", "perhaps"]),
+        ("layers: [1, x]", ["layers", "x"]),
+        ("on_bad_rows: ignore", ["on_bad_rows", "ignore", "skip"]),
+        ("rows: -1", ["rows is -1"]),
+        ("- a\n- b", ["mapping"]),
+        ("rows: [1", ["config.yaml", "YAML"]),
+        (b"name: \xff\xfe\xfa", ["config.yaml"]),
+    ],
+)
+def test_bad_yaml(config, yaml, parts):
+    with pytest.raises(InputError) as error:
+        parse(Arguments, args=["--config", config(yaml)])
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--rwos", "3"], ["--rwos", "did you mean rows?"]),
+        (["--row", "3"], ["--row"]),  # no abbreviations: a later option could change what they mean
+        (["--rows", "x"], ["--rows", "x"]),
+        (["--rows"], ["--rows"]),
+        (["--on_bad_rows", "ignore"], ["ignore"]),
+        (["stray"], ["stray"]),
+        (["--config"], ["--config needs"]),
+        (["--config", "a", "--config", "b"], ["more than once"]),
+        (["--config", "/nowhere/c.yaml"], ["/nowhere/c.yaml", "No such file"]),
+    ],
+)
+def test_bad_command_line(args, parts):
+    with pytest.raises(InputError) as error:
+        parse(Arguments, args=args)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_unknown_key_is_found_among_trl_configs(config):
+    with pytest.raises(InputError, match="did you mean learning_rate"):
+        parse(SFTConfig, ModelConfig, args=["--config", config("learning_rat: 1e-3")])
+
+
+def test_run_prints_one_sentence_and_exits_with_2(capsys):
+    def main():
+        raise InputError("row 3 of data.jsonl\nhas no prompt; add one.")
+
+    with pytest.raises(SystemExit) as exit_:
+        run(main)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: row 3 of data.jsonl has no prompt; add one.\n"
+
+
+def test_run_lets_other_errors_through():
+    def main():
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        run(main)
