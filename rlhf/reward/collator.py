@@ -1,0 +1,50 @@
+"""Rows with K tokenised completions each -> one right-padded batch of all completions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class KWiseCollator:
+    """Flattens the K completions of each prompt, so that every completion passes the model once.
+
+    Rows have `completions_ids` (K lists of token ids, prompt and completion), `ranks` (K integers) and the integers
+    `prompt_id` and `labeler_group_id`. The batch of B rows with N completions in all, the longest of T tokens, is:
+
+    - `input_ids`, `attention_mask`: [N, T] int64, padded on the right.
+    - `last_token`: [N] int64, position of the last token of each row. It is carried, never looked up by token identity:
+      a pad token that a model has sampled is a token like any other.
+    - `ranks`: [N] int64; `group_sizes`, `prompt_id`, `labeler_group_id`: [B] int64.
+
+    Args:
+        pad_token_id: id to pad with.
+        pad_to_multiple_of: if set, T is rounded up to a multiple of it.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sequences = [ids for row in rows for ids in row["completions_ids"]]
+        return pad_right(sequences, self.pad_token_id, self.pad_to_multiple_of) | {
+            "ranks": torch.tensor([rank for row in rows for rank in row["ranks"]]),
+            "group_sizes": torch.tensor([len(row["completions_ids"]) for row in rows]),
+            "prompt_id": torch.tensor([row["prompt_id"] for row in rows]),
+            "labeler_group_id": torch.tensor([row["labeler_group_id"] for row in rows]),
+        }
+
+
+def pad_right(
+    sequences: list[list[int]], pad_token_id: int, pad_to_multiple_of: int | None = None
+) -> dict[str, torch.Tensor]:
+    """N lists of ids as `input_ids` and `attention_mask` [N, T] and `last_token` [N], int64."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    multiple = pad_to_multiple_of or 1
+    longest = -(-int(lengths.max()) // multiple) * multiple
+    input_ids = torch.full((len(sequences), longest), pad_token_id)
+    for row, ids in zip(input_ids, sequences, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    attention_mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "last_token": lengths - 1}

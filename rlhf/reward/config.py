@@ -1,0 +1,52 @@
+"""Configuration of the reward model stage."""
+
+from dataclasses import dataclass, field
+
+from trl import RewardConfig
+
+
+@dataclass
+class KWiseRewardConfig(RewardConfig):
+    """TRL's RewardConfig with the paper's numbers as defaults (arXiv 2203.02155, appendix C.2).
+
+    A batch is counted in prompts; each brings its K completions and all C(K, 2) pairs of them.
+    """
+
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Passes over the comparisons; the reward model overfits after one."}
+    )
+    # The paper's 9e-6 moves all weights. LoRA needs about ten times the rate of full fine-tuning, whatever the model
+    # (thinkingmachines.ai/blog/lora); a model of a few million parameters takes ten times more still.
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate, for LoRA."})
+    lr_scheduler_type: str = field(
+        default="cosine_with_min_lr", metadata={"help": "Cosine to 10 %% of the peak, no warm-up."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second beta; the first is 0.9."})
+    # 8 * 8 = 64 prompts a step on one device. Launched on n devices, divide one of the two by n.
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Prompts a device takes at a time."})
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Such batches in one optimizer step."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Prompts a device takes in evaluation."})
+    completions_per_forward: int = field(
+        default=32,
+        metadata={
+            "help": "A batch's completions pass the model in parts of this size, sorted by length and trimmed, "
+            "which changes the padding and not the loss."
+        },
+    )
+    sft_model_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of the SFT adapter whose LoRA weights the reward model starts from."},
+    )
+    calibration_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Demonstrations whose mean score becomes 0: `sandbox`, a Hub name, a local file or folder. "
+            "Default: those of dataset_name, where it has demonstrations."
+        },
+    )
+    calibration_size: int = field(default=512, metadata={"help": "At most this many demonstrations are scored."})
+
+    def __post_init__(self):
+        if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
+        super().__post_init__()

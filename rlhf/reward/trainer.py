@@ -1,0 +1,175 @@
+"""TRL's RewardTrainer over K ranked completions a prompt (arXiv 2203.02155, section 3.5)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+from trl import RewardTrainer
+
+from rlhf.data.encode import encode_completion, encode_prompt, prompt_key
+from rlhf.errors import InputError
+from rlhf.reward.accuracy import PADDING, accuracy_report, flat_metrics
+from rlhf.reward.collator import KWiseCollator
+from rlhf.reward.config import KWiseRewardConfig
+from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
+from rlhf.reward.scoring import pool_at_last_token
+
+COLUMNS = ["completions_ids", "ranks", "prompt_id", "labeler_group_id"]
+
+
+class KWiseRewardTrainer(RewardTrainer):
+    """Trains a sequence classifier with one output on rankings.
+
+    Rows are comparisons: `prompt`, `completions` (K of them, two or more), `ranks` (K integers, 0 is the best, equal is
+    a tie) and optionally `labeler_group`; TRL's `prompt`, `chosen`, `rejected` is K = 2. Each completion passes the
+    model once, all pairs of a prompt are one element of the batch, and the loss is the mean over the prompts of a step,
+    however these are spread over devices and accumulation. Evaluation reports pairwise accuracy overall, by K and by
+    labeler group. Takes the arguments of TRL's RewardTrainer, with `args` a `KWiseRewardConfig`.
+    """
+
+    # compute_loss divides by the prompts of the whole accumulated batch; the Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model, args: KWiseRewardConfig | None = None, **kwargs):
+        self.labeler_groups: list[str] = []  # labeler_group_id -> name, filled by _prepare_dataset
+        args = KWiseRewardConfig() if args is None else args
+        kwargs.setdefault("compute_metrics", self._compute_metrics)
+        data_collator = kwargs.pop("data_collator", None)
+        super().__init__(model, args, **kwargs)
+        self.loss_is_scaled_for_ga = True
+        # Only now has TRL's constructor settled the pad token.
+        self.data_collator = data_collator or KWiseCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
+        pool_at_last_token(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """K-wise loss; `num_items_in_batch` counts the prompts of the step over all devices and micro-batches."""
+        scores = self.score(model, inputs)  # [N]
+        batch = (scores, inputs["ranks"], inputs["group_sizes"], num_items_in_batch)
+        loss = kwise_loss(*batch)
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * center_penalty(*batch)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes; the sum is wanted
+        if self.model.training:
+            self._record(scores.detach(), inputs)
+        return (loss, {"scores": scores}) if return_outputs else loss
+
+    def score(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Scores [N] float32 of all completions of a batch, passed in parts of similar length to save padding."""
+        last_token, parts = inputs["last_token"], self._num_parts(inputs)
+        order = last_token.argsort()
+        scores = []
+        for rows in order.tensor_split(parts):
+            longest = int(last_token[rows[-1]]) + 1
+            longest += -longest % (self.args.pad_to_multiple_of or 1)
+            output = model(
+                input_ids=inputs["input_ids"][rows, :longest],
+                attention_mask=inputs["attention_mask"][rows, :longest],
+                last_token=last_token[rows],
+                use_cache=False,
+            )
+            scores.append(output.logits.squeeze(-1))
+        return torch.cat(scores)[order.argsort()]
+
+    def _num_parts(self, inputs: dict[str, torch.Tensor]) -> int:
+        """In how many parts the batch passes the model: the same number on every device.
+
+        DDP and FSDP communicate in each forward, and K differs from prompt to prompt, so devices must agree. B is the
+        same on all, and no device has fewer than 2 B completions, so no part is empty.
+        """
+        wanted = torch.tensor(-(-len(inputs["last_token"]) // self.args.completions_per_forward))
+        if self.accelerator.num_processes > 1:
+            wanted = self.accelerator.gather(wanted.to(self.accelerator.device)).max()
+        return min(int(wanted), 2 * len(inputs["group_sizes"]))
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Prompts in all micro-batches of a step on all devices, the divisor of the loss."""
+        prompts = torch.tensor(sum(len(batch["group_sizes"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(prompts).sum()
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Returns the loss, scores [B, K], and labels (ranks [B, K], prompt ids [B], labeler groups [B])."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        sizes = inputs["group_sizes"].tolist()
+        scores, ranks = (
+            pad_sequence(values.split(sizes), batch_first=True, padding_value=PADDING)
+            for values in (outputs["scores"], inputs["ranks"])
+        )
+        return loss, scores, (ranks, inputs["prompt_id"], inputs["labeler_group_id"])
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        return flat_metrics(self.accuracy_report(prediction.predictions, prediction.label_ids))
+
+    def accuracy_report(self, scores: np.ndarray, labels: tuple[np.ndarray, ...]) -> dict[str, Any]:
+        """The report of `rlhf.reward.accuracy` on what `predict` returned, with the names of the labeler groups."""
+        return accuracy_report(scores, *labels, self.labeler_groups)
+
+    def _record(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """The training metrics of TRL's RewardTrainer, over this step's completions and pairs."""
+        winners, losers, _ = ranked_pairs(inputs["ranks"], inputs["group_sizes"])
+        margins = scores[winners] - scores[losers]
+        correct = (margins > 0).float() + 0.5 * (margins == 0).float()
+        sums = torch.stack([inputs["attention_mask"].sum(), scores.sum(), correct.sum(), margins.sum()])
+        counts = torch.tensor([len(scores), len(margins)], device=scores.device)
+        tokens, score, right, margin = self.accelerator.gather(sums[None]).sum(0).tolist()
+        completions, pairs = self.accelerator.gather(counts[None]).sum(0).tolist()
+        extremes = self.accelerator.gather(torch.stack([scores.min(), scores.max()])[None])
+        self._total_train_tokens += int(tokens)
+        metrics = self._metrics["train"]
+        metrics["num_tokens"] = [self._total_train_tokens]
+        metrics["min_reward"].append(extremes[:, 0].min().item())
+        metrics["mean_reward"].append(score / completions)
+        metrics["max_reward"].append(extremes[:, 1].max().item())
+        if pairs:
+            metrics["accuracy"].append(right / pairs)
+            metrics["margin"].append(margin / pairs)
+
+    def _prepare_dataset(self, dataset: Dataset, processing_class, args, dataset_name: str) -> Dataset:
+        """Tokenises comparisons once; a dataset that has `completions_ids` is left as it is."""
+        if "completions_ids" in dataset.column_names:
+            return dataset
+        groups = dataset["labeler_group"] if "labeler_group" in dataset.column_names else [None] * len(dataset)
+        self.labeler_groups += sorted({group for group in groups if group is not None} - set(self.labeler_groups))
+        group_ids = [-1 if group is None else self.labeler_groups.index(group) for group in groups]
+        dataset = tokenize_comparisons(dataset, processing_class, f"Tokenizing {dataset_name} dataset")
+        check_lengths(dataset, args.max_length, dataset_name)
+        return dataset.add_column("labeler_group_id", group_ids).select_columns(COLUMNS)
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = COLUMNS
+
+
+def tokenize_comparisons(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, description: str | None = None
+) -> Dataset:
+    """Adds `completions_ids` (K lists: prompt, completion, EOS), `ranks` and `prompt_id` (equal for equal prompts)."""
+
+    def encode(row):
+        if "chosen" in row:
+            row = {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]], "ranks": [0, 1]}
+        prompt_ids = encode_prompt(tokenizer, row["prompt"])
+        ids = [prompt_ids + encode_completion(tokenizer, row["prompt"], text) for text in row["completions"]]
+        return {"completions_ids": ids, "ranks": row["ranks"], "prompt_key": prompt_key(row["prompt"])}
+
+    dataset = dataset.map(encode, remove_columns=dataset.column_names, desc=description)
+    prompt_ids = np.unique(dataset["prompt_key"], return_inverse=True)[1]
+    return dataset.remove_columns("prompt_key").add_column("prompt_id", prompt_ids)
+
+
+def check_lengths(dataset: Dataset, max_length: int | None, dataset_name: str) -> None:
+    """TRL drops rows beyond `max_length` without a word; here they are an InputError."""
+    longest = [max(map(len, ids)) for ids in dataset["completions_ids"]]
+    if max_length is not None and longest and max(longest) > max_length:
+        row = int(np.argmax(longest))
+        raise InputError(
+            f"row {row} of the {dataset_name} comparisons has a completion that ends at token {longest[row]}, beyond "
+            f"max_length {max_length}; raise max_length or leave such rows out."
+        )
