@@ -1,0 +1,1 @@
+"""Demonstrations, comparisons, prompts and pretraining text in the schemas that all stages read."""
