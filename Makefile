@@ -1,0 +1,90 @@
+# Every command of the README. `make help` lists them.
+#   make sft RECIPE=smollm2-135m ACCELERATE=single_gpu ARGS="--learning_rate 1e-4"
+
+RECIPE     ?= sandbox
+ACCELERATE ?= cpu
+ARGS       ?=
+PROMPT     ?=
+HUB_ID     ?=
+PYTHON     ?= $(shell command -v python3.11 || command -v python3)
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory
+
+VENV      := .venv
+INSTALLED := $(VENV)/.installed
+RUN       := runs/$(RECIPE)
+
+# --quiet: a failing stage has said what is wrong; the launcher's own traceback would hide it.
+LAUNCH = $(VENV)/bin/accelerate launch --quiet --config_file accelerate_configs/$(ACCELERATE).yaml
+STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
+
+# All cores for the one process; said here because the launcher warns when it has to find out by itself.
+ifeq ($(ACCELERATE),cpu)
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+endif
+
+DEMO_STAGES := sft reward choose ppo evaluate
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format pretrain sft reward choose ppo evaluate compare push
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@echo 'Variables: RECIPE=$(RECIPE) ACCELERATE=$(ACCELERATE) ARGS="--any_option value" PYTHON=$(notdir $(PYTHON))'
+
+install: $(INSTALLED) ## create .venv with the exact versions of constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo 'error: no python3.11 on the path; give one with PYTHON=...' >&2; exit 2; fi
+	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about ten minutes
+	@begin=$$SECONDS; table=''; \
+	for stage in $(DEMO_STAGES); do \
+		echo; echo "=== $$stage ==="; start=$$SECONDS; \
+		$(MAKE) $$stage RECIPE=sandbox; \
+		table+=$$(printf '%-10s %5d s' $$stage $$((SECONDS - start)))$$'\n'; \
+	done; \
+	printf '\n%s%-10s %5d s\n' "$$table" total $$((SECONDS - begin)); \
+	echo "The report is $(CURDIR)/runs/sandbox/report.html"
+
+test: $(INSTALLED) ## all tests, without network or GPU
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(INSTALLED) ## let ruff put the code in order
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+pretrain: $(INSTALLED) ## train the sandbox's base model on the sandbox's documents
+	$(call STAGE,pretrain,pretrain)
+
+sft: $(INSTALLED) ## supervised fine-tuning on demonstrations
+	$(call STAGE,sft,sft)
+
+reward: $(INSTALLED) ## reward model from rankings, and its calibration
+	$(call STAGE,reward,reward)
+
+choose: $(INSTALLED) ## choose the SFT checkpoint by reward-model score on validation
+	$(call STAGE,choose_sft,choose)
+
+ppo: $(INSTALLED) ## PPO from the SFT model against the reward model
+	$(call STAGE,ppo,ppo)
+
+evaluate: $(INSTALLED) ## win rates, gold axes, and the report
+	$(call STAGE,evaluate,evaluate)
+
+compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
+	$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt "$$PROMPT" $(ARGS)
+
+push: $(INSTALLED) ## upload the stages' adapters: make push HUB_ID=me/name [ARGS=--dry_run]
+	@$(VENV)/bin/python recipes/push.py --run_folder $(RUN) --hub_id "$(HUB_ID)" $(ARGS)
+
+export PROMPT
