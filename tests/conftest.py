@@ -18,3 +18,37 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory):
+    """Folder of a toy Llama and its tokenizer. Read only: tests share it."""
+    from toys import save_toy
+
+    return str(save_toy(tmp_path_factory.mktemp("toys") / "llama"))
+
+
+@pytest.fixture(scope="session")
+def toy_gpt2_folder(tmp_path_factory):
+    """Folder of a toy GPT-2 and its tokenizer. Read only: tests share it."""
+    from toys import save_toy
+
+    return str(save_toy(tmp_path_factory.mktemp("toys") / "gpt2", "gpt2"))
+
+
+@pytest.fixture
+def toy_tokenizer(toy_folder):
+    """The toy tokenizer as `load_tokenizer` gives it: with the default template and a pad token."""
+    from rlhf.models import load_tokenizer
+
+    return load_tokenizer(toy_folder)
+
+
+@pytest.fixture
+def toy_base(toy_folder, toy_tokenizer):
+    """A fresh toy Llama, the test's own, as `load_base` gives it."""
+    from trl import ModelConfig
+
+    from rlhf.models import load_base
+
+    return load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer)
