@@ -1,0 +1,269 @@
+"""Policy, value, reference and reward behind one forward: the module that transformers.Trainer wraps.
+
+Every pass goes through `ActorCritic.forward`, so that DDP, FSDP, DeepSpeed and mixed precision see all of them.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterable
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from rlhf.adapters import SharedBase
+from rlhf.errors import InputError
+
+
+class ActorCritic(nn.Module):
+    """What the two layouts (adapters on one base, separate models) have in common.
+
+    A sequence is [left padding | prompt | response | right padding]; masks and positions are always given, never
+    inferred from token ids. The subclass provides `logits`, `scalars`, `generate` and the parameters of each network.
+    """
+
+    has_reward: bool
+
+    def __init__(self, config):
+        super().__init__()
+        # A copy: Trainer writes use_cache and special tokens into `model.config`, and the policy's is to be saved as is.
+        self.config = copy.deepcopy(config)
+
+    def forward(
+        self,
+        task: str,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        response_mask: Tensor,
+        temperature: float = 1.0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One pass over a batch.
+
+        Args:
+            task: "policy_and_value", "reference" or "reward".
+            input_ids, attention_mask, position_ids: [B, P + T], the response in the last T columns.
+            response_mask: [B, T] bool, True on response tokens, the EOS included.
+
+        Returns:
+            "policy_and_value": logprobs [B, T] of the response tokens and values [B, T] of the states in which they
+            were sampled. "reference": logprobs [B, T]. "reward": score [B] of the whole response, read at its last
+            token. All float32, zero outside the mask.
+        """
+        length = response_mask.shape[1]
+        if task == "reward":
+            scores = self.scalars("reward", input_ids, attention_mask, position_ids)[:, -length:]
+            return scores.gather(1, response_mask.sum(1, keepdim=True) - 1).squeeze(1)
+        context = input_ids[:, :-1], attention_mask[:, :-1], position_ids[:, :-1]  # the last token predicts nothing
+        logits = self.logits("reference" if task == "reference" else "policy", *context, logits_to_keep=length)
+        logprobs = token_logprobs(logits, input_ids[:, -length:], temperature) * response_mask
+        if task == "reference":
+            return logprobs
+        return logprobs, self.scalars("value", *context)[:, -length:] * response_mask
+
+    def logits(self, role: str, input_ids, attention_mask, position_ids, logits_to_keep: int) -> Tensor:
+        """[B, logits_to_keep, V] of the last positions; role "policy" or "reference"."""
+        raise NotImplementedError
+
+    def scalars(self, role: str, input_ids, attention_mask, position_ids) -> Tensor:
+        """[B, T] float32; role "value" or "reward"."""
+        raise NotImplementedError
+
+    def parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) of the trainable parameters of "policy" or "value"."""
+        raise NotImplementedError
+
+    def generate(self, **kwargs) -> Tensor:
+        """The policy's `generate`."""
+        raise NotImplementedError
+
+    def save(self, role: str, folder: str | Path) -> None:
+        """Saves "policy" or "value" as users load it: a PEFT adapter or a whole model."""
+        raise NotImplementedError
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The causal LM below the adapters."""
+        raise NotImplementedError
+
+    @contextmanager
+    def plain_generation_config(self):
+        """Hides the model's own generation config: `generate` would fill our gaps with its penalties and processors."""
+        model, own = self.language_model, self.language_model.generation_config
+        model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = own
+
+    def _named(self, parameters: Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+        wanted = {id(parameter) for parameter in parameters}
+        return [(n, p) for n, p in self.named_parameters() if id(p) in wanted and p.requires_grad]
+
+
+class SharedActorCritic(ActorCritic):
+    """The adapters policy, sft (the reference), value and reward on one frozen base."""
+
+    def __init__(self, base: SharedBase, reward: PreTrainedModel | PeftModel | None = None):
+        super().__init__(base.config)
+        needed = {"policy", "sft"} - set(base.adapters) | {"value"} - set(base.heads)
+        if needed:
+            raise InputError(f"the shared base lacks {', '.join(sorted(needed))}; PPO needs policy, sft and value (with head).")
+        self.base = base
+        self.reward = reward
+        self.has_reward = reward is not None or "reward" in base.heads
+        remove_dropout(self)
+
+    def logits(self, role, input_ids, attention_mask, position_ids, logits_to_keep):
+        adapter = "sft" if role == "reference" else "policy"
+        return self.base.logits(adapter, input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep)
+
+    def scalars(self, role, input_ids, attention_mask, position_ids):
+        if role == "reward" and self.reward is not None:
+            return classifier_scalars(self.reward, input_ids, attention_mask, position_ids)
+        return self.base.scalars(role, input_ids, attention_mask, position_ids)
+
+    def parameters_of(self, role):
+        return self._named(self.base.trainable_parameters(role))
+
+    def generate(self, **kwargs):
+        return self.base.generate("policy", **kwargs)
+
+    def save(self, role, folder):
+        self.base.save_adapter(role, folder)
+
+    @property
+    def language_model(self):
+        return self.base.lm
+
+    def gradient_checkpointing_enable(self, **kwargs):
+        self.base.gradient_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_enable(self, **kwargs):  # the name since transformers 5.20
+        self.base.activation_checkpointing_enable(**kwargs)
+
+
+class SeparateActorCritic(ActorCritic):
+    """A model each: full models or PEFT models; value and reward are sequence classifiers with one label.
+
+    Args:
+        reference: None takes the policy with its adapter disabled.
+        reward: None if reward functions alone give the score.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        value: PreTrainedModel | PeftModel,
+        reference: PreTrainedModel | None = None,
+        reward: PreTrainedModel | PeftModel | None = None,
+    ):
+        super().__init__(policy.config)
+        for role, model in (("value", value), ("reward", reward)):
+            if model is not None and not hasattr(base_of(model), "score"):
+                raise InputError(
+                    f"the {role} model is a {type(base_of(model)).__name__} without a `score` head; load it with "
+                    "AutoModelForSequenceClassification and num_labels=1."
+                )
+        self.policy, self.value, self.reference, self.reward = policy, value, reference, reward
+        self.has_reward = reward is not None
+        for frozen in (reference, reward):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+        remove_dropout(self)
+
+    def logits(self, role, input_ids, attention_mask, position_ids, logits_to_keep):
+        by_adapter = role == "reference" and self.reference is None
+        model = self.reference if role == "reference" and not by_adapter else self.policy
+        inputs = model_inputs(base_of(model), input_ids, attention_mask, position_ids)
+        with self.policy.disable_adapter() if by_adapter else nullcontext():
+            return model(**inputs, logits_to_keep=logits_to_keep).logits
+
+    def scalars(self, role, input_ids, attention_mask, position_ids):
+        model = self.value if role == "value" else self.reward
+        return classifier_scalars(model, input_ids, attention_mask, position_ids)
+
+    def parameters_of(self, role):
+        return self._named((self.policy if role == "policy" else self.value).parameters())
+
+    def generate(self, **kwargs):
+        return self.policy.generate(**kwargs)
+
+    def save(self, role, folder):
+        (self.policy if role == "policy" else self.value).save_pretrained(folder)
+
+    @property
+    def language_model(self):
+        return base_of(self.policy)
+
+    def gradient_checkpointing_enable(self, **kwargs):
+        for model in (self.policy, self.value):
+            model.gradient_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_enable(self, **kwargs):  # the name since transformers 5.20
+        for model in (self.policy, self.value):
+            model.activation_checkpointing_enable(**kwargs)
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def classifier_scalars(model: nn.Module, input_ids, attention_mask, position_ids) -> Tensor:
+    """[B, T] float32: a sequence classifier's score head on every position, not on the last one alone."""
+    model = base_of(model)
+    backbone = getattr(model, model.base_model_prefix)
+    hidden = backbone(**model_inputs(backbone, input_ids, attention_mask, position_ids)).last_hidden_state
+    return model.score(hidden).squeeze(-1).float()
+
+
+def model_inputs(model: nn.Module, input_ids, attention_mask, position_ids) -> dict[str, Any]:
+    """Keyword arguments of a forward; BLOOM and others with ALiBi take no positions."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = position_ids
+    return inputs
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) at `ids`, in float32 whatever the logits are.
+
+    Args:
+        logits: [B, T, V].
+        ids: [B, T].
+
+    Returns:
+        [B, T] float32.
+    """
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
+    return -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+
+
+def remove_dropout(module: nn.Module) -> None:
+    """Dropout off for good, since the policy that is trained has to be the one that sampled.
+
+    Modules are not all: OPT keeps a rate in an attribute and calls the function, Falcon and GPT-J read the config.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.p = 0.0
+        for owner in (part, getattr(part, "config", None)):
+            for name, value in vars(owner).items() if owner is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(owner, name, 0.0)
+
+
+def make_trainable(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Lets a model that was loaded for scoring learn: its adapter if it has one, else all of it."""
+    if isinstance(model, PeftModel):
+        model.set_adapter(model.active_adapter)
+    else:
+        model.requires_grad_(True)
+    return model

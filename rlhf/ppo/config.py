@@ -1,0 +1,211 @@
+"""PPOConfig: TRL's names, the paper's numbers (arXiv 2203.02155, appendix C.4)."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import SchedulerType
+from transformers.trainer_utils import IntervalStrategy
+from trl.trainer.base_config import _BaseConfig
+
+from rlhf.errors import InputError
+
+
+@dataclass
+class PPOConfig(_BaseConfig):
+    r"""Arguments of [`rlhf.ppo.PPOTrainer`]: all of `transformers.TrainingArguments` and the following.
+
+    A rollout is `batch_size` episodes; it is cut into `num_mini_batches` minibatches, and every minibatch gives one
+    optimizer step in each of `num_ppo_epochs` passes:
+
+        mini_batch_size = per_device_train_batch_size x gradient_accumulation_steps x processes
+        batch_size      = mini_batch_size x num_mini_batches
+
+    Either set the factors, or set `mini_batch_size` and `batch_size` and the factors `gradient_accumulation_steps` and
+    `num_mini_batches` are computed from the number of processes, so that one YAML means the same run on 1 and 8 GPUs.
+
+    Raises:
+        InputError: values that cannot be combined, with the numbers.
+    """
+
+    # Defaults of TrainingArguments that PPO changes
+    learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of the policy."})
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches per optimizer step."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam; the paper's value in all stages."})
+    adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of Adam; 1e-5 as in Stiennon et al. 2020."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant", metadata={"help": "Shape of the learning rates after `warmup_rollouts`."}
+    )
+    logging_steps: float | None = field(
+        default=None, metadata={"help": "Optimizer steps between two logs; None: one log per rollout."}
+    )
+
+    # Batches
+    total_episodes: int | None = field(
+        default=None,
+        metadata={"help": "Episodes of the whole run (paper: 256k), rounded up to whole rollouts; None: "
+                          "num_train_epochs passes over the prompts. max_steps, if set, wins."},
+    )  # fmt: skip
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Episodes per rollout over all processes; sets num_mini_batches."}
+    )
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Episodes per optimizer step, all processes; sets gradient_accumulation_steps."}
+    )
+    num_mini_batches: int = field(default=8, metadata={"help": "Minibatches per rollout (paper: 512 / 64 = 8)."})
+    num_ppo_epochs: int = field(default=1, metadata={"help": "Passes over each rollout."})
+    local_rollout_forward_batch_size: int = field(
+        default=64, metadata={"help": "Responses sampled at once on each process."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the prompts."})
+
+    # Sampling
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Longest prompt in tokens; None: the model's context less response_length."}
+    )
+    response_length: int = field(default=53, metadata={"help": "Longest response in tokens (paper: 1k)."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, also of the log-probabilities."})
+    stop_token: Literal["eos"] | None = field(
+        default=None, metadata={"help": "TRL's field; responses always stop at any EOS of the model, so 'eos' adds none."}
+    )
+    stop_token_id: int | None = field(
+        default=None, metadata={"help": "One more token that ends a response, besides the model's EOS tokens."}
+    )
+
+    # Reward
+    kl_coef: float = field(default=0.02, metadata={"help": "beta of the per-token penalty -beta (log pi - log ref)."})
+    kl_estimator: str = field(
+        default="k1",
+        metadata={"help": "Only 'k1': k3 is a fine estimate of the KL, but its gradient as a reward is biased."},
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Positive; taken off the score of a response that did not stop by itself."}
+    )
+    missing_eos_reward: float | None = field(
+        default=None, metadata={"help": "Replaces the score of a response that did not stop by itself (e.g. -1)."}
+    )
+    score_clip: float | None = field(default=None, metadata={"help": "Scores are clipped to [-score_clip, score_clip]."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the reward functions, which are added to the reward model's score."}
+    )
+    whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards to variance 1 (the mean is kept)."})
+
+    # PPO
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy's ratio."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value's change per rollout."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    whiten_advantages: bool = field(
+        default=True, metadata={"help": "Advantages of a rollout get mean 0, variance 1 over all processes."}
+    )
+
+    # Optimisation
+    value_learning_rate: float | None = field(
+        default=9e-6, metadata={"help": "Peak learning rate of the value model; None: learning_rate."}
+    )
+    warmup_rollouts: int = field(
+        default=10, metadata={"help": "Learning rates rise from 1/10 to the peak over so many rollouts."}
+    )
+    value_warmup_rollouts: int = field(
+        default=0,
+        metadata={"help": "So many rollouts train the value model alone before the policy moves: fresh from the "
+                          "reward model it explains less than nothing of the returns."},
+    )  # fmt: skip
+    ema_decay: float | None = field(
+        default=0.992, metadata={"help": "Decay per optimizer step of the policy average that is saved; None: none."}
+    )
+
+    # What the recipe reads and the run leaves behind
+    num_sample_generations: int = field(
+        default=10, metadata={"help": "How often during the run a few samples are written to samples.jsonl."}
+    )
+    sft_model_path: str | None = field(default=None, metadata={"help": "SFT adapter or model: policy and reference."})
+    reward_model_path: str | None = field(default=None, metadata={"help": "Reward model: scores and initial values."})
+
+    def __post_init__(self):
+        log_per_rollout, eval_with_log = self.logging_steps is None, self.eval_steps is None
+        if log_per_rollout:
+            self.logging_steps = 1  # TrainingArguments wants a number; the right one is known below
+        super().__post_init__()
+        self._check_values()
+        self._resolve_batch()
+        if log_per_rollout:
+            self.logging_steps = self.steps_per_rollout
+            if eval_with_log and self.eval_strategy == IntervalStrategy.STEPS:
+                self.eval_steps = self.logging_steps
+
+    @property
+    def rollout_size(self) -> int:
+        """Episodes per rollout over all processes."""
+        return self.local_rollout_size * self.world_size
+
+    @property
+    def local_rollout_size(self) -> int:
+        """Episodes per rollout on this process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps per rollout."""
+        return self.num_mini_batches * self.num_ppo_epochs
+
+    @property
+    def micro_steps_per_rollout(self) -> int:
+        """Forward-backward passes per rollout on each process."""
+        return self.steps_per_rollout * self.gradient_accumulation_steps
+
+    def total_steps(self, num_prompts: int) -> int:
+        """Optimizer steps of the whole run on a dataset of `num_prompts` prompts."""
+        if self.max_steps > 0:
+            return self.max_steps
+        episodes = self.total_episodes or self.num_train_epochs * num_prompts
+        return max(1, math.ceil(episodes / self.rollout_size)) * self.steps_per_rollout
+
+    def _check_values(self) -> None:
+        for name in ("num_mini_batches", "num_ppo_epochs", "response_length", "local_rollout_forward_batch_size",
+                     "per_device_train_batch_size", "gradient_accumulation_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("batch_size", "mini_batch_size", "total_episodes", "max_prompt_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1, or left out.")
+        for name in ("warmup_rollouts", "value_warmup_rollouts", "num_sample_generations"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.temperature <= 0:
+            raise InputError(f"temperature is {self.temperature}; PPO samples, so it must be positive.")
+        if self.kl_estimator != "k1":
+            raise InputError(f"kl_estimator is {self.kl_estimator}; as a reward only k1 has an unbiased gradient.")
+        if self.missing_eos_penalty is not None and self.missing_eos_penalty <= 0:
+            raise InputError(f"missing_eos_penalty is {self.missing_eos_penalty}; it is subtracted: make it positive.")
+        if self.missing_eos_penalty is not None and self.missing_eos_reward is not None:
+            raise InputError("missing_eos_penalty and missing_eos_reward are both set; choose one.")
+        if self.stop_token not in (None, "eos"):
+            raise InputError(f"stop_token is {self.stop_token}; it is 'eos' or left out (use stop_token_id for others).")
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise InputError("stop_token and stop_token_id are both set; choose one.")
+        if self.score_clip is not None and self.score_clip <= 0:
+            raise InputError(f"score_clip is {self.score_clip}; it must be positive, or left out.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or left out.")
+
+    def _resolve_batch(self) -> None:
+        """`mini_batch_size` and `batch_size`, where given, decide the accumulation and the number of minibatches."""
+        per_step = self.per_device_train_batch_size * self.world_size
+        if self.mini_batch_size is not None:
+            if self.mini_batch_size % per_step:
+                raise InputError(
+                    f"mini_batch_size {self.mini_batch_size} is not a multiple of per_device_train_batch_size "
+                    f"{self.per_device_train_batch_size} x {self.world_size} processes = {per_step}."
+                )
+            self.gradient_accumulation_steps = self.mini_batch_size // per_step
+        mini_batch_size = per_step * self.gradient_accumulation_steps
+        if self.batch_size is not None:
+            if self.batch_size % mini_batch_size:
+                raise InputError(
+                    f"batch_size {self.batch_size} is not a multiple of the minibatch of per_device_train_batch_size "
+                    f"{self.per_device_train_batch_size} x gradient_accumulation_steps "
+                    f"{self.gradient_accumulation_steps} x {self.world_size} processes = {mini_batch_size}."
+                )
+            self.num_mini_batches = self.batch_size // mini_batch_size
