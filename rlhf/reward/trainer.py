@@ -15,7 +15,8 @@ from rlhf.reward.accuracy import PADDING, accuracy_report, flat_metrics
 from rlhf.reward.collator import KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
-from rlhf.reward.scoring import pool_at_last_token
+from rlhf.reward.model import pool_at_last_token
+
 
 COLUMNS = ["completions_ids", "ranks", "prompt_id", "labeler_group_id"]
 

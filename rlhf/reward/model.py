@@ -1,0 +1,88 @@
+"""The model that is trained: the SFT model with its unembedding replaced by a scalar head (section 3.5)."""
+
+import types
+
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+from trl import ModelConfig
+
+from rlhf.adapter_files import adapter_folder, check_adapter, read_adapter
+from rlhf.errors import InputError
+from rlhf.models import load_sequence_classifier, lora_config, resolve_model_name
+
+
+def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
+    """Refuses, before anything is loaded, an SFT adapter that the reward model's LoRA could not start from.
+
+    Raises:
+        InputError: no adapter there, one trained on another base, or one of other LoRA settings.
+    """
+    sft = check_adapter(sft_model_path, resolve_model_name(model_args.model_name_or_path))
+    ours = lora_config(model_args, "SEQ_CLS")
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        theirs, wanted = getattr(sft, name), getattr(ours, name)
+        if theirs != wanted:
+            option = "lora_r" if name == "r" else name
+            raise InputError(
+                f"the reward model starts from the LoRA weights of {sft_model_path}, which has {option} {theirs}, not "
+                f"{wanted}; set {option} to {theirs} or leave sft_model_path out."
+            )
+
+
+def load_reward_start(
+    model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase, sft_model_path: str | None = None
+) -> PeftModel:
+    """The base with fresh LoRA layers and a random head (seed before), LoRA weights from the SFT adapter if given."""
+    base = load_sequence_classifier(model_args, tokenizer)
+    model = get_peft_model(base, lora_config(model_args, "SEQ_CLS"))
+    if sft_model_path is not None:
+        copy_lora(model, sft_model_path)
+    return model
+
+
+def copy_lora(model: PeftModel, sft_model_path: str) -> None:
+    """Copies the LoRA weights of a causal LM's adapter, whose backbone has the same names, into the classifier's.
+
+    Raises:
+        InputError: the adapter's layers are not those of the model.
+    """
+    weights, _ = read_adapter(adapter_folder(sft_model_path))
+    theirs = {key: weight for key, weight in weights.items() if ".lora_" in key}
+    ours = get_peft_model_state_dict(model, save_embedding_layers=False)
+    differing = theirs.keys() ^ {key for key in ours if ".lora_" in key}
+    differing |= {key for key in theirs.keys() & ours.keys() if theirs[key].shape != ours[key].shape}
+    if differing:
+        raise InputError(
+            f"the LoRA weights of {sft_model_path} do not fit the reward model, e.g. {min(differing)}; give both "
+            "stages the same lora_target_modules and lora_r."
+        )
+    set_peft_model_state_dict(model, ours | theirs)
+
+
+def pool_at_last_token(model: PreTrainedModel) -> None:
+    """Lets `model(..., last_token=positions)` return the score at those positions.
+
+    The classifiers of transformers look for the last token that is not the pad token, which is the wrong one where a
+    response ends in a sampled pad token. The forward is replaced on the instance, as TRL's SFTTrainer does for its
+    chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
+    `last_token` the model is unchanged.
+
+    Args:
+        model: a decoder with a linear head called `score`, any wrapper of PEFT removed.
+    """
+    original_forward = model.forward
+
+    def forward(self, input_ids=None, attention_mask=None, last_token=None, **kwargs):
+        if last_token is None:
+            return original_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_token]  # [N, H]
+        # The head is one dot product: in full precision it costs nothing, and bfloat16 would round the margins.
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = self.score(last_hidden.to(next(self.score.parameters()).dtype))
+        return SequenceClassifierOutput(logits=scores.float())  # [N, 1]
+
+    model.forward = types.MethodType(forward, model)

@@ -1,0 +1,242 @@
+"""KWiseRewardTrainer against TRL's RewardTrainer, and its invariances."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from toys import save_toy
+from trl import ModelConfig, RewardConfig, RewardTrainer
+
+from rlhf.errors import InputError
+from rlhf.models import load_sequence_classifier, load_tokenizer
+from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
+from rlhf.reward.collator import KWiseCollator, pad_right
+from rlhf.reward.model import check_sft_start, load_reward_start, pool_at_last_token
+
+ANSWERS = ["Paris.", "The capital of France is Paris.", "pears", "I do not know", "no no no no no no no", "?", "a b", "x"]
+
+
+def comparisons(n=12, sizes=(2, 3, 4, 5)):
+    rows = []
+    for i in range(n):
+        k = sizes[i % len(sizes)]
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": f"Question {i % 7}?"}],
+                "completions": [ANSWERS[(i + j) % len(ANSWERS)] for j in range(k)],
+                "ranks": [(j * (i + 1)) % k for j in range(k)],
+                "labeler_group": ["training", "heldout"][i % 2],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(save_toy(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return load_tokenizer(base)
+
+
+def config(tmp_path, **kwargs):
+    plain = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")
+    return KWiseRewardConfig(output_dir=str(tmp_path), **plain | kwargs)
+
+
+def trainer(base, tokenizer, tmp_path, rows=None, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = load_reward_start(ModelConfig(base, lora_r=4, lora_dropout=0.0), tokenizer)
+    with torch.no_grad():  # LoRA's B is zero at first, which would hide its part in gradients
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    rows = comparisons() if rows is None else rows
+    args = config(tmp_path, **kwargs)
+    return KWiseRewardTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+
+
+def trained(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def loss_and_gradient(trainer, batch):
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("center", [None, 0.1])
+def test_two_completions_give_the_loss_and_gradient_of_trl(base, tokenizer, tmp_path, center):
+    pairs = [
+        {"prompt": "Capital of France?", "chosen": " Paris.", "rejected": " I do not know, sorry."},
+        {"prompt": "Is it?", "chosen": " No, never, it is made of rock", "rejected": " Yes"},
+        {"prompt": "Three fruits:", "chosen": " Apples", "rejected": " Dogs"},
+    ]
+    ours = trainer(base, tokenizer, tmp_path, Dataset.from_list(pairs), center_rewards_coefficient=center)
+    args = RewardConfig(
+        output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", center_rewards_coefficient=center
+    )
+    torch.manual_seed(1)
+    base_model = load_sequence_classifier(ModelConfig(base), tokenizer)
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"])
+    theirs = RewardTrainer(
+        base_model, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, peft_config=lora
+    )
+    theirs.model.load_state_dict(ours.model.state_dict())
+
+    our_batch = next(iter(ours.get_eval_dataloader(ours.train_dataset)))
+    their_batch = next(iter(theirs.get_eval_dataloader(theirs.train_dataset)))
+    assert sorted(map(tuple, our_batch["input_ids"].tolist())) == sorted(map(tuple, their_batch["input_ids"].tolist()))
+    our_loss, our_gradient = loss_and_gradient(ours, our_batch)
+    their_loss, their_gradient = loss_and_gradient(theirs, their_batch)
+    assert our_loss == pytest.approx(their_loss, abs=1e-6)
+    assert largest_difference(our_gradient, their_gradient) < 1e-6
+
+
+def test_kwise_loss_of_the_model_is_the_pairwise_loss_of_its_scores(base, tokenizer, tmp_path):
+    ours = trainer(base, tokenizer, tmp_path)
+    rows = [ours.train_dataset[i] for i in range(4)]
+    losses = []
+    for row in rows:
+        scores = [
+            ours.model(**pad_right([ids], tokenizer.pad_token_id), use_cache=False).logits.item()
+            for ids in row["completions_ids"]
+        ]
+        ranks, k = row["ranks"], len(row["ranks"])
+        pairs = [(i, j) for i in range(k) for j in range(k) if ranks[i] < ranks[j]]
+        total = sum(np.log1p(np.exp(scores[j] - scores[i])) for i, j in pairs)
+        losses.append(total / (k * (k - 1) / 2))
+    batch = ours.data_collator(rows)
+    assert ours.compute_loss(ours.model, batch).item() == pytest.approx(np.mean(losses), abs=1e-6)
+
+
+@pytest.mark.parametrize("part", [1, 3, 1000])
+def test_parts_and_padding_change_nothing(base, tokenizer, tmp_path, part):
+    whole, parted = (trainer(base, tokenizer, tmp_path, completions_per_forward=n) for n in (1000, part))
+    rows = [whole.train_dataset[i] for i in range(6)]
+    padded = KWiseCollator(tokenizer.pad_token_id, pad_to_multiple_of=64)(rows)
+    expected, gradient = loss_and_gradient(whole, whole.data_collator(rows))
+    loss, other_gradient = loss_and_gradient(parted, padded)
+    assert loss == pytest.approx(expected, abs=1e-6)
+    assert largest_difference(gradient, other_gradient) < 1e-6
+
+
+def test_order_of_prompts_and_of_completions_changes_nothing(base, tokenizer, tmp_path):
+    ours = trainer(base, tokenizer, tmp_path)
+    rows = [ours.train_dataset[i] for i in range(5)]
+    turned = [
+        {**row, "completions_ids": row["completions_ids"][::-1], "ranks": row["ranks"][::-1]} for row in rows[::-1]
+    ]
+    loss, gradient = loss_and_gradient(ours, ours.data_collator(rows))
+    other_loss, other_gradient = loss_and_gradient(ours, ours.data_collator(turned))
+    assert loss == pytest.approx(other_loss, abs=1e-6)
+    assert largest_difference(gradient, other_gradient) < 1e-6
+
+
+def test_a_sampled_pad_token_at_the_end_is_a_token(base, tokenizer):
+    model = load_sequence_classifier(ModelConfig(base), tokenizer)
+    hf_scores = lambda ids: model(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long()).logits  # noqa: E731
+    plain, ends_in_pad = [5, 6, 7], [5, 6, 7, tokenizer.pad_token_id]
+    torch.testing.assert_close(hf_scores(plain), hf_scores(ends_in_pad))  # what transformers does
+    pool_at_last_token(model)
+    scores = model(**pad_right([plain, ends_in_pad], tokenizer.pad_token_id)).logits
+    torch.testing.assert_close(scores[0], hf_scores(plain)[0])
+    assert (scores[0] - scores[1]).abs() > 1e-4
+
+
+def test_accumulation_changes_nothing(base, tokenizer, tmp_path):
+    """11 prompts in steps of 8: the last step has 3, which do not fill its micro-batches of 2."""
+    results = []
+    for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
+        run = trainer(
+            base,
+            tokenizer,
+            tmp_path / f"{batch}",
+            rows=comparisons(11),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=1e-2,
+            adam_epsilon=1e-3,  # Adam's first steps are sign(g), which would turn rounding into differences
+            logging_steps=1,
+            save_strategy="no",
+        )
+        run.train()
+        losses = [log["loss"] for log in run.state.log_history if "loss" in log]
+        results.append((trained(run), losses))
+    for weights, losses in results[1:]:
+        assert losses == pytest.approx(results[0][1], abs=1e-5)
+        assert largest_difference(weights, results[0][0]) < 1e-5
+
+
+def test_evaluation_reports_accuracy_by_k_and_labeler_group(base, tokenizer, tmp_path):
+    ours = trainer(base, tokenizer, tmp_path, per_device_eval_batch_size=5)
+    metrics = ours.evaluate()
+    prediction = ours.predict(ours.eval_dataset)
+    report = ours.accuracy_report(prediction.predictions, prediction.label_ids)
+    assert metrics["eval_accuracy"] == pytest.approx(report["accuracy"])
+    assert metrics["eval_accuracy_k3"] == pytest.approx(report["accuracy_by_k"]["3"]["accuracy"])
+    assert metrics["eval_accuracy_heldout"] == pytest.approx(report["accuracy_by_group"]["heldout"]["accuracy"])
+
+    right, total, prompts = 0, 0, set()
+    for row in comparisons():
+        single = trainer_scores(ours, tokenizer, row)
+        for i, a in enumerate(row["ranks"]):
+            for j, b in enumerate(row["ranks"]):
+                if a < b:
+                    total += 1
+                    prompts.add(row["prompt"][0]["content"])
+                    right += 1.0 if single[i] > single[j] else 0.5 if single[i] == single[j] else 0.0
+    assert report["n_pairs"] == total
+    assert report["accuracy"] == pytest.approx(right / total)
+    assert report["n_prompts"] == len(prompts)  # rows on the same prompt are one cluster
+
+
+def trainer_scores(ours, tokenizer, row):
+    from rlhf.data.encode import encode_completion, encode_prompt
+
+    prompt = encode_prompt(tokenizer, row["prompt"])
+    ids = [prompt + encode_completion(tokenizer, row["prompt"], text) for text in row["completions"]]
+    ours.model.eval()
+    with torch.no_grad():
+        return ours.model(**pad_right(ids, tokenizer.pad_token_id)).logits.squeeze(-1).tolist()
+
+
+def test_starts_from_the_sft_adapter(base, tokenizer, tmp_path):
+    from peft import get_peft_model
+
+    from rlhf.models import load_base, lora_config
+
+    model_args = ModelConfig(base, lora_r=4, lora_dropout=0.0)
+    sft = get_peft_model(load_base(model_args, tokenizer), lora_config(model_args))
+    with torch.no_grad():
+        for parameter in sft.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    sft.save_pretrained(tmp_path / "sft")
+    check_sft_start(str(tmp_path / "sft"), model_args)
+    model = load_reward_start(model_args, tokenizer, str(tmp_path / "sft")).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    hidden = model.get_base_model().model(ids).last_hidden_state
+    torch.testing.assert_close(hidden, sft.eval().get_base_model().model(ids).last_hidden_state)
+
+    with pytest.raises(InputError, match="lora_r 4, not 8"):
+        check_sft_start(str(tmp_path / "sft"), ModelConfig(base, lora_r=8))
+    with pytest.raises(InputError, match="lora_target_modules"):
+        load_reward_start(
+            ModelConfig(base, lora_r=4, lora_target_modules=["q_proj", "v_proj"]), tokenizer, str(tmp_path / "sft")
+        )
+
+
+def test_a_completion_beyond_max_length_is_reported(base, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="max_length 10"):
+        trainer(base, tokenizer, tmp_path, max_length=10)
