@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -31,7 +31,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        # A copy: Trainer writes use_cache and special tokens into `model.config`, and the policy's is to be saved as is.
+        # A copy: Trainer writes use_cache and special tokens into `model.config`; the policy's is to be saved as it is.
         self.config = copy.deepcopy(config)
 
     def forward(
@@ -60,14 +60,18 @@ class ActorCritic(nn.Module):
             scores = self.scalars("reward", input_ids, attention_mask, position_ids)[:, -length:]
             return scores.gather(1, response_mask.sum(1, keepdim=True) - 1).squeeze(1)
         context = input_ids[:, :-1], attention_mask[:, :-1], position_ids[:, :-1]  # the last token predicts nothing
-        logits = self.logits("reference" if task == "reference" else "policy", *context, logits_to_keep=length)
+        # As an index, not as a number: the slice that transformers takes for a number is not contiguous, and for such
+        # an input torch.matmul chooses its algorithm by the weight's requires_grad, so that a policy and its frozen
+        # copy would differ in the last bit.
+        keep = torch.arange(context[0].shape[1] - length, context[0].shape[1], device=input_ids.device)
+        logits = self.logits("reference" if task == "reference" else "policy", *context, logits_to_keep=keep)
         logprobs = token_logprobs(logits, input_ids[:, -length:], temperature) * response_mask
         if task == "reference":
             return logprobs
         return logprobs, self.scalars("value", *context)[:, -length:] * response_mask
 
-    def logits(self, role: str, input_ids, attention_mask, position_ids, logits_to_keep: int) -> Tensor:
-        """[B, logits_to_keep, V] of the last positions; role "policy" or "reference"."""
+    def logits(self, role: str, input_ids, attention_mask, position_ids, logits_to_keep: Tensor) -> Tensor:
+        """[B, T, V] at the T positions `logits_to_keep`; role "policy" or "reference"."""
         raise NotImplementedError
 
     def scalars(self, role: str, input_ids, attention_mask, position_ids) -> Tensor:
@@ -113,7 +117,7 @@ class SharedActorCritic(ActorCritic):
         super().__init__(base.config)
         needed = {"policy", "sft"} - set(base.adapters) | {"value"} - set(base.heads)
         if needed:
-            raise InputError(f"the shared base lacks {', '.join(sorted(needed))}; PPO needs policy, sft and value (with head).")
+            raise InputError(f"the shared base lacks the adapters {', '.join(sorted(needed))} (value with a head).")
         self.base = base
         self.reward = reward
         self.has_reward = reward is not None or "reward" in base.heads
@@ -208,6 +212,35 @@ class SeparateActorCritic(ActorCritic):
     def activation_checkpointing_enable(self, **kwargs):  # the name since transformers 5.20
         for model in (self.policy, self.value):
             model.activation_checkpointing_enable(**kwargs)
+
+
+def build_actor_critic(
+    model: SharedBase | PreTrainedModel | PeftModel,
+    ref_model: PreTrainedModel | None,
+    reward_model: PreTrainedModel | PeftModel | None,
+    value_model: PreTrainedModel | PeftModel | None,
+    peft_config: PeftConfig | None,
+) -> ActorCritic:
+    """The layout that the arguments of `PPOTrainer` describe; InputError for combinations that would train wrongly."""
+    if isinstance(model, SharedBase):
+        if any(argument is not None for argument in (ref_model, value_model, peft_config)):
+            raise InputError("a SharedBase has reference and value: leave out ref_model, value_model and peft_config.")
+        return SharedActorCritic(model, reward_model)
+    if ref_model is model:
+        raise InputError("ref_model is the policy itself, so the KL would stay 0; leave it out, or pass a copy.")
+    if value_model is not None and value_model is reward_model:
+        raise InputError("value_model is the reward model itself, so training would move the rewards; pass a copy.")
+    if value_model is None and reward_model is None:
+        raise InputError("value_model is missing, and there is no reward_model to copy it from.")
+    if value_model is None:
+        value_model = make_trainable(copy.deepcopy(reward_model))
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise InputError("the policy already has an adapter; leave out peft_config, or merge the adapter first.")
+        model = get_peft_model(model, peft_config)
+    if ref_model is None and not isinstance(model, PeftModel):
+        ref_model = copy.deepcopy(model)
+    return SeparateActorCritic(model, value_model, ref_model, reward_model)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:

@@ -66,7 +66,7 @@ class PPOConfig(_BaseConfig):
     response_length: int = field(default=53, metadata={"help": "Longest response in tokens (paper: 1k)."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, also of the log-probabilities."})
     stop_token: Literal["eos"] | None = field(
-        default=None, metadata={"help": "TRL's field; responses always stop at any EOS of the model, so 'eos' adds none."}
+        default=None, metadata={"help": "TRL's field: responses stop at any EOS of the model anyway; 'eos' adds none."}
     )
     stop_token_id: int | None = field(
         default=None, metadata={"help": "One more token that ends a response, besides the model's EOS tokens."}
@@ -84,7 +84,7 @@ class PPOConfig(_BaseConfig):
     missing_eos_reward: float | None = field(
         default=None, metadata={"help": "Replaces the score of a response that did not stop by itself (e.g. -1)."}
     )
-    score_clip: float | None = field(default=None, metadata={"help": "Scores are clipped to [-score_clip, score_clip]."})
+    score_clip: float | None = field(default=None, metadata={"help": "Scores are clipped to +- score_clip."})
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of the reward functions, which are added to the reward model's score."}
     )
@@ -182,7 +182,7 @@ class PPOConfig(_BaseConfig):
         if self.missing_eos_penalty is not None and self.missing_eos_reward is not None:
             raise InputError("missing_eos_penalty and missing_eos_reward are both set; choose one.")
         if self.stop_token not in (None, "eos"):
-            raise InputError(f"stop_token is {self.stop_token}; it is 'eos' or left out (use stop_token_id for others).")
+            raise InputError(f"stop_token is {self.stop_token}; it is 'eos' or left out (stop_token_id for others).")
         if self.stop_token is not None and self.stop_token_id is not None:
             raise InputError("stop_token and stop_token_id are both set; choose one.")
         if self.score_clip is not None and self.score_clip <= 0:

@@ -20,7 +20,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> Tensor:
     r"""Squared error of the values [B, T], not rewarded for a change beyond the clip range (OpenAI baselines).
 
-        L_t = 1/2 max((V_t - R_t)^2, (V_old + clip(V_t - V_old, -eps, eps) - R_t)^2)
+    L_t = 1/2 max((V_t - R_t)^2, (V_old + clip(V_t - V_old, -eps, eps) - R_t)^2)
     """
     clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())

@@ -68,9 +68,7 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_m
     return ((whitened if shift_mean else whitened + mean) * mask).to(values.dtype)
 
 
-def explained_variance(
-    values: Tensor, returns: Tensor, reduce: Callable[[Tensor], Tensor] = lambda x: x
-) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over all response tokens; 1 is perfect, 0 a constant, below 0 worse."""
     _, unexplained = moments(returns - values, reduce)
     _, total = moments(returns, reduce)

@@ -12,7 +12,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
@@ -42,10 +49,32 @@ def encode_prompts(
             raise InputError(f"row {i} of the {name} prompts has no tokens; remove it.")
         if max_length is not None and len(ids) > max_length:
             raise InputError(
-                f"row {i} of the {name} prompts has {len(ids)} tokens, more than max_prompt_length {max_length}; remove "
-                "it, or raise max_prompt_length."
+                f"row {i} of the {name} prompts has {len(ids)} tokens, more than max_prompt_length {max_length}; "
+                "remove it, or raise max_prompt_length."
             )
     return dataset
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None) -> list[int]:
+    """Every id that ends a response: the model's, the tokenizer's and the configuration's."""
+    own = (model.generation_config or model.config).eos_token_id
+    ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, stop_token_id} - {None}
+    if not ids:
+        raise InputError("neither model nor tokenizer has an EOS token; set stop_token_id.")
+    return sorted(ids)
+
+
+def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, response_length: int) -> int | None:
+    """`max_prompt_length`, or what the model's context leaves beside the response."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return max_prompt_length
+    if (max_prompt_length or 1) + response_length > context:
+        raise InputError(
+            f"max_prompt_length {max_prompt_length or 1} + response_length {response_length} = "
+            f"{(max_prompt_length or 1) + response_length} exceeds the model's context of {context} tokens."
+        )
+    return max_prompt_length or context - response_length
 
 
 def random_generator(*key: int | str) -> torch.Generator:
@@ -103,13 +132,8 @@ def sample(
     batch_size: int,
     device: torch.device,
     progress: str | None = None,
-) -> tuple[list[list[int]], list[bool]]:
-    """Samples a response of at most `noise.shape[1]` tokens to each prompt.
-
-    Returns:
-        responses: token ids up to and with the first stop token.
-        ended: whether the response stopped by itself.
-    """
+) -> list[list[int]]:
+    """Samples a response of at most `noise.shape[1]` tokens to each prompt: ids up to and with the first stop token."""
     length = noise.shape[1]
     config = GenerationConfig(
         max_new_tokens=length, do_sample=False, eos_token_id=stop_ids, pad_token_id=pad_id, use_cache=True
@@ -118,7 +142,8 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     was_training = model.training
     model.eval()  # in training mode activation checkpointing would switch the key-value cache off
-    with model.plain_generation_config(), tqdm(total=len(prompts), desc=progress, leave=False, disable=not progress) as bar:
+    bar = tqdm(total=len(prompts), desc=progress, leave=False, disable=not progress)
+    with model.plain_generation_config(), bar:
         for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
             batch = pad_left([prompts[i] for i in chunk], pad_id, device)
             sampler = InverseCDFSampler(noise[chunk].to(device), batch["input_ids"].shape[1], temperature)
@@ -127,7 +152,7 @@ def sample(
                 responses[i] = until_stop(ids, stop_ids)
             bar.update(len(chunk))
     model.train(was_training)
-    return responses, [response[-1] in stop_ids for response in responses]
+    return responses
 
 
 def until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:
@@ -154,11 +179,14 @@ class MicroBatch:
     attention_mask: Tensor  # [B, P + T]
     position_ids: Tensor  # [B, P + T]
     response_mask: Tensor  # [B, T] bool, the EOS included
+    ended: Tensor  # [B] bool, whether the response stopped by itself
     tokens: Tensor | None = None  # response tokens in the minibatch, over micro-batches and processes
     logprobs: Tensor | None = None  # [B, T], under the policy that sampled
     ref_logprobs: Tensor | None = None  # [B, T]
     values: Tensor | None = None  # [B, T], of the value model at the time of sampling
     scores: Tensor | None = None  # [B], as the reward model and reward functions gave them
+    shaped_scores: Tensor | None = None  # [B], clipped, with the missing-EOS terms
+    rewards: Tensor | None = None  # [B, T]
     advantages: Tensor | None = None  # [B, T]
     returns: Tensor | None = None  # [B, T]
 
@@ -167,8 +195,15 @@ class MicroBatch:
         return {name: getattr(self, name) for name in names}
 
 
-def micro_batch(rows: list[int], prompts: list[list[int]], responses: list[list[int]], pad_id: int, device) -> MicroBatch:
-    """[left padding | prompt | response | right padding] of the episodes `rows`, with the masks that say which is which."""
+def micro_batch(
+    rows: list[int],
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    stop_ids: list[int],
+    pad_id: int,
+    device: torch.device,
+) -> MicroBatch:
+    """[left padding | prompt | response | right padding] of the episodes `rows`, and the masks that say so."""
     prompts, responses = [prompts[i] for i in rows], [responses[i] for i in rows]
     width = max(map(len, responses))
     batch = pad_left(prompts, pad_id, device)
@@ -181,6 +216,7 @@ def micro_batch(rows: list[int], prompts: list[list[int]], responses: list[list[
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
         response_mask=mask,
+        ended=torch.tensor([response[-1] in stop_ids for response in responses], device=device),
     )
 
 

@@ -1,0 +1,120 @@
+"""What is logged: means over the episodes of all processes, shares of the loss, times, and a few samples to read."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.ppo.rollout import MicroBatch
+
+
+@torch.no_grad()
+def episode_means(
+    batches: list[MicroBatch], kl_coef: float, reduce: Callable[[Tensor], Tensor], counted: int | None = None
+) -> dict[str, float]:
+    """Means over the episodes of all processes.
+
+    `objective/kl`, `entropy` (an estimate, -log pi) and `non_score_reward` are sums over a response, in nats.
+    `objective/score` is what the reward model and functions gave; `rlhf_reward` has the clip, the missing-EOS terms and
+    the KL penalty in it, so it is what PPO maximises.
+
+    Args:
+        reduce: sums a tensor over the processes.
+        counted: only this process's first `counted` episodes enter; None: all.
+    """
+    columns: dict[str, list[Tensor]] = defaultdict(list)
+    for batch in batches:
+        kl = (batch.logprobs - batch.ref_logprobs).sum(1)
+        columns["objective/kl"].append(kl)
+        columns["objective/entropy"].append(-batch.logprobs.sum(1))
+        columns["objective/score"].append(batch.scores)
+        columns["objective/non_score_reward"].append(-kl_coef * kl)
+        columns["objective/rlhf_reward"].append(batch.shaped_scores - kl_coef * kl)
+        columns["rollout/length"].append(batch.response_mask.sum(1))
+        columns["rollout/eos_rate"].append(batch.ended)
+    rows = torch.tensor([row for batch in batches for row in batch.rows], device=batches[0].scores.device)
+    weight = torch.ones_like(rows) if counted is None else rows < counted
+    sums = [(torch.cat(column).double() * weight).sum() for column in columns.values()]
+    *sums, episodes = reduce(torch.stack([*sums, weight.sum().double()])).tolist()
+    return {name: total / episodes for name, total in zip(columns, sums, strict=True)}
+
+
+class Meter:
+    """Collects metrics between two logs."""
+
+    def __init__(self):
+        self._rollout: dict[str, list[float]] = defaultdict(list)
+        self._loss: dict[str, Tensor] = {}
+        self._steps = 0.0
+        self._started = self._sampled = self._scored = 0.0
+
+    def rollout_started(self) -> None:
+        self._started = time.perf_counter()
+
+    def rollout_sampled(self) -> None:
+        self._sampled = time.perf_counter()
+
+    def rollout_scored(self, means: dict[str, float], episodes: int) -> None:
+        self._scored = time.perf_counter()
+        self._episodes, self._tokens = episodes, means["rollout/length"] * episodes
+        self._add(means | {"time/rollout": self._sampled - self._started, "time/score": self._scored - self._sampled})
+
+    def rollout_trained(self) -> None:
+        now = time.perf_counter()
+        self._add(
+            {
+                "time/update": now - self._scored,
+                "throughput/episodes_per_s": self._episodes / (now - self._started),
+                "throughput/tokens_per_s": self._tokens / (now - self._started),
+            }
+        )
+
+    def loss(self, shares: dict[str, Tensor], steps: float) -> None:
+        """`shares`: this micro-batch's parts of means over a minibatch; `steps`: the part of a step that it is."""
+        for name, share in shares.items():
+            self._loss[name] = self._loss.get(name, 0.0) + share.detach()
+        self._steps += steps
+
+    def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means since the last call; to be called on all processes."""
+        means = {name: sum(values) / len(values) for name, values in self._rollout.items()}
+        if self._loss:
+            sums = reduce(torch.stack(list(self._loss.values()))).tolist()
+            means |= {name: total / self._steps for name, total in zip(self._loss, sums, strict=True)}
+        self._rollout.clear()
+        self._loss, self._steps = {}, 0.0
+        return means
+
+    def _add(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._rollout[name].append(value)
+
+
+def append_samples(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    batches: list[MicroBatch],
+    count: int = 4,
+    **columns: int | str,
+) -> None:
+    """Appends the first `count` episodes to a file of JSON lines; `columns` are written into each of them."""
+    batch_of = {row: (batch, i) for batch in batches for i, row in enumerate(batch.rows)}
+    with path.open("a", encoding="utf-8") as file:
+        for row in range(min(count, len(responses))):
+            batch, i = batch_of[row]
+            sample = {
+                "prompt": tokenizer.decode(prompts[row]),
+                "response": tokenizer.decode(responses[row], skip_special_tokens=True),
+                "score": round(batch.scores[i].item(), 4),
+                "kl": round((batch.logprobs[i] - batch.ref_logprobs[i]).sum().item(), 4),
+                "length": len(responses[row]),
+                "ended": bool(batch.ended[i]),
+            }
+            file.write(json.dumps(columns | sample, ensure_ascii=False) + "\n")

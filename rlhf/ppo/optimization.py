@@ -1,0 +1,53 @@
+"""Two networks, two learning rates, one warm-up (arXiv 2203.02155, appendix C.4)."""
+
+from collections.abc import Callable, Container
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from rlhf.errors import InputError
+from rlhf.ppo.actor_critic import ActorCritic
+from rlhf.ppo.config import PPOConfig
+
+
+def parameter_groups(model: ActorCritic, args: PPOConfig, decayed: Container[str]) -> list[dict]:
+    """Policy and value, each with its rate, each split by whether weight decay applies (`decayed`: those names)."""
+    rates = {"policy": args.learning_rate, "value": args.value_learning_rate}
+    groups = []
+    for role, rate in rates.items():
+        rate = args.learning_rate if rate is None else rate
+        for decay in (True, False):
+            parameters = [p for name, p in model.parameters_of(role) if (name in decayed) == decay]
+            weight_decay = args.weight_decay if decay else 0.0
+            groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay, "role": role})
+    return [group for group in groups if group["params"]]
+
+
+def rollout_schedule(optimizer: torch.optim.Optimizer, args: PPOConfig, num_training_steps: int) -> LambdaLR:
+    """Rates rise from 1/10 of the peak over `warmup_rollouts`; the policy's only start when the policy does.
+
+    `lr_scheduler_type` (constant in the paper) multiplies this.
+    """
+    shape = get_scheduler(
+        args.lr_scheduler_type,
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
+        num_warmup_steps=args.get_warmup_steps(num_training_steps),
+        num_training_steps=num_training_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    if not isinstance(shape, LambdaLR):
+        raise InputError(f"lr_scheduler_type {args.lr_scheduler_type} has no formula; use constant, linear or cosine.")
+
+    def factor(start: int) -> Callable[[int], float]:
+        warmup = args.warmup_rollouts * args.steps_per_rollout
+
+        def at(step: int) -> float:
+            rise = min(1.0, 0.1 + 0.9 * (step - start) / warmup) if warmup else 1.0
+            return 0.0 if step < start else rise * shape.lr_lambdas[0](step)
+
+        return at
+
+    starts = {"policy": args.value_warmup_rollouts * args.steps_per_rollout, "value": 0}
+    return LambdaLR(optimizer, [factor(starts[group.get("role", "policy")]) for group in optimizer.param_groups])
