@@ -1,4 +1,4 @@
-"""Text to token ids, once for all stages: what SFT trains on, PPO samples after and the reward model scores is the same.
+"""Text to token ids, once for all stages, so that SFT, PPO and the reward model see the same ids of the same text.
 
 A prompt is plain text or a list of messages. The ids of `encode_prompt` are always a prefix of prompt + completion, so
 a completion that was sampled after them can be trained on as sampled.
@@ -22,8 +22,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 
     Args:
         tokenizer: with a chat template if prompts are messages (`rlhf.models.load_tokenizer` sees to that).
-        prompt: plain text is taken as it is, with the tokenizer's BOS if it has one (as TRL does); messages go through the
-            chat template up to and including the generation prompt.
+        prompt: plain text is taken as it is, with the tokenizer's BOS if it adds one (as TRL does); messages go through
+            the chat template up to and including the generation prompt.
 
     Returns:
         list of `[prompt_length]` ids.

@@ -1,0 +1,55 @@
+"""Which data a stage reads: the same options in every recipe."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlhf.errors import InputError
+
+
+@dataclass
+class DataArguments:
+    """Where rows come from, which of them, and what happens to bad ones.
+
+    Args:
+        dataset_name: a name on the Hub (`trl-lib/ultrafeedback_binarized`), a file of a Hub repository
+            (`OpenAssistant/oasst1/2023-04-12_oasst_ready.trees.jsonl.gz`), a local file or folder (json, jsonl, csv,
+            parquet), or `sandbox`.
+        dataset_seed: the sandbox's world and data; other sources do not depend on it.
+    """
+
+    dataset_name: str = field(
+        metadata={"help": "Hub name, Hub file (owner/name/path), local file or folder, or sandbox."}
+    )
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of a Hub dataset; for OpenAssistant trees the language, e.g. en."},
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="validation",
+        metadata={"help": "Split to evaluate on. Where the source has none, 10 % of the train prompts are held out."},
+    )
+    dataset_size: int | None = field(default=None, metadata={"help": "Train on the first N rows; all if not given."})
+    dataset_eval_size: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows."})
+    dataset_seed: int = field(default=0, metadata={"help": "Seed of the sandbox's data."})
+    dataset_format: Literal["oasst"] | None = field(
+        default=None,
+        metadata={"help": "Published format to convert from. OpenAssistant trees are recognised without it."},
+    )
+    on_bad_rows: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "skip: leave bad rows out, count them and list them in skipped_rows.jsonl of the run."},
+    )
+
+    def __post_init__(self):
+        if not self.dataset_name:
+            raise InputError("dataset_name is empty; give a Hub name, a local file or folder, or sandbox.")
+        for name in ("dataset_size", "dataset_eval_size"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise InputError(f"{name} is {size}; it has to be at least 1, or be left out for all rows.")
+        if self.dataset_train_split == self.dataset_test_split:
+            raise InputError(
+                f"dataset_train_split and dataset_test_split are both {self.dataset_train_split}; "
+                "evaluating on what was trained on measures nothing, so name two different splits."
+            )

@@ -1,0 +1,184 @@
+"""The four kinds of rows: what each column has to be, and the common spellings that are read as it.
+
+| kind | columns |
+|---|---|
+| demonstrations | `prompt`, `completion` |
+| comparisons | `prompt`, `completions` (K >= 2 texts), `ranks` (K integers, 0 = best, equal = tie) |
+| prompts | `prompt` |
+| pretraining | `text` |
+
+A prompt is text, or messages that end in the user's turn. Also read: TRL's `messages` as a demonstration of its last
+assistant turn, and `prompt`/`chosen`/`rejected`, or `chosen`/`rejected` as whole conversations, as a comparison with
+K = 2. Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional
+columns (`LABELS`, and `ratings` of a comparison) are kept; all others are left out.
+"""
+
+from typing import Any
+
+from rlhf.data.encode import plain_messages
+
+ROLES = ("system", "user", "assistant")
+LABELS = ("user_id", "category", "source", "labeler_id", "labeler_group")
+
+
+class RowError(ValueError):
+    """Why a row cannot be used and what it needs instead: it follows the file and line in a sentence."""
+
+
+def demonstration(row: dict[str, Any]) -> dict[str, Any]:
+    """`prompt` and `completion`; the completion is one assistant message if the prompt is messages, else text."""
+    if row.get("prompt") is None and row.get("messages") is not None:
+        prompt, answer = _split_conversation(row["messages"], "messages")
+    else:
+        prompt, answer = check_prompt(_column(row, "prompt")), _answer(_column(row, "completion"), "completion")
+    completion = answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
+    return {"prompt": prompt, "completion": completion, **_labels(row)}
+
+
+def comparison(row: dict[str, Any]) -> dict[str, Any]:
+    """`prompt`, `completions` as texts and `ranks` without gaps: [1, 3, 3] becomes [0, 1, 1]."""
+    if row.get("completions") is None and row.get("chosen") is not None:
+        return _chosen_rejected(row)
+    prompt = check_prompt(_column(row, "prompt"))
+    completions = _column(row, "completions")
+    if not isinstance(completions, list):
+        raise RowError(f"column completions is {_kind(completions)}; a list of texts is needed")
+    if len(completions) < 2:
+        raise RowError(f"column completions has K = {len(completions)}; at least 2 are needed for a comparison")
+    texts = [_answer(value, f"completions[{i}]") for i, value in enumerate(completions)]
+    ranks = _ranks(_column(row, "ranks"), len(texts))
+    compared = {"prompt": prompt, "completions": texts, "ranks": ranks, **_labels(row)}
+    if row.get("ratings") is not None:
+        compared["ratings"] = _ratings(row["ratings"], len(texts))
+    return compared
+
+
+def prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """`prompt`; of a row that holds a conversation instead, what stands before its last assistant turn."""
+    if row.get("prompt") is None and row.get("messages") is not None:
+        messages = check_messages(row["messages"], "messages")
+        while messages and messages[-1]["role"] != "user":
+            messages = messages[:-1]
+        return {"prompt": check_prompt(messages), **_labels(row)}
+    return {"prompt": check_prompt(_column(row, "prompt")), **_labels(row)}
+
+
+def pretraining(row: dict[str, Any]) -> dict[str, Any]:
+    """`text`."""
+    return {"text": check_text(_column(row, "text"), "column text")}
+
+
+def check_prompt(value: Any) -> str | list[dict[str, str]]:
+    """Text that is not blank, or messages that end in a user turn that is not blank."""
+    if isinstance(value, str):
+        return check_text(value, "column prompt")
+    messages = check_messages(value, "prompt")
+    if messages[-1]["role"] != "user":
+        raise RowError(f"column prompt ends in a message of the {messages[-1]['role']}; it has to end in the user's")
+    check_text(messages[-1]["content"], "the last message of column prompt")
+    return messages
+
+
+def check_messages(value: Any, column: str) -> list[dict[str, str]]:
+    """At least one {"role", "content"} with text as content; other keys of a message are left out."""
+    if not isinstance(value, list):
+        needed = "a list of messages" if column == "messages" else "text or a list of messages"
+        raise RowError(f"column {column} is {_kind(value)}; {needed} is needed")
+    if not value:
+        raise RowError(f"column {column} is an empty list; at least one message is needed")
+    for i, message in enumerate(value):
+        name = f"{column}[{i}]"
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise RowError(f"{name} is not a message; an object with role and content is needed")
+        if not isinstance(message["role"], str) or message["role"] not in ROLES:
+            raise RowError(f"{name} has the role {message['role']!r:.40}; one of {', '.join(ROLES)} is needed")
+        check_text(message["content"], f"content of {name}", may_be_blank=True)
+    return plain_messages(value)
+
+
+def check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
+    """A string that tokenizers can encode."""
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {_kind(value)}; text is needed")
+    if not may_be_blank and not value.strip():
+        raise RowError(f"{name} is empty; text is needed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell "\\ud83d" without its other half
+        raise RowError(
+            f"{name} holds half of a surrogate pair at character {error.start}; write the whole pair"
+        ) from error
+    return value
+
+
+def _column(row: dict[str, Any], name: str) -> Any:
+    value = row.get(name)
+    if value is None:
+        present = ", ".join(key for key in row if isinstance(key, str) and row[key] is not None)
+        raise RowError(f"no column {name} (there is {present[:200] or 'none'}); add it")
+    return value
+
+
+def _answer(value: Any, name: str) -> str:
+    """Text of a completion that is text or a list of one assistant message."""
+    if isinstance(value, list):
+        messages = check_messages(value, name)
+        if len(messages) != 1 or messages[0]["role"] != "assistant":
+            raise RowError(f"{name} has {len(messages)} messages; text or one message of the assistant is needed")
+        value = messages[0]["content"]
+    return check_text(value, name)
+
+
+def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
+    """What comes before the last assistant turn, and that turn; turns after it have no answer and are left out."""
+    messages = check_messages(value, column)
+    while messages and messages[-1]["role"] != "assistant":
+        messages = messages[:-1]
+    if len(messages) < 2:
+        raise RowError(f"column {column} has no message of the user with the assistant's answer; both are needed")
+    return check_prompt(messages[:-1]), check_text(messages[-1]["content"], f"the last answer of column {column}")
+
+
+def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
+    chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
+    if row.get("prompt") is None and isinstance(chosen, list):
+        prompt, better = _split_conversation(chosen, "chosen")
+        other, worse = _split_conversation(rejected, "rejected")
+        if prompt != other:
+            raise RowError("columns chosen and rejected differ before the last answer; one common prompt is needed")
+    else:
+        prompt = check_prompt(_column(row, "prompt"))
+        better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
+    return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 1], **_labels(row)}
+
+
+def _ranks(ranks: Any, k: int) -> list[int]:
+    if not isinstance(ranks, list) or len(ranks) != k:
+        found = f"{len(ranks)} entries" if isinstance(ranks, list) else _kind(ranks)
+        raise RowError(f"column ranks is {found} for {k} completions; a list of {k} integers is needed")
+    for rank in ranks:
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
+            raise RowError(f"column ranks holds {rank!r:.40}; integers from 0 (the best) are needed")
+    places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
+    return [places[rank] for rank in ranks]
+
+
+def _ratings(ratings: Any, k: int) -> list[float]:
+    numbers = isinstance(ratings, list) and all(type(value) in (int, float) and abs(value) < 1e9 for value in ratings)
+    if not numbers or len(ratings) != k:
+        raise RowError(f"column ratings is not {k} numbers; one for each completion is needed")
+    return [float(value) for value in ratings]
+
+
+def _labels(row: dict[str, Any]) -> dict[str, str]:
+    """Optional columns as text: the ids of one source are numbers, those of another are names."""
+    labels = {name: row[name] for name in LABELS if row.get(name) is not None}
+    for name, value in labels.items():
+        if not isinstance(value, str | int):
+            raise RowError(f"column {name} is {_kind(value)}; text or an integer is needed")
+    return {name: check_text(str(value), f"column {name}", may_be_blank=True) for name, value in labels.items()}
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

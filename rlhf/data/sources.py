@@ -1,0 +1,103 @@
+"""From the name of a data set to the splits it has and the rows of each, on this machine or on the Hub."""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import datasets
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from rlhf.data.files import SUFFIXES, Row, is_readable, read_rows
+from rlhf.errors import InputError
+
+Splits = dict[str, Callable[[], Iterator[Row]]]
+SPLIT_WORDS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing"}
+LOOKS_LOCAL = re.compile(r"^[./~]|\\")
+
+
+def find_splits(name: str, config: str | None = None) -> Splits:
+    """The splits of a source; call a split for its rows.
+
+    A single file is a train split. In a folder, files (or sub-folders) with train, validation or test in their names
+    make these splits, and all other files are train.
+
+    Args:
+        name: local file or folder, else `owner/name` on the Hub, or `owner/name/path/to/file` on the Hub.
+        config: configuration of a Hub data set.
+
+    Raises:
+        InputError: nothing readable has that name.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.exists():
+        return _file(path)
+    if LOOKS_LOCAL.search(name) or (name.count("/") < 2 and is_readable(path)):
+        raise InputError(f"dataset_name {name} does not exist; give a file or folder, or a name on the Hub.")
+    if name.count("/") >= 2 and is_readable(path):
+        return _file(_download(name))
+    return _hub(name, config)
+
+
+def _file(path: Path) -> Splits:
+    if not is_readable(path):
+        raise InputError(f"{path} is of an unknown type; data files end in {', '.join(SUFFIXES)}.")
+    return {"train": partial(read_rows, path)}
+
+
+def _folder(folder: Path) -> Splits:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        raise InputError(f"{folder} was written by save_to_disk; write it with to_parquet or to_json to read it here.")
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and is_readable(path) and not any(part.startswith(".") for part in inside.parts):
+            files.setdefault(_split_of_name(inside), []).append(path)
+    if not files:
+        raise InputError(f"folder {folder} holds no data; files that end in {', '.join(SUFFIXES)} are read.")
+    return {split: partial(_rows_of_files, paths) for split, paths in files.items()}
+
+
+def _rows_of_files(paths: list[Path]) -> Iterator[Row]:
+    return chain.from_iterable(map(read_rows, paths))
+
+
+def _split_of_name(path: Path) -> str:
+    for split, words in SPLIT_WORDS.items():
+        if re.search(rf"(?<![a-z])({words})(?![a-z])", str(path).lower()):
+            return split
+    return "train"
+
+
+def _download(name: str) -> Path:
+    owner, repository, filename = name.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", filename, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"dataset_name {name} is neither a local file nor one on the Hub ({_brief(error)})."
+        ) from error
+
+
+def _hub(name: str, config: str | None) -> Splits:
+    try:
+        splits = datasets.load_dataset(name, config)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)})."
+        ) from error
+    return {split: partial(_rows_of_dataset, f"{name} ({split})", rows) for split, rows in splits.items()}
+
+
+def _rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[Row]:
+    for number, content in enumerate(rows, 1):
+        yield Row(name, f"row {number}", content)
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")

@@ -1,0 +1,274 @@
+"""Files of every kind to data sets: the same rows from each, splits without overlap, bad rows reported by place."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
+from rlhf.data.encode import prompt_key
+from rlhf.data.splits import select_split
+from rlhf.errors import InputError
+
+LOADERS = [load_demonstrations, load_comparisons, load_prompts, load_pretraining]
+RANKED = [{"prompt": f"Q{i}, é", "completions": ["a", "b\nc", "d"], "ranks": [0, 2, 1]} for i in range(30)]
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    data = b"".join(line + b"\n" for line in lines)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            cells = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows]
+            writer.writerows(cells)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    else:
+        write_jsonl(path, rows)
+    return path
+
+
+def arguments(path: Path, **kwargs) -> DataArguments:
+    return DataArguments(dataset_name=str(path), **kwargs)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet", "lines.json.gz"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+    args = arguments(write(tmp_path / name, RANKED))
+    rows = [row for split in ("train", "validation", "test") for row in load_comparisons(args, split)]
+    assert sorted(rows, key=lambda row: row["prompt"]) == sorted(RANKED, key=lambda row: row["prompt"])
+
+
+def test_files_of_a_folder_are_split_by_their_names(tmp_path):
+    (tmp_path / "valid").mkdir()
+    write_jsonl(tmp_path / "train-00000-of-00002.jsonl", [{"prompt": "a"}])
+    write_jsonl(tmp_path / "train-00001-of-00002.jsonl", [{"prompt": "b"}])
+    write_jsonl(tmp_path / "valid" / "part.jsonl", [{"prompt": "c"}])
+    write_jsonl(tmp_path / "my_test.jsonl", [{"prompt": "d"}])
+    (tmp_path / "README.md").write_text("not data")
+    args = arguments(tmp_path)
+    prompts = {split: load_prompts(args, split)["prompt"][:] for split in ("train", "validation", "test")}
+    assert prompts == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+
+
+def test_text_files_are_one_document_a_line(tmp_path):
+    (tmp_path / "train.txt").write_text("one\n\n  two  \n", encoding="utf-8")
+    (tmp_path / "val.txt").write_text("three", encoding="utf-8")
+    assert load_pretraining(arguments(tmp_path), "train")["text"][:] == ["one", "two"]
+    assert load_pretraining(arguments(tmp_path), "validation")["text"][:] == ["three"]
+
+
+def test_split_names_of_the_source_and_sizes(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"a{i}"} for i in range(9)])
+    write_jsonl(tmp_path / "test.jsonl", [{"prompt": f"b{i}"} for i in range(9)])
+    args = arguments(tmp_path, dataset_test_split="test", dataset_size=3, dataset_eval_size=2)
+    assert load_prompts(args, "train")["prompt"][:] == ["a0", "a1", "a2"]
+    assert load_prompts(args, "validation")["prompt"][:] == ["b0", "b1"] == load_prompts(args, "test")["prompt"][:]
+    assert len(load_prompts(arguments(tmp_path, dataset_test_split="test"), "train")) == 9  # nothing held out
+    with pytest.raises(InputError, match=r"has no split dev, only test, train; name one"):
+        load_prompts(args, "dev")
+
+
+@pytest.mark.parametrize("count", [3, 4, 50, 1000])
+def test_held_out_splits_share_no_conversation_and_lose_no_row(count):
+    def messages(i, turns):
+        texts = ["Be kind.", f"Question {i}", "Answer", "And?"]
+        roles = ["system", "user", "assistant", "user"]
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)][: 2 * turns]
+
+    rows = [{"prompt": messages(i, turns)} for i in range(count) for turns in (1, 2)]
+    parts = {s: select_split(rows, s, {"validation", "test"}) for s in ("train", "validation", "test")}
+    firsts = {s: {row["prompt"][1]["content"] for row in part} for s, part in parts.items()}
+    assert sum(map(len, parts.values())) == len(rows) and all(parts.values())
+    assert sum(map(len, firsts.values())) == count
+    if count == 1000:
+        assert 70 < len(firsts["validation"]) < 130 and 70 < len(firsts["test"]) < 130
+
+
+def test_held_out_split_depends_on_the_prompt_alone():
+    rows = [{"prompt": f"Question {i}"} for i in range(300)]
+    held = [row["prompt"] for row in select_split(rows, "validation", {"validation"})]
+    more = [{"prompt": f"another {i}"} for i in range(300)] + [{"prompt": " question  7"}] + rows[::-1]
+    again = [row["prompt"] for row in select_split(more, "validation", {"validation"})]
+    assert set(held) <= set(again)
+    assert (" question  7" in again) == ("Question 7" in held)
+
+
+def test_too_few_prompts_to_hold_any_out(tmp_path):
+    args = arguments(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b"}]))
+    assert len(load_prompts(args, "train")) == 2
+    with pytest.raises(InputError, match=r"no validation split can be held out of 2 different prompts"):
+        load_prompts(args, "validation")
+
+
+BAD = [
+    (b'{"prompt": "a"', "line 2: not valid JSON"),
+    (b'{"prompt": "caf\xe9"}', r"line 2: not UTF-8 text \(byte 0xe9 at position 16 of the line\)"),
+    (b'["prompt"]', "line 2: a JSON list; an object"),
+    (b"[" * 100_000, "line 2: not usable JSON"),
+    (b'{"prompt": ' + b"9" * 5000 + b"}", "line 2: not usable JSON"),
+    (b'{"text": "a"}', "line 2: no column prompt"),
+    (b'{"prompt": "\\ud83d"}', "line 2: column prompt holds half"),
+    (b'{"prompt": [{"role": "user", "content": "x"}]}', "line 2: column prompt is text in some rows and messages"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD)
+def test_bad_row_ends_the_run_or_is_skipped_and_listed(tmp_path, caplog, line, reason):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, line, {"prompt": "b"}, {"prompt": "c"}])
+    with pytest.raises(InputError, match=reason) as caught:
+        load_prompts(arguments(path), "train")
+    assert str(caught.value).startswith(str(path)) and "--on_bad_rows skip" in str(caught.value)
+
+    out = tmp_path / "out"
+    for split in ("train", "validation"):  # reads the same rows twice, lists them once
+        load_prompts(arguments(path, on_bad_rows="skip"), split, str(out))
+    (record,) = map(json.loads, (out / "skipped_rows.jsonl").read_text().splitlines())
+    assert record["file"] == str(path) and record["row"] == "line 2"
+    assert reason.split(": ", 1)[1].replace("\\", "") in record["reason"]
+    assert "skipped 1 of 4 rows" in caplog.text
+
+
+def test_list_of_skipped_rows_forgets_rows_that_were_mended(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    good = [{"prompt": c} for c in "abcd"]
+    for path in (first, second):
+        write_jsonl(path, [*good, {"prompt": ""}])
+        load_prompts(arguments(path, on_bad_rows="skip"), "train", tmp_path)
+    write_jsonl(first, good)
+    load_prompts(arguments(first, on_bad_rows="skip"), "train", tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
+    assert [record["file"] for record in records] == [str(second)]
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": ""}, {"prompt": " "}])
+    with pytest.raises(InputError, match=r"has no prompts in its train split \(2 rows were skipped\)"):
+        load_prompts(arguments(path, on_bad_rows="skip"), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.csv", b"prompt\nok\n\xff\n", r"a.csv, line 3: not UTF-8 text"),
+        ("a.csv", b'prompt\nok\n"open\nquote', r"line 3 is not valid CSV"),
+        ("a.csv", b"prompt\na,b\n", r"line 2: 2 cells under 1 columns; put cells that hold commas in quotes"),
+        ("a.csv", b"prompt,ranks\na,1;2\n", r"line 2: column ranks is not a list in JSON; write it like \[0, 1, 2\]"),
+        ("a.json", b'[{"prompt": "a"},\n{"prompt": }]', r"line 2 is not valid JSON"),
+        ("a.json", b'[{"prompt": "a"}, 3]', r"row 2: a JSON int"),
+        ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-12], r"a.jsonl.gz cannot be read"),
+        ("a.parquet", b"PAR1 no parquet", r"a.parquet is not a readable Parquet file"),
+        ("a.jsonl", b"", r"has no prompts in its train split"),
+        ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), r"line 1: not UTF-8 text"),
+        ("a.xlsx", b"", r"a.xlsx is of an unknown type; data files end in .jsonl"),
+    ],
+)
+def test_unreadable_files(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=reason):
+        load_prompts(arguments(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("./missing", "does not exist"),
+        ("missing.jsonl", "does not exist"),
+        ("data/missing.jsonl", "does not exist"),
+        ("owner/name", "readable from the Hub"),  # tests run offline
+        ("owner/name/file.jsonl", "nor one on the Hub"),
+    ],
+)
+def test_sources_that_are_not_there(name, reason):
+    with pytest.raises(InputError, match=reason):
+        load_prompts(DataArguments(dataset_name=name), "train")
+
+
+def test_folders_without_data(tmp_path):
+    with pytest.raises(InputError, match="holds no data"):
+        load_prompts(arguments(tmp_path), "train")
+    datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match="to_parquet"):
+        load_prompts(arguments(tmp_path / "saved"), "train")
+
+
+def test_arguments_that_cannot_be_meant():
+    for wrong in ({"dataset_size": 0}, {"dataset_eval_size": -1}, {"dataset_test_split": "train"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            DataArguments(dataset_name="sandbox", **wrong)
+    with pytest.raises(InputError, match="dataset_name is empty"):
+        DataArguments(dataset_name="")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": JSON})
+TREE = st.deferred(
+    lambda: st.fixed_dictionaries(
+        {"text": st.text(max_size=3) | JSON, "role": st.sampled_from(["prompter", "assistant"])},
+        optional={"replies": st.lists(TREE, max_size=3) | JSON, "rank": st.integers(-1, 3) | JSON, "deleted": JSON},
+    )
+)
+VALUE = st.text(max_size=5) | st.lists(MESSAGE, max_size=3) | st.lists(st.text(max_size=3), max_size=3) | TREE | JSON
+COLUMNS = ["prompt", "completion", "messages", "completions", "chosen", "rejected", "text", "labeler_id", "ratings"]
+ROW = st.dictionaries(st.sampled_from([*COLUMNS, "message_tree_id"]), VALUE, max_size=5)
+ROWS = st.lists(
+    ROW | st.builds(lambda row, n: row | {"ranks": n}, ROW, st.lists(st.integers(-1, 4)) | JSON), max_size=6
+)
+
+
+def loads_or_explains(path: Path, **kwargs) -> None:
+    """Every loader gives a data set that can be read and keyed, or an InputError of one sentence."""
+    for load in LOADERS:
+        try:
+            for row in load(arguments(path, **kwargs), "train"):
+                prompt_key(row["prompt"] if "prompt" in row else row["text"]).encode()
+        except InputError as error:
+            assert str(error).strip().endswith(".")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=ROWS, policy=st.sampled_from(["error", "skip"]), style=st.sampled_from([None, "oasst"]))
+def test_any_rows_are_read_or_explained(tmp_path_factory, rows, policy, style):
+    folder = tmp_path_factory.mktemp("rows")
+    path = write_jsonl(folder / "a.jsonl", rows)
+    loads_or_explains(path, on_bad_rows=policy, dataset_format=style)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.jsonl.gz", "a.parquet", "a.txt"]))
+def test_any_corruption_of_bytes_is_read_or_explained(tmp_path_factory, data, name):
+    path = write(tmp_path_factory.mktemp("bytes") / name, RANKED[:4])
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        end = min(len(content), start + data.draw(st.integers(0, 8)))
+        content[start:end] = data.draw(st.binary(max_size=8))
+    path.write_bytes(content)
+    loads_or_explains(path, on_bad_rows=data.draw(st.sampled_from(["error", "skip"])))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=200), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt"]))
+def test_any_bytes_are_read_or_explained(tmp_path_factory, content, name):
+    path = tmp_path_factory.mktemp("noise") / name
+    path.write_bytes(content)
+    loads_or_explains(path)

@@ -1,0 +1,159 @@
+"""OpenAssistant trees: what becomes a row, what is left out, and that a tree stays on one side."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts, oasst
+from rlhf.data.schemas import RowError
+from rlhf.errors import InputError
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "oasst_trees" / "en_100_tree.jsonl"
+real = pytest.mark.skipif(not REAL.exists(), reason="the OpenAssistant sample is not here")
+
+
+def message(text, role, replies=(), **fields):
+    common = {"message_id": f"id of {text}", "lang": "en", "deleted": False, "review_result": True}
+    return common | {"text": text, "role": role, "replies": list(replies)} | fields
+
+
+def tree():
+    """Root question; three ranked answers, the best of which has a follow-up with one unranked answer."""
+    follow_up = message("And then?", "prompter", [message("Nothing.", "assistant")])
+    answers = [
+        message("Second.", "assistant", rank=1),
+        message("Best.", "assistant", [follow_up], rank=0),
+        message("Third.", "assistant", rank=2),
+    ]
+    return {"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": message("What?", "prompter", answers)}
+
+
+QUESTION = {"role": "user", "content": "What?"}
+BEST = {"role": "assistant", "content": "Best."}
+LATER = {"role": "user", "content": "And then?"}
+
+
+def test_demonstrations_are_first_ranked_replies_after_their_conversation():
+    assert list(oasst.demonstrations(tree())) == [{"prompt": [QUESTION], "completion": [BEST]}]
+
+
+def test_comparisons_are_ranked_siblings():
+    expected = {"prompt": [QUESTION], "completions": ["Second.", "Best.", "Third."], "ranks": [1, 0, 2]}
+    assert list(oasst.comparisons(tree())) == [expected]
+
+
+def test_prompts_are_conversations_that_end_in_the_prompters_turn():
+    assert list(oasst.prompts(tree())) == [{"prompt": [QUESTION]}, {"prompt": [QUESTION, BEST, LATER]}]
+
+
+@pytest.mark.parametrize("fields", [{"deleted": True, "text": ""}, {"review_result": False}, {"review_result": None}])
+def test_deleted_rejected_and_unreviewed_messages_go_with_their_replies(fields):
+    without_best = tree()
+    without_best["prompt"]["replies"][1] |= fields
+    assert list(oasst.demonstrations(without_best)) == []
+    assert [(row["completions"], row["ranks"]) for row in oasst.comparisons(without_best)] == [
+        (["Second.", "Third."], [1, 2])
+    ]
+    assert list(oasst.prompts(without_best)) == [{"prompt": [QUESTION]}]
+
+    without_root = tree()
+    without_root["prompt"] |= fields
+    assert not any(list(convert(without_root)) for convert in (oasst.demonstrations, oasst.comparisons, oasst.prompts))
+
+
+def test_unranked_replies_are_not_compared():
+    partly = tree()
+    del partly["prompt"]["replies"][0]["rank"]
+    partly["prompt"]["replies"][2]["rank"] = None
+    assert list(oasst.comparisons(partly)) == []
+    assert len(list(oasst.demonstrations(partly))) == 1
+
+
+def test_only_finished_trees_of_the_language():
+    assert list(oasst.prompts(tree() | {"tree_state": "halted_by_moderator"})) == []
+    assert list(oasst.prompts(tree(), language="de")) == []
+    assert len(list(oasst.prompts(tree(), language="en"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"role": "assistant"}, r"message id of What\? has the role 'assistant'; prompter is needed"),
+        ({"text": " "}, r"text of message id of What\? is empty"),
+        ({"text": None}, "text of message .* is null"),
+        ({"rank": -1}, "has the rank -1; an integer from 0"),
+        ({"rank": "0"}, "has the rank '0'"),
+        ({"replies": None}, "not an object with replies"),
+        ({"replies": ["x"]}, "not an object with replies"),
+    ],
+)
+def test_broken_trees(change, reason):
+    broken = tree()
+    broken["prompt"] |= change
+    with pytest.raises(RowError, match=reason):
+        list(oasst.prompts(broken))
+
+
+def test_a_deep_tree_is_read():
+    node = message("leaf", "assistant", rank=0)
+    for i in range(5000):
+        node = message(f"{i}", "prompter" if i % 2 == 0 else "assistant", [node])
+    if node["role"] == "assistant":
+        node = message("root", "prompter", [node])
+    (row,) = oasst.demonstrations({"message_tree_id": "t", "prompt": node})
+    assert len(row["prompt"]) == 5001 and row["completion"][0]["content"] == "leaf"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataArguments(dataset_name=str(path))
+
+
+def trees(count):
+    for i in range(count):
+        one = copy.deepcopy(tree())
+        one["prompt"]["text"] = f"Question {i}"
+        yield one
+
+
+def test_trees_are_recognised_and_stay_on_one_side(tmp_path):
+    args = write(tmp_path / "trees.jsonl", trees(40))
+    first = {s: {row["prompt"][0]["content"] for row in load_prompts(args, s)} for s in ("train", "validation", "test")}
+    assert sum(map(len, first.values())) == 40 and all(first.values())
+    for load in (load_demonstrations, load_comparisons):
+        for split, questions in first.items():
+            assert {row["prompt"][0]["content"] for row in load(args, split)} == questions
+
+
+def test_what_is_no_tree_in_a_file_of_trees(tmp_path):
+    args = write(tmp_path / "trees.jsonl", [*trees(5), {"prompt": "a"}])
+    with pytest.raises(InputError, match=r"line 6: column prompt is text in some rows"):
+        load_prompts(args, "train")
+    args.dataset_format = "oasst"
+    with pytest.raises(InputError, match=r"line 6: not an OpenAssistant tree"):
+        load_prompts(args, "train")
+    with pytest.raises(InputError, match="holds OpenAssistant trees, which have no pretraining"):
+        load_pretraining(args, "train")
+
+
+def test_table_of_messages_points_to_the_trees(tmp_path):
+    row = {"message_id": "a", "parent_id": None, "message_tree_id": "a", "text": "x", "role": "prompter"}
+    with pytest.raises(InputError, match=r"table of messages; give a file of its trees"):
+        load_prompts(write(tmp_path / "flat.jsonl", [row]), "train")
+
+
+@real
+def test_real_trees():
+    args = DataArguments(dataset_name=str(REAL))
+    splits = ("train", "validation", "test")
+    comparisons = [row for split in splits for row in load_comparisons(args, split)]
+    assert len(comparisons) == 212
+    assert max(len(row["completions"]) for row in comparisons) == 9
+    assert sum(len(row["completions"]) == 2 for row in comparisons) == 57
+    assert all(sorted(row["ranks"]) == list(range(len(row["completions"]))) for row in comparisons)
+    demonstrations = [row for split in splits for row in load_demonstrations(args, split)]
+    best = {c for row in comparisons for c, rank in zip(row["completions"], row["ranks"], strict=True) if rank == 0}
+    assert {row["completion"][0]["content"] for row in demonstrations} == best
+    assert sum(len(load_prompts(args, split)) for split in splits) == 480
