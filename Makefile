@@ -8,6 +8,8 @@ PROMPT     ?=
 HUB_ID     ?=
 PYTHON     ?= $(shell command -v python3.11 || command -v python3)
 
+export PROMPT  # reaches the shell as it is, whatever it holds
+
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS   += --no-print-directory
@@ -82,9 +84,7 @@ evaluate: $(INSTALLED) ## win rates, gold axes, and the report
 	$(call STAGE,evaluate,evaluate)
 
 compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
-	$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt "$$PROMPT" $(ARGS)
+	@$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt="$$PROMPT" $(ARGS)
 
 push: $(INSTALLED) ## upload the stages' adapters: make push HUB_ID=me/name [ARGS=--dry_run]
 	@$(VENV)/bin/python recipes/push.py --run_folder $(RUN) --hub_id "$(HUB_ID)" $(ARGS)
-
-export PROMPT

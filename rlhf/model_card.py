@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
+from safetensors import SafetensorError, safe_open
 
 from rlhf.errors import InputError
 
@@ -42,7 +43,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 {imports}
 base, adapter = {base}, {adapter}
 tokenizer = AutoTokenizer.from_pretrained(adapter)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+model = AutoModelForCausalLM.from_pretrained(base)
+{resize}model = PeftModel.from_pretrained(model, adapter).eval()
 
 messages = [{{"role": "user", "content": "Tell me about the sea."}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -59,7 +61,7 @@ base, adapter = {base}, {adapter}
 bias = {bias!r}  # of calibration.json
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=tokenizer.pad_token_id)
-model = PeftModel.from_pretrained(model, adapter).eval()
+{resize}model = PeftModel.from_pretrained(model, adapter).eval()
 
 messages = [{{"role": "user", "content": "Tell me about the sea."}}, {{"role": "assistant", "content": "It is salty."}}]
 ids = tokenizer.apply_chat_template(messages, return_dict=False)
@@ -69,6 +71,9 @@ with torch.no_grad():
     score = model(torch.tensor([ids])).logits[0, 0].item() - bias
 print(score)
 """
+# PEFT saves the embeddings with the adapter of a base that had no row to spare for the pad token.
+RESIZE = "model.resize_token_embeddings({rows}, mean_resizing=False)  # one more for the pad token\n"
+EMBEDDINGS = re.compile(r"embed|wte|lm_head")
 # Templates of models differ in what follows an answer, so the shortest right way to a score is this library's.
 SCORE_SHORT = """\
 from rlhf.reward_model import load_reward_model  # pip install instruct-rlhf
@@ -134,6 +139,7 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
         "base": 'resolve_model_name("sandbox")' if in_package else json.dumps(base_name),
         "imports": "from rlhf.models import resolve_model_name  # pip install instruct-rlhf\n" if in_package else "",
         "adapter": json.dumps(repo or str(folder)),
+        "resize": _resize(folder / "adapter_model.safetensors"),
     }
     if stage == "reward":
         bias = read_mapping(folder / "calibration.json").get("bias", 0.0)
@@ -170,6 +176,18 @@ def portable(value: Any) -> Any:
     if Path(value).parts[-3:] == ("rlhf", "sandbox", "base"):
         return "sandbox"
     return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
+
+
+def _resize(weights: Path) -> str:
+    """The line that gives the base as many embedding rows as the adapter brings, if it brings any."""
+    if not weights.exists():
+        return ""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            names = [name for name in list(file.keys()) if EMBEDDINGS.search(name) and ".lora_" not in name]
+            return RESIZE.format(rows=file.get_slice(names[0]).get_shape()[0]) if names else ""
+    except SafetensorError as error:
+        raise InputError(f"{weights} is damaged ({error}); run its stage again.") from error
 
 
 def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:

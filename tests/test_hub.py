@@ -273,6 +273,14 @@ def test_card_of_reward_gives_the_calibrated_score(trained):
     assert short_scope["model"](torch.tensor([scope["ids"]])).logits.item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_card_of_a_base_that_grew_a_row_for_its_pad_token(tmp_path, stage):
+    _finish_stage(save_toy(tmp_path / "gpt2", "gpt2"), tmp_path / stage, stage)
+    code = code_blocks(model_card(tmp_path / stage, stage))[0]
+    assert "resize_token_embeddings" in code
+    exec(code, {})
+
+
 def test_front_matter_is_what_the_hub_reads(trained, tmp_path):
     folder = tmp_path / "ppo"
     shutil.copytree(trained / "ppo", folder)

@@ -1,0 +1,113 @@
+"""The repository itself: what is committed, that the Makefile says what it offers, that every recipe's YAML is read."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import rlhf.cli
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+SCRIPTS = {"choose": "choose_sft"}  # stages whose script has another name
+
+# In pieces, so that this file does not name what it forbids.
+FORBIDDEN = {
+    "package index": re.compile(
+        "|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "download" + r"\.pytorch\.org"])
+    ),
+    "index option": re.compile("--" + r"((extra-)?index-url|find-links)"),
+    "machine path": re.compile(
+        r"(?<![\w.~])/(" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + r"me/(?!me\b|you\b)\w+"]) + ")/"
+    ),
+    "token": re.compile(r"\bhf_[A-Za-z]{30,}"),
+}
+
+
+def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_tracked_file_names_a_package_index_a_machine_or_a_token():
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # weights
+        found += [
+            f"{path.relative_to(ROOT)}: {match.group()} ({what})"
+            for what, pattern in FORBIDDEN.items()
+            for match in pattern.finditer(text)
+        ]
+    assert found == []
+
+
+def test_no_tracked_file_is_a_pickle_or_too_large():
+    files = tracked_files()
+    assert [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl")] == []
+    assert [path.name for path in files if path.stat().st_size > 12_000_000] == []
+
+
+def test_constraints_are_exact_versions_and_nothing_else():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
+
+
+def test_the_default_environment_has_trls_own_ppo():
+    assert "trl==1.12.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def makefile_targets() -> set[str]:
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    return set(phony.split())
+
+
+def test_make_help_lists_every_target():
+    out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = {line.split()[0] for line in out.splitlines() if not line.startswith("Variables")}
+    assert listed == makefile_targets()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_commands_of_the_pages_exist(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"(?:^|`|\s)make ([a-z]+)\b(?=[^\n]*$)", "\n".join(_code(text)), flags=re.MULTILINE):
+        assert target in makefile_targets(), f"{page}: make {target}"
+    for path in re.findall(r"\b(?:recipes|accelerate_configs|examples|benchmarks)/[\w./-]+\w", text):
+        assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def _code(text: str) -> list[str]:
+    """Code blocks, indented lines and `spans` of a Markdown text."""
+    return [
+        *re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL),
+        *re.findall(r"^ {4}.*$", text, flags=re.MULTILINE),
+    ]
+
+
+class Parsed(Exception):
+    """Raised in place of running the stage."""
+
+
+@pytest.mark.parametrize("config", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_is_read_by_its_stage(config, monkeypatch):
+    script = ROOT / "recipes" / f"{SCRIPTS.get(config.stem, config.stem)}.py"
+    spec = importlib.util.spec_from_file_location(f"recipe_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def parse(*dataclass_types):
+        # The recipe may ask for an accelerator's number format, which this machine need not have.
+        rlhf.cli.parse(*dataclass_types, args=["--config", str(config)])
+        raise Parsed
+
+    monkeypatch.setattr(module, "parse", parse)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(Parsed):
+        module.main()
