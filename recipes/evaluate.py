@@ -1,0 +1,102 @@
+"""Judges base, SFT and RLHF on held-out prompts and writes the report.
+
+    make evaluate RECIPE=sandbox
+
+Reads the adapters and, for the report, what the stages left beside `output_dir`. Writes there completions.jsonl (every
+answer with its verdicts), and one folder up summary.json and report.html. A stage whose path is not given is reported
+as not run. The gold judge exists for `dataset_name: sandbox` alone; other data is judged by the reward model, and the
+report says so. One process does the work.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import ModelConfig
+
+from rlhf.cli import parse, run
+from rlhf.data import load_prompts
+from rlhf.data.arguments import DataArguments
+from rlhf.errors import InputError
+from rlhf.evaluation.answers import judged_answers
+from rlhf.evaluation.gold import gold_judge, labeler_limits
+from rlhf.evaluation.report import read_stages, write_report
+from rlhf.evaluation.summary import summarise
+from rlhf.generate import load_adapters
+from rlhf.runs import is_first_process, start_run, write_result
+
+
+@dataclass
+class EvaluateArguments:
+    output_dir: str = field(metadata={"help": "Folder of this stage, e.g. runs/sandbox/evaluate."})
+    sft_model_path: str | None = field(default=None, metadata={"help": "SFT adapter: folder or Hub id."})
+    ppo_model_path: str | None = field(default=None, metadata={"help": "RLHF adapter: folder or Hub id."})
+    reward_model_path: str | None = field(default=None, metadata={"help": "Reward adapter: folder or Hub id."})
+    recipe_dir: str | None = field(
+        default=None, metadata={"help": "Holds the stages' folders, gets the report; default: parent of output_dir."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
+    batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time."})
+    seed: int = field(default=0, metadata={"help": "Of sampling and of the bootstrap."})
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass
+class EvaluationData(DataArguments):
+    dataset_test_split: str = field(default="test", metadata={"help": "Split whose prompts are answered."})
+    dataset_eval_size: int | None = field(default=1000, metadata={"help": "Number of prompts."})
+
+
+def main() -> None:
+    started = time.monotonic()
+    args, data_args, model_args = parse(EvaluateArguments, EvaluationData, ModelConfig)
+    if not is_first_process():
+        return
+    recipe_dir = Path(args.recipe_dir or Path(args.output_dir).parent)
+    start_run(args.output_dir, args, data_args, model_args, stage="evaluate")
+
+    # Models and prompts
+    paths = {"sft": args.sft_model_path, "ppo": args.ppo_model_path, "reward": args.reward_model_path}
+    adapters = {name: path for name, path in paths.items() if path}
+    prompts = load_prompts(data_args, "validation", args.output_dir)
+    shared, tokenizer = load_adapters(model_args, adapters)
+
+    # Answers
+    rows = judged_answers(
+        shared,
+        tokenizer,
+        prompts,
+        models=["base", *(name for name in ("sft", "ppo") if name in adapters)],
+        judge=gold_judge(data_args.dataset_name, data_args.dataset_seed),
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    with open(Path(args.output_dir) / "completions.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    # Numbers and the page
+    stages = read_stages(recipe_dir)
+    settings = {
+        "dataset": data_args.dataset_name,
+        "split": data_args.dataset_test_split,
+        "model": model_args.model_name_or_path,
+        "seed": args.seed,
+        "max_new_tokens": args.max_new_tokens,
+        **labeler_limits(data_args.dataset_name, data_args.dataset_seed),
+    }
+    results = {name: stage.result for name, stage in stages.items()}
+    summary = summarise(rows, results, settings, seconds=round(time.monotonic() - started, 1))
+    (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_result(args.output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
+    write_report(recipe_dir / "report.html", f"The recipe on {recipe_dir.name}", summary, rows, stages)
+    print(f"\nThe report is {recipe_dir / 'report.html'}, the numbers are in {recipe_dir / 'summary.json'}.")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""Lets every model answer the same held-out prompts, sampled and greedily, and has the answers judged."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.adapters import SharedBase
+from rlhf.data.encode import encode_prompt, plain_messages, prompt_key
+from rlhf.evaluation.gold import Judge
+from rlhf.evaluation.preferences import Row
+from rlhf.evaluation.sample import Completion, completion_logprobs, completion_rewards, sample_completions
+
+
+def judged_answers(
+    shared: SharedBase,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Dataset,
+    models: Sequence[str],
+    *,
+    judge: Judge | None,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Row]:
+    """One row (see `rlhf.evaluation.preferences`) for each arm and prompt.
+
+    Args:
+        shared: carries the adapters named in `models`, `base` apart; with an adapter `reward` the answers get a reward,
+            with `sft` and `ppo` the samples of PPO get their KL from SFT.
+        prompts: columns `prompt` and optionally `category`.
+        models: of `base`, `sft`, `ppo`.
+        judge: gold judge, or None.
+    """
+    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts["prompt"]]
+    rows: list[Row] = []
+    # Every arm draws from a random stream of its own. On a common stream two similar models would give the same answer
+    # to most prompts, and the win rate would be that of coupled answers.
+    arms = [(model, temperature) for temperature in (1.0, 0.0) for model in models]
+    for number, (model, temperature) in enumerate(arms):
+        arm = model if temperature else f"{model}_greedy"
+        completions = sample_completions(
+            shared,
+            None if model == "base" else model,
+            prompt_ids,
+            tokenizer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=1000 * seed + number,
+            batch_size=batch_size,
+            description=f"{model}, {'sampled' if temperature else 'greedy'}",
+        )
+        measured = _measure(shared, arm, prompt_ids, completions, batch_size)
+        for i, completion in enumerate(completions):
+            rows.append(_row(i, prompts[i], arm, completion) | {name: column[i] for name, column in measured.items()})
+    for row in tqdm(rows, desc="judging", unit="answer", disable=judge is None):
+        row["gold"] = judge(row["prompt"], row["response"], ended=row["ended"]) if judge else None
+    return rows
+
+
+def _row(prompt_id: int, prompt: dict[str, Any], arm: str, completion: Completion) -> Row:
+    text = prompt["prompt"]
+    return {
+        "prompt_id": prompt_id,
+        "key": prompt_key(text),
+        "category": prompt.get("category"),
+        "prompt": text if isinstance(text, str) else plain_messages(text),
+        "arm": arm,
+        "response": completion.text,
+        "ended": completion.ended,
+        "tokens": len(completion.ids),
+    }
+
+
+def _measure(
+    shared: SharedBase, arm: str, prompt_ids: list[list[int]], completions: list[Completion], batch_size: int
+) -> dict[str, list[float | None]]:
+    """Columns `reward` and, for the samples of PPO, `kl`: sum over the answer of log pi - log pi_sft."""
+    ids = [completion.ids for completion in completions]
+    nothing = [None] * len(ids)
+    rewards = completion_rewards(shared, "reward", prompt_ids, ids, batch_size) if "reward" in shared.heads else nothing
+    if arm != "ppo" or "sft" not in shared.adapters:
+        return {"reward": rewards}
+    policy, reference = (completion_logprobs(shared, name, prompt_ids, ids) for name in ("ppo", "sft"))
+    return {"reward": rewards, "kl": [p - r for p, r in zip(policy, reference, strict=True)]}

@@ -1,0 +1,121 @@
+"""The report's figures: matplotlib, as SVG text, without anything that differs from run to run."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}
+COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "ppo": "#d0702b"}
+INK, FAINT = "#3c4650", "#d9dee4"
+
+STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the reader's own font
+    "svg.hashsalt": "rlhf",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#aeb7c1",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eceff3",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+    "figure.constrained_layout.use": True,
+}
+
+Interval = dict[str, Any]  # mean, low, high
+Curve = tuple[Sequence[float], Sequence[float]]  # x, y
+
+
+def curves(panels: Sequence[tuple[str, dict[str, Curve]]], xlabel: str, columns: int, mark: float | None = None) -> str:
+    """A grid of line charts.
+
+    Args:
+        panels: (title, {label of the line: (x, y)}) each; a legend is drawn where there are two lines or more.
+        mark: x at which a vertical line stands, e.g. the chosen epoch.
+    """
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(rows, columns, figsize=(9.6, 2.5 * rows), squeeze=False)
+        for axes, (title, lines) in zip(grid.flat, panels, strict=False):
+            for color, (label, (x, y)) in zip((COLORS["sft"], COLORS["ppo"]), lines.items(), strict=False):
+                axes.plot(x, y, color=color, label=label, marker="o" if len(x) < 25 else None, markersize=3)
+            if mark is not None:
+                axes.axvline(mark, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+            if len(lines) > 1:
+                axes.legend(fontsize=8.5)
+            axes.set_title(title)
+            axes.set_xlabel(xlabel)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        return _svg(figure)
+
+
+def intervals(
+    rows: Sequence[tuple[str, str, Interval]], xlabel: str, reference: float | None = None, limits: tuple | None = None
+) -> str:
+    """One dot with its 95 % interval a row, top to bottom.
+
+    Args:
+        rows: (label, color, interval) each.
+        reference: x of a vertical line, e.g. 0.5 where neither wins.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 0.75 + 0.31 * len(rows)))
+        if reference is not None:
+            axes.axvline(reference, color="#8b95a3", linewidth=1, linestyle=(0, (3, 3)))
+        for y, (_, color, interval) in enumerate(rows):
+            if interval["low"] is not None:
+                axes.plot([interval["low"], interval["high"]], [y, y], color=color, linewidth=2.4, alpha=0.45)
+            axes.plot(interval["mean"], y, "o", color=color, markersize=6)
+            end = interval["mean"] if interval["high"] is None else interval["high"]
+            axes.annotate(f"{interval['mean']:.2f}", (end, y), xytext=(7, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(xlabel)
+        if limits:
+            axes.set_xlim(*limits)
+        else:
+            axes.margins(x=0.12)
+        return _svg(figure)
+
+
+def reliability(bins: Sequence[dict[str, float]]) -> str:
+    """Predicted probability that the model's choice is the labeler's, against how often it is; area = pairs."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(3.9, 3.5))
+        axes.plot([0.5, 1], [0.5, 1], color="#8b95a3", linewidth=1, linestyle=(0, (3, 3)))
+        predicted, observed = [b["predicted"] for b in bins], [b["observed"] for b in bins]
+        axes.plot(predicted, observed, color=COLORS["sft"])
+        largest = max((b["n_pairs"] for b in bins), default=1)
+        axes.scatter(predicted, observed, s=[12 + 90 * b["n_pairs"] / largest for b in bins], color=COLORS["sft"])
+        axes.set_xlabel("predicted by the reward model")
+        axes.set_ylabel("agrees with the labeler")
+        axes.set_xlim(0.48, 1.02)
+        return _svg(figure)
+
+
+def _svg(figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    plt.close(figure)
+    return text.getvalue()

@@ -1,0 +1,249 @@
+"""report.html: one self-contained page from summary.json, the judged answers and what the stages left behind."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf.data.encode import prompt_text
+from rlhf.evaluation import plots
+from rlhf.evaluation.preferences import ARMS, AXES, MODELS, Row, showcase
+from rlhf.evaluation.summary import STAGES
+from rlhf.runs import read_metrics, read_result
+
+PPO_PANELS = {
+    "objective/score": "Reward model's score",
+    "objective/kl": "KL from SFT, nats a response",
+    "rollout/length": "Length, tokens",
+    "objective/entropy": "Entropy",
+    "rollout/eos_rate": "Share that ends by itself",
+    "val/explained_variance": "Value model: explained variance",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage left in its folder; empty where it was not run.
+
+    Attributes:
+        result: result.json; None if the stage has not finished.
+        metrics: rows of metrics.jsonl; environment: environment.json; config: text of config.yaml.
+    """
+
+    result: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    environment: dict[str, Any]
+    config: str
+
+
+def read_stages(recipe_dir: str | Path) -> dict[str, Stage]:
+    """The stages' folders below `recipe_dir`, the evaluation's own among them."""
+    return {name: read_stage(Path(recipe_dir) / name) for name in (*STAGES, "evaluate")}
+
+
+def read_stage(folder: Path) -> Stage:
+    """Reads one stage's folder, which need not exist."""
+
+    def text(name: str) -> str:
+        return (folder / name).read_text(encoding="utf-8") if (folder / name).exists() else ""
+
+    return Stage(
+        result=read_result(folder) if (folder / "result.json").exists() else None,
+        metrics=read_metrics(folder),
+        environment=json.loads(text("environment.json") or "{}"),
+        config=text("config.yaml"),
+    )
+
+
+def write_report(
+    path: str | Path, title: str, summary: dict[str, Any], rows: list[Row], stages: dict[str, Stage]
+) -> None:
+    """Renders the page; every part of it that has no data says so."""
+    html = render(title, json.loads(json.dumps(summary)), rows, stages)  # as a reader of summary.json has it
+    Path(path).write_text(html, encoding="utf-8")
+
+
+def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[str, Stage]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("rlhf.evaluation", "."),
+        autoescape=True,  # models may write markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "duration": duration, "within": within}
+    environment.filters |= {"prompt_text": prompt_text, "faults": faults}
+    present = [model for model in MODELS if any(row["arm"] == model for row in rows)]
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        summary=summary,
+        stages=stages,
+        models=present,
+        arms=[arm for arm in ARMS if any(row["arm"] == arm for row in rows)],
+        names=plots.NAMES,
+        colors=plots.COLORS,
+        axes={name: AXES[name] for name in AXES if name in (summary["axes"] or {})},
+        figures=figures(summary, stages),
+        epoch=chosen_epoch(stages["sft"], stages["choose"]),
+        side_by_side=side_by_side(rows),
+        versions=_versions(stages),
+    )
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def figures(summary: dict[str, Any], stages: dict[str, Stage]) -> dict[str, Markup | None]:
+    """name -> data URI of an SVG, None where there is nothing to draw."""
+    drawn = {
+        "wins": _wins(summary),
+        "gold": _gold(summary),
+        "sft": _sft(stages["sft"], stages["choose"]),
+        "accuracy": _accuracy(stages["reward"], summary["reward_model"]["labeler_agreement"]),
+        "reliability": _reliability(stages["reward"]),
+        "ppo": _ppo(stages["ppo"]),
+    }
+    return {name: _data_uri(svg) if svg else None for name, svg in drawn.items()}
+
+
+def _wins(summary: dict[str, Any]) -> str | None:
+    """Gold's verdicts first; the reward model's on RLHF only, unless it is the only judge."""
+    rows = []
+    for judge, suffix in (("gold", ""), ("reward model", "_by_reward_model")):
+        for model, rival in (("ppo", "sft"), ("sft", "base")):
+            if model == "sft" and suffix and summary["gold"]:
+                continue
+            wins = summary[f"win_rate_vs_{rival}{suffix}"] or {}
+            for arm, decoding in ((model, "sampled"), (f"{model}_greedy", "greedy")):
+                if arm in wins:
+                    label = f"{plots.NAMES[model]} over {plots.NAMES[rival]}, {decoding} ({judge})"
+                    rows.append((label, plots.COLORS[model], wins[arm]))
+    return plots.intervals(rows, "win rate, ties count half", reference=0.5, limits=(0, 1.08)) if rows else None
+
+
+def _gold(summary: dict[str, Any]) -> str | None:
+    estimates = summary["gold_intervals"] or {}
+    rows = [
+        (f"{plots.NAMES[model]}, {decoding}", plots.COLORS[model], estimates[model + suffix])
+        for suffix, decoding in (("", "sampled"), ("_greedy", "greedy"))
+        for model in MODELS
+        if model + suffix in estimates
+    ]
+    return plots.intervals(rows, "mean gold score", limits=(0, 1.08)) if rows else None
+
+
+def _sft(sft: Stage, choose: Stage) -> str | None:
+    lines = {
+        label: _curve(sft.metrics, "epoch", key) for label, key in (("training", "loss"), ("validation", "eval_loss"))
+    }
+    panels = [("Loss on responses", {label: curve for label, curve in lines.items() if curve[0]})]
+    scored = [row for row in _checkpoints(sft, choose) if row.get("rm_score") is not None]
+    if scored:
+        panels.append(("Reward model's score", {"score": _curve(scored, "epoch", "rm_score")}))
+    panels = [panel for panel in panels if panel[1]]
+    return plots.curves(panels, "epoch", columns=2, mark=chosen_epoch(sft, choose)) if panels else None
+
+
+def _checkpoints(sft: Stage, choose: Stage) -> list[dict[str, Any]]:
+    return next((s.result["checkpoints"] for s in (choose, sft) if s.result and s.result.get("checkpoints")), [])
+
+
+def chosen_epoch(sft: Stage, choose: Stage) -> float | None:
+    """Epoch of the checkpoint that PPO started from."""
+    chosen = next((s.result["chosen"] for s in (choose, sft) if s.result and s.result.get("chosen")), None)
+    return chosen.get("epoch") if isinstance(chosen, dict) else None
+
+
+def _accuracy(reward: Stage, labeler_agreement: float | None) -> str | None:
+    if not reward.result or reward.result.get("accuracy") is None:
+        return None
+    parts = {"all": reward.result}
+    parts |= {f"{group} labelers": part for group, part in reward.result.get("accuracy_by_group", {}).items()}
+    parts |= {f"K = {k}": part for k, part in reward.result.get("accuracy_by_k", {}).items()}
+    rows = [
+        (f"{label} ({part['n_pairs']:,} pairs)", plots.COLORS["sft"], {**part, "mean": part["accuracy"]})
+        for label, part in parts.items()
+    ]
+    return plots.intervals(rows, "accuracy on held-out comparisons", reference=labeler_agreement)
+
+
+def _reliability(reward: Stage) -> str | None:
+    bins = (reward.result or {}).get("reliability")
+    return plots.reliability(bins) if bins else None
+
+
+def _ppo(ppo: Stage) -> str | None:
+    x = "episode" if any("episode" in row for row in ppo.metrics) else "step"
+    panels = [(title, {title: _curve(ppo.metrics, x, key)}) for key, title in PPO_PANELS.items()]
+    panels = [panel for panel in panels if next(iter(panel[1].values()))[0]]
+    return plots.curves(panels, f"{x}s", columns=3) if panels else None
+
+
+def _curve(rows: list[dict[str, Any]], x: str, y: str) -> plots.Curve:
+    points = [(row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
+    return [point[0] for point in points], [point[1] for point in points]
+
+
+def _data_uri(svg: str) -> Markup:
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode())
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def side_by_side(rows: list[Row]) -> list[dict[str, Any]]:
+    """The showcase's prompts with the greedy and the sampled answer of each model."""
+    by_arm = {(row["prompt_id"], row["arm"]): row for row in rows}
+    cards = []
+    for prompt_id in showcase(rows):
+        answers = {arm: by_arm[prompt_id, arm] for arm in ARMS if (prompt_id, arm) in by_arm}
+        first = next(iter(answers.values()))
+        cards.append({"prompt": first["prompt"], "category": first["category"], "answers": answers})
+    return cards
+
+
+def faults(gold: dict[str, Any]) -> list[str]:
+    """What the gold judge found wrong with an answer, in words."""
+    return [axis.fault for name, axis in AXES.items() if gold.get(name) is not None and gold[name] != axis.wanted]
+
+
+def _versions(stages: dict[str, Stage]) -> dict[str, str]:
+    """Versions of the packages, as the latest stage found them."""
+    found = next((s.environment for s in reversed(stages.values()) if s.environment), {})
+    versions = {"python": found.get("python"), **found.get("packages", {}), "git commit": found.get("git_commit")}
+    return {name: version for name, version in versions.items() if version}
+
+
+# -- numbers as text --------------------------------------------------------------------------------------------------
+
+
+def percent(value: float | None) -> str:
+    """0.683 -> 68 %; a dash where there is no number."""
+    return "–" if value is None else f"{100 * value:.0f}\u202f%"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def within(estimate: dict[str, Any] | None) -> str:
+    """The interval of an estimate of a share: `65 to 71 %`."""
+    if not estimate or estimate["low"] is None:
+        return "no interval"
+    return f"{100 * estimate['low']:.0f} to {100 * estimate['high']:.0f}\u202f%"
+
+
+def duration(seconds: float | None) -> str:
+    """512.3 -> 8 min 32 s; a dash where there is no number."""
+    if seconds is None:
+        return "–"
+    hours, minutes, rest = int(seconds) // 3600, int(seconds) % 3600 // 60, round(seconds % 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
