@@ -56,6 +56,7 @@ class SharedBase(nn.Module):
         self._layers: list[nn.Module] = []  # those that hold adapters
         self._active: str | None = None
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        self.train(base.training)
 
     @property
     def lm(self) -> PreTrainedModel:
@@ -134,6 +135,7 @@ class SharedBase(nn.Module):
             parameter.requires_grad_(parameter in trained)
         for parameter in self._parameters_of(name):
             parameter.requires_grad_(trainable)
+        self.train(self.training)  # the new layers' dropout
         self._select(None)
 
     def save_adapter(self, name: str, folder: str | Path) -> None:
@@ -270,6 +272,8 @@ class SharedBase(nn.Module):
         config.modules_to_save = [m for m in config.modules_to_save or () if m not in SCORE_MODULES] or None
         config.base_model_name_or_path = config.base_model_name_or_path or self.lm.name_or_path
         config.inference_mode = False  # PEFT would freeze; who trains is decided in add_adapter
+        if config.target_modules == "all-linear" and any(isinstance(m, AuxiliaryTrainingWrapper) for m in self._layers):
+            config.exclude_modules = r".*\.(original_module|modules_to_save)(\..*)?"  # another adapter's own layers
         if isinstance(self.peft_model, PeftModel):
             self.peft_model.add_adapter(name, config)
         else:

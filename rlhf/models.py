@@ -132,7 +132,7 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
         compute = model_args if dtype != "auto" else replace(model_args, dtype="bfloat16")
         kwargs["quantization_config"] = get_quantization_config(compute)
     verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # else a table about the new head, which is as it should be; the rest is told below
+    hf_logging.set_verbosity_error()  # no table about the new head, which is as it should be; the rest is told below
     try:
         model, loading = auto_class.from_pretrained(
             name,
@@ -148,6 +148,11 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
         hf_logging.set_verbosity(verbosity)
     if missing := sorted(set(loading["missing_keys"]) - {"score.weight"}):
         logger.warning("model %s lacks weights, which are now random: %s", name, ", ".join(missing))
+    for module in model.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes packs 4-bit weights anew in their first pass in evaluation mode, for a
+        # kernel without a backward: from then on training would get wrong gradients without an error.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if tokenizer is not None:
         _fit_to_tokenizer(model, tokenizer)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Toy models and tokenizers: real architectures of two layers, random weights, made in a second and saved to a folder."""
+"""Toy models and tokenizers: real architectures of two layers with random weights, made in a second."""
 
 from pathlib import Path
 
@@ -56,10 +56,19 @@ def tiny_llama(vocab_size: int = 320, tie_word_embeddings: bool = True, seed: in
 
 
 def tiny_gpt2(vocab_size: int = 300, seed: int = 0) -> GPT2LMHeadModel:
-    """GPT-2: Conv1D layers, learned positions, no spare embedding row for a pad token."""
+    """GPT-2: Conv1D layers, learned positions, no spare embedding row for a pad token; no dropout, as in the others."""
     set_seed(seed)
     config = GPT2Config(
-        vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0
+        vocab_size=vocab_size,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
     )
     return _lively(GPT2LMHeadModel(config))
 
@@ -82,14 +91,11 @@ def tiny_gpt_neox(vocab_size: int = 320, seed: int = 0) -> GPTNeoXForCausalLM:
 
 
 def _lively(model: PreTrainedModel) -> PreTrainedModel:
-    """Weights ten times those of an untrained model, whose next-token distributions are all but flat; no dropout."""
+    """Weights ten times those of an untrained model, whose next-token distributions are all but flat."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(10)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     return model.eval()
 
 
