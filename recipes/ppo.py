@@ -1,0 +1,97 @@
+"""PPO from the SFT model against the reward model (arXiv 2203.02155, section 3.5).
+
+    make ppo RECIPE=sandbox
+    accelerate launch recipes/ppo.py --config recipes/sandbox/ppo.yaml --total_episodes 1024
+
+One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model
+starts as a copy of reward. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/, metrics.jsonl,
+samples.jsonl and result.json. `--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from trl import ModelConfig
+
+from rlhf.adapter_files import base_of
+from rlhf.adapters import SharedBase, adapter_folder, check_adapter
+from rlhf.cli import parse, run
+from rlhf.data import filter_long_prompts, load_prompts
+from rlhf.data.arguments import DataArguments
+from rlhf.errors import InputError
+from rlhf.models import load_base, load_tokenizer
+from rlhf.ppo import PPOConfig, PPOTrainer
+from rlhf.ppo.rollout import encode_prompts, longest_prompt
+from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
+from rlhf.runs import MetricsCallback, start_run, write_result
+
+
+@dataclass
+class ScriptArguments:
+    ppo_trainer: Literal["ours", "trl"] = field(
+        default="ours", metadata={"help": "trl: TRL's own PPOTrainer (up to TRL 1.12), as a baseline."}
+    )
+
+
+def main() -> None:
+    started = time.monotonic()
+    script, data_args, args, model_args = parse(ScriptArguments, DataArguments, PPOConfig, ModelConfig)
+
+    # Checks, before anything is loaded
+    if args.sft_model_path is None or args.reward_model_path is None:
+        raise InputError("sft_model_path and reward_model_path are needed: the folders of those stages, or Hub ids.")
+    if script.ppo_trainer == "trl":
+        require_trl_ppo()
+    sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
+    base_name = model_args.model_name_or_path or base_of(check_adapter(sft), sft)
+    for folder in (sft, reward):
+        check_adapter(folder, base_name)
+    model_args = replace(model_args, model_name_or_path=base_name)
+    start_run(args.output_dir, script, data_args, args, model_args, stage="ppo")
+
+    # Prompts
+    has_tokenizer = (sft / "tokenizer_config.json").exists()
+    tokenizer = load_tokenizer(str(sft) if has_tokenizer else base_name)
+    train = load_prompts(data_args, "train", args.output_dir)
+    test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
+    if script.ppo_trainer == "trl":
+        trainer = trl_ppo_trainer(args, model_args, tokenizer, sft, reward, train, test)
+        trainer.train()
+        trainer.save_model(args.output_dir)
+        write_result(args.output_dir, {"seconds": round(time.monotonic() - started, 1)})
+        return
+
+    # One base, four adapters
+    base = SharedBase(load_base(model_args, tokenizer))
+    base.add_adapter("sft", folder=sft)
+    base.add_adapter("reward", folder=reward, head=True)
+    base.add_adapter("policy", copy_of="sft", trainable=True)
+    base.add_adapter("value", copy_of="reward", trainable=True, head=True)
+
+    # Training
+    limit = longest_prompt(base.config, args.max_prompt_length, args.response_length)
+    if data_args.on_bad_rows == "skip" and limit is not None:
+        train = filter_long_prompts(train, tokenizer, limit)
+        test = filter_long_prompts(test, tokenizer, limit) if test is not None else None
+    trainer = PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=base,
+        train_dataset=encode_prompts(train, tokenizer, limit, args.dataset_num_proc),
+        eval_dataset=test,
+        callbacks=[MetricsCallback(args.output_dir)],
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+
+    # Result
+    logs = [row for row in trainer.state.log_history if "objective/score" in row]
+    result = {name: value for name, value in (logs[-1] if logs else {}).items() if "/" in name or name == "episode"}
+    if test is not None:
+        result |= {name: value for name, value in trainer.evaluate().items() if name.startswith("eval_")}
+    write_result(args.output_dir, {**result, "seconds": round(time.monotonic() - started, 1)})
+
+
+if __name__ == "__main__":
+    run(main)
