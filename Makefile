@@ -40,8 +40,9 @@ install: $(INSTALLED) ## create .venv with the exact versions of constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo 'error: no python3.11 on the path; give one with PYTHON=...' >&2; exit 2; fi
-	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@echo 'Installing into $(VENV), once; it takes a few minutes.'
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about ten minutes
