@@ -14,7 +14,16 @@ from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.collator import KWiseCollator, pad_right
 from rlhf.reward.model import check_sft_start, load_reward_start, pool_at_last_token
 
-ANSWERS = ["Paris.", "The capital of France is Paris.", "pears", "I do not know", "no no no no no no no", "?", "a b", "x"]
+ANSWERS = ["Paris.", "The capital of France is Paris.", "pears", "I do not know", "no no no no no", "?", "a b", "x"]
+    "Paris.",
+    "The capital of France is Paris.",
+    "pears",
+    "I do not know",
+    "no no no no no no no",
+    "?",
+    "a b",
+    "x",
+]
 
 
 def comparisons(n=12, sizes=(2, 3, 4, 5)):
@@ -181,8 +190,8 @@ def test_accumulation_changes_nothing(base, tokenizer, tmp_path):
 def test_evaluation_reports_accuracy_by_k_and_labeler_group(base, tokenizer, tmp_path):
     ours = trainer(base, tokenizer, tmp_path, per_device_eval_batch_size=5)
     metrics = ours.evaluate()
-    prediction = ours.predict(ours.eval_dataset)
-    report = ours.accuracy_report(prediction.predictions, prediction.label_ids)
+    report = ours.report()
+    assert report["eval_loss"] == pytest.approx(metrics["eval_loss"])
     assert metrics["eval_accuracy"] == pytest.approx(report["accuracy"])
     assert metrics["eval_accuracy_k3"] == pytest.approx(report["accuracy_by_k"]["3"]["accuracy"])
     assert metrics["eval_accuracy_heldout"] == pytest.approx(report["accuracy_by_group"]["heldout"]["accuracy"])

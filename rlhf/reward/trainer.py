@@ -10,6 +10,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
 from rlhf.data.encode import encode_completion, encode_prompt, prompt_key
+from rlhf.data.schemas import RowError, comparison
 from rlhf.errors import InputError
 from rlhf.reward.accuracy import PADDING, accuracy_report, flat_metrics
 from rlhf.reward.collator import KWiseCollator
@@ -17,7 +18,7 @@ from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
 from rlhf.reward.model import pool_at_last_token
 
-
+NO_GROUP = -1
 COLUMNS = ["completions_ids", "ranks", "prompt_id", "labeler_group_id"]
 
 
@@ -106,11 +107,14 @@ class KWiseRewardTrainer(RewardTrainer):
         return loss, scores, (ranks, inputs["prompt_id"], inputs["labeler_group_id"])
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return flat_metrics(self.accuracy_report(prediction.predictions, prediction.label_ids))
+        return flat_metrics(accuracy_report(prediction.predictions, *prediction.label_ids, self.labeler_groups))
 
-    def accuracy_report(self, scores: np.ndarray, labels: tuple[np.ndarray, ...]) -> dict[str, Any]:
-        """The report of `rlhf.reward.accuracy` on what `predict` returned, with the names of the labeler groups."""
-        return accuracy_report(scores, *labels, self.labeler_groups)
+    def report(self) -> dict[str, Any]:
+        """Evaluates on `eval_dataset`: `eval_loss` and the report of `rlhf.reward.accuracy`; logs the plain numbers."""
+        output = self.predict(self.eval_dataset, metric_key_prefix="eval")
+        self.log(output.metrics)
+        report = accuracy_report(output.predictions, *output.label_ids, self.labeler_groups)
+        return {"eval_loss": output.metrics["eval_loss"], **report}
 
     def _record(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """The training metrics of TRL's RewardTrainer, over this step's completions and pairs."""
@@ -133,44 +137,51 @@ class KWiseRewardTrainer(RewardTrainer):
             metrics["margin"].append(margin / pairs)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args, dataset_name: str) -> Dataset:
-        """Tokenises comparisons once; a dataset that has `completions_ids` is left as it is."""
-        if "completions_ids" in dataset.column_names:
+        """Tokenises comparisons, unless `tokenize_comparisons` has done it, and numbers the labeler groups."""
+        if "labeler_group_id" in dataset.column_names:
             return dataset
-        groups = dataset["labeler_group"] if "labeler_group" in dataset.column_names else [None] * len(dataset)
-        self.labeler_groups += sorted({group for group in groups if group is not None} - set(self.labeler_groups))
-        group_ids = [-1 if group is None else self.labeler_groups.index(group) for group in groups]
-        dataset = tokenize_comparisons(dataset, processing_class, f"Tokenizing {dataset_name} dataset")
-        check_lengths(dataset, args.max_length, dataset_name)
-        return dataset.add_column("labeler_group_id", group_ids).select_columns(COLUMNS)
+        if "completions_ids" not in dataset.column_names:
+            dataset = tokenize_comparisons(dataset, processing_class)
+        _check_lengths(dataset, args.max_length, dataset_name)
+        groups = dataset["labeler_group"]
+        self.labeler_groups += sorted(set(groups) - {""} - set(self.labeler_groups))
+        ids = [self.labeler_groups.index(group) if group else NO_GROUP for group in groups]
+        return dataset.add_column("labeler_group_id", ids).select_columns(COLUMNS)
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             self._signature_columns = COLUMNS
 
 
-def tokenize_comparisons(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, description: str | None = None
-) -> Dataset:
-    """Adds `completions_ids` (K lists: prompt, completion, EOS), `ranks` and `prompt_id` (equal for equal prompts)."""
+def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Comparisons as rows of token ids.
 
-    def encode(row):
-        if "chosen" in row:
-            row = {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]], "ranks": [0, 1]}
+    Returns:
+        columns `completions_ids` (K lists: prompt, completion, EOS), `ranks`, `prompt_id` (equal for equal prompts),
+        `labeler_group` (empty where the comparison has none).
+    """
+
+    def encode(row, number):
+        try:
+            row = comparison(row)
+        except RowError as error:
+            raise InputError(f"row {number + 1} of the comparisons: {error}.") from error
         prompt_ids = encode_prompt(tokenizer, row["prompt"])
         ids = [prompt_ids + encode_completion(tokenizer, row["prompt"], text) for text in row["completions"]]
-        return {"completions_ids": ids, "ranks": row["ranks"], "prompt_key": prompt_key(row["prompt"])}
+        labels = {"prompt_key": prompt_key(row["prompt"]), "labeler_group": row.get("labeler_group", "")}
+        return {"completions_ids": ids, "ranks": row["ranks"], **labels}
 
-    dataset = dataset.map(encode, remove_columns=dataset.column_names, desc=description)
+    dataset = dataset.map(encode, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing comparisons")
     prompt_ids = np.unique(dataset["prompt_key"], return_inverse=True)[1]
     return dataset.remove_columns("prompt_key").add_column("prompt_id", prompt_ids)
 
 
-def check_lengths(dataset: Dataset, max_length: int | None, dataset_name: str) -> None:
+def _check_lengths(dataset: Dataset, max_length: int | None, dataset_name: str) -> None:
     """TRL drops rows beyond `max_length` without a word; here they are an InputError."""
     longest = [max(map(len, ids)) for ids in dataset["completions_ids"]]
     if max_length is not None and longest and max(longest) > max_length:
         row = int(np.argmax(longest))
         raise InputError(
-            f"row {row} of the {dataset_name} comparisons has a completion that ends at token {longest[row]}, beyond "
-            f"max_length {max_length}; raise max_length or leave such rows out."
+            f"row {row + 1} of the {dataset_name} comparisons has a completion that ends at token {longest[row]}, "
+            f"beyond max_length {max_length}; raise max_length or leave such rows out."
         )

@@ -1,0 +1,72 @@
+"""Supervised fine-tuning on demonstrations (arXiv 2203.02155, section 3.5), with TRL's SFTTrainer and LoRA.
+
+accelerate launch recipes/sft.py --config recipes/sandbox/sft.yaml --learning_rate 1e-3
+
+Leaves in output_dir the adapter of the chosen epoch, the tokenizer, every epoch's checkpoint, and result.json with the
+validation loss of each. With --reward_model_path a reward model chooses; recipes/choose_sft.py does so afterwards.
+"""
+
+import time
+
+from trl import SFTTrainer
+
+from rlhf.adapters import check_adapter
+from rlhf.cli import parse, run
+from rlhf.data import DataArguments, load_demonstrations
+from rlhf.data.lengths import drop_long_rows
+from rlhf.hub import finish_run, take_over_push
+from rlhf.models import load_base, load_tokenizer, lora_config, resolve_model_name
+from rlhf.resume import find_checkpoint
+from rlhf.runs import MetricsCallback, start_run, write_result
+from rlhf.sft import SFTArguments, SFTModelConfig, set_residual_dropout, tokenize_demonstrations
+from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
+
+
+def main() -> None:
+    args, choice, model_args, data_args = parse(SFTArguments, ChoiceArguments, SFTModelConfig, DataArguments)
+    started, folder = time.monotonic(), args.output_dir
+    base_name = resolve_model_name(model_args.model_name_or_path)
+    if choice.reward_model_path is not None:
+        check_adapter(choice.reward_model_path, base_name)
+    checkpoint = find_checkpoint(args)
+    start_run(folder, args, choice, model_args, data_args, stage="sft")
+    push = take_over_push(args)
+
+    # Data
+    tokenizer = load_tokenizer(base_name, model_args.model_revision)
+    demonstrations = {split: load_demonstrations(data_args, split, folder) for split in ("train", "validation")}
+    rows = {split: tokenize_demonstrations(dataset, tokenizer) for split, dataset in demonstrations.items()}
+    for split, dataset in rows.items():
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, folder)
+
+    # Training
+    model = load_base(model_args, tokenizer)
+    set_residual_dropout(model, model_args.lora_dropout)
+    trainer = SFTTrainer(
+        model,
+        args,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        processing_class=tokenizer,
+        peft_config=lora_config(model_args),
+        callbacks=[MetricsCallback(folder)],
+    )
+    train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+    trainer.save_model(folder)
+
+    # Choice of an epoch
+    if trainer.is_world_process_zero():
+        table = checkpoint_table(trainer.state.log_history, folder)
+        if choice.reward_model_path is not None:
+            base = load_base(model_args, tokenizer).to(args.device)
+            table = score_checkpoints(table, folder, base, tokenizer, demonstrations["validation"], choice)
+        result = {"train_loss": train_loss, "n_train": len(rows["train"]), "n_validation": len(rows["validation"])}
+        result |= choose_checkpoint(folder, table)
+        write_result(folder, result | {"seconds": time.monotonic() - started})
+    trainer.accelerator.wait_for_everyone()
+    finish_run(folder, "sft", push)
+
+
+if __name__ == "__main__":
+    run(main)
