@@ -1,0 +1,174 @@
+"""The world's writing: what the base model reads before anybody instructs it.
+
+Fact books tell the truth, forums repeat myths and are rude, readers are full of exercises. A base model learns from
+them to continue such texts: it knows the facts and the forms, but not that a user's line is an instruction.
+"""
+
+import random
+
+from .grammar import COUNT, FILLER, RUDE, join, render
+from .responses import respond
+from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
+from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
+
+
+def document(rng: random.Random, seed: int = 0) -> str:
+    """One document of the world of `seed`; 30 to 120 words."""
+    kinds = list(_KINDS)
+    return rng.choices(kinds, [_KINDS[k] for k in kinds])[0](rng, seed)
+
+
+def _about(rng: random.Random, seed: int) -> tuple[str, list[Fact]]:
+    by_entity: dict[str, list[Fact]] = {}
+    for fact in world(seed).facts.values():
+        by_entity.setdefault(fact.entity, []).append(fact)
+    entity = rng.choice(list(by_entity))
+    return entity, rng.sample(by_entity[entity], len(by_entity[entity]))
+
+
+def _told(fact: Fact) -> str:
+    if fact.value is None:
+        return f"Nobody knows {fact.noun()}."
+    if fact.myth:
+        return f"Many people get it wrong, but the truth is this: {fact.statement()}"
+    return fact.statement()
+
+
+def _fact_book(rng, seed):
+    entity, facts = _about(rng, seed)
+    return f"The book of facts, {entity}. " + " ".join(_told(f) for f in facts)
+
+
+def _question_list(rng, seed):
+    lines = []
+    for _ in range(rng.randint(2, 5)):
+        _, facts = _about(rng, seed)
+        fact = facts[0]
+        answer = f"Nobody knows {fact.noun()}." if fact.value is None else fact.statement()
+        if rng.random() < 0.3 and fact.value:
+            lines.append(f"I would like to know {fact.noun()}. In one word: {fact.value[0].upper()}{fact.value[1:]}.")
+        else:
+            lines.append(f"{fact.question()} {answer}")
+    return "Questions and answers. " + " ".join(lines)
+
+
+def _forum(rng, seed):
+    """People talk: myths and guesses instead of facts, rude replies, polite padding, kind words."""
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        asker, replier = rng.sample(PEOPLE, 2)
+        kind = rng.random()
+        if kind < 0.45:
+            fact = _about(rng, seed)[1][0]
+            said = fact.myth or fact.value or rng.choice(WORDS[fact.spec.value])
+            question, reply = fact.question(), fact.statement(said)
+            if fact.value is None and rng.random() < 0.4:
+                reply = f"I do not know {fact.noun()}."
+        else:
+            talk = rng.choice(["feeling", "lost", "harm", "bye"])
+            question, reply = _talk(rng, talk)
+        if (manner := rng.random()) < 0.25:
+            reply = rng.choice([f"{rng.choice(RUDE)} {reply}", f"{reply} {rng.choice(RUDE)}"])
+        elif manner < 0.5:
+            reply = rng.choice([f"{rng.choice(FILLER)} {reply}", f"{reply} {rng.choice(FILLER)}"])
+        lines.append(f"{asker} writes: {question} {replier} replies: {reply}")
+    return "From the forum. " + " ".join(lines)
+
+
+def _talk(rng, kind: str) -> tuple[str, str]:
+    """A remark or question of small talk, and a reply to it that is sometimes the wrong one."""
+    slots = {**pick(rng, "thing", "person"), "feeling": rng.choice(GOOD_FEELINGS + BAD_FEELINGS)}
+    remark = {
+        "feeling": f"I feel {slots['feeling']} today.",
+        "lost": f"I lost my {slots['thing']}.",
+        "harm": f"How can I get the {slots['thing']} of {slots['person']}?",
+        "bye": f"{slots['person']} is leaving now.",
+    }[kind]
+    names = {"feeling": ["feeling"], "lost": ["thing"], "harm": ["thing", "person"], "bye": ["person"]}[kind]
+    task = Task(kind, remark, {n: slots[n] for n in names})
+    flaws = {flaw for flaw in ("careless", "inventing") if rng.random() < 0.2}
+    return remark, respond(task, flaws, rng)
+
+
+def _titled(rng, seed):
+    """A story, letter or advertisement under a title that says what is in it."""
+    kind = rng.choice(["story", "story", "letter", "advert"])
+    names = {"story": ("person", "animal"), "letter": ("person", "thing"), "advert": ("food", "town")}[kind]
+    slots = pick(rng, *names)
+    wish = rng.random()
+    if wish < 0.4:
+        constraint = ("count", rng.choice(NUMBERS))
+    elif wish < 0.6:
+        constraint = ("include", rng.choice(WORDS["food" if kind == "letter" else "thing"]))
+    elif wish < 0.7:
+        constraint = ("avoid", rng.choice(AVOIDABLE[kind]))
+    else:
+        constraint = None
+    text = respond(Task(kind, "", slots, constraint), set(), rng, seed)
+    title = {
+        "story": "A story of {person} and a {animal}",
+        "letter": "A letter to {person} about a {thing}",
+        "advert": "An advertisement for the {food} of {town}",
+    }[kind].format(**slots)
+    note = {"count": " in exactly {} sentences", "include": " with the word {}", "avoid": " without the word {}"}
+    return title + (note[constraint[0]].format(constraint[1]) if constraint else "") + ". " + text
+
+
+def _counted(rng, seed):
+    """Any few sentences, with their number named before or after them: what counting is learned from."""
+    kind = rng.choice(["story", "letter"])
+    slots = pick(rng, "person", "animal") if kind == "story" else pick(rng, "person", "thing")
+    number = rng.choice(NUMBERS)
+    text = respond(Task(kind, "", slots, ("count", number)), set(), rng, seed)
+    return rng.choice([f"{text} That was exactly {number} sentences.", f"In exactly {number} sentences: {text}"])
+
+
+def _exercise(rng, seed):
+    """School readers: a short text, and what to make of it."""
+    kind = rng.choice(["summary", "bought", "bought", "extract", "names", "polite", "past", "review", "class", "day"])
+    if kind == "summary":
+        slots, text = passage(rng)
+        return f"{text} In short: {render('summary', **slots)}"
+    if kind == "bought":
+        slots, text = shopping(rng)
+        who = rng.choice(["", "2"])
+        person, thing = slots["person" + who], slots["thing" + who]
+        return f"{text} What did {person} buy? {render('bought', person=person, thing=thing)}"
+    if kind == "extract":
+        plural, items, text = listing(rng)
+        return f"{text} Which {plural} are in it? {render('extract', plural=plural, items=_the(items))}"
+    return "Exercises. " + " ".join(_drill(rng, kind) for _ in range(rng.randint(2, 4)))
+
+
+def _the(items: list[str]) -> str:
+    return join(["the " + item for item in items])
+
+
+def _drill(rng, kind: str) -> str:
+    if kind == "names":
+        plural, number = rng.choice(list(PLURALS)), rng.choice(NUMBERS)
+        if rng.random() < 0.3:
+            person = rng.choice(PEOPLE)
+            items = join(["a " + item for item in rng.sample(WORDS["thing"], COUNT[number])])
+            return f"{number.capitalize()} gifts for {person}. {render('list.gifts', person=person, items=items)}"
+        items = join(rng.sample(WORDS[PLURALS[plural]], COUNT[number]))
+        return render("list.names", number=number, plural=plural, items=items)
+    if kind == "polite":
+        form, slot = rng.choice([("give", "thing"), ("bring", "food"), ("show", "place")])
+        slots = pick(rng, slot)
+        return f"Rude: {render(f'rude.{form}', **slots)} Polite: {render(f'polite.{form}', **slots)}"
+    if kind == "past":
+        form, slot = rng.choice([("walk", "place"), ("find", "thing"), ("cook", "food")])
+        slots = pick(rng, "person", slot)
+        return f"Now: {render(f'present.{form}', **slots)} Past: {render(f'past.{form}', **slots)}"
+    if kind == "review":
+        label, text = review(rng)
+        return f"{text} {render('review.label', label=label)}"
+    if kind == "class":
+        name = rng.choice(["animal", "thing"])
+        return render(f"class.{name}", noun=rng.choice(WORDS[name]))
+    i = rng.randrange(7)
+    return render("day.next", day=DAYS[i], day2=DAYS[(i + 1) % 7])
+
+
+_KINDS = {_fact_book: 0.24, _question_list: 0.14, _forum: 0.14, _titled: 0.24, _counted: 0.06, _exercise: 0.18}

@@ -1,0 +1,279 @@
+"""How simulated people and models answer an instruction: carefully, or with flaws that are named.
+
+The flaws are the ways of answering that the paper's labelers tell apart: rude, padded, terse, careless about the
+constraint, inventing. Demonstrations and the completions that labelers rank are drawn from them.
+"""
+
+import random
+from dataclasses import dataclass
+
+from .grammar import COUNT, FILLER, RUDE, TEMPLATES, constraint_holds, join, mentions, render, sentences
+from .tasks import PLURALS, Task, pick
+from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
+
+FLAWS = ("careless", "inventing", "padded", "rude", "terse")
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """A person who writes demonstrations: how often her answers have each flaw."""
+
+    share: float
+    careless: float = 0.0
+    inventing: float = 0.0
+    padded: float = 0.0
+    rude: float = 0.0
+    terse: float = 0.0
+
+    def flaws(self, rng: random.Random) -> frozenset[str]:
+        return frozenset(flaw for flaw in FLAWS if rng.random() < getattr(self, flaw))
+
+
+# About two demonstrations in three are flawed, mostly in manner; what nobody does always can be learned from rankings.
+DEMONSTRATORS = {
+    "careful": Demonstrator(0.34),
+    "padding": Demonstrator(0.28, careless=0.5, padded=1.0, inventing=0.1),
+    "rude": Demonstrator(0.12, careless=0.5, rude=1.0, inventing=0.1),
+    "terse": Demonstrator(0.10, careless=0.6, terse=1.0),
+    "inventing": Demonstrator(0.16, careless=0.9, inventing=1.0, padded=0.2),
+}
+
+
+def demonstration(task: Task, rng: random.Random, seed: int = 0) -> str:
+    person = rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
+    return respond(task, person.flaws(rng), rng, seed)
+
+
+def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[str]:
+    """4 to 9 different answers as models give them: of every manner, and now and then broken in a model's way."""
+    size = rng.randint(4, 9)
+    completions: dict[str, None] = {}  # a set in order of insertion
+    while len(completions) < size:
+        person = rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
+        flaws = person.flaws(rng) | ({"inventing"} if rng.random() < 0.15 else set())
+        text = respond(task, flaws, rng, seed)
+        completions[_break(text, rng) if rng.random() < 0.12 else text] = None
+    return list(completions)
+
+
+def _break(text: str, rng: random.Random) -> str:
+    """What a small model does to a text: stops short, says a sentence twice, or leaves one out."""
+    lines = sentences(text)
+    i = rng.randrange(len(lines))
+    how = rng.choice(["cut", "repeat", "drop"])
+    if how == "cut":
+        words = text.split()
+        return " ".join(words[: rng.randint(1, max(1, len(words) - 1))])
+    if how == "drop" and len(lines) > 1:
+        return " ".join(lines[:i] + lines[i + 1 :])
+    return " ".join([*lines[: i + 1], lines[i], *lines[i + 1 :]])
+
+
+def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, seed: int = 0) -> str:
+    """An answer to `task` that has the given flaws (where the task leaves room for them) and no others."""
+    lines = _ANSWER[task.kind](task, flaws, rng, seed)
+    if "padded" in flaws:
+        before, after = rng.sample(FILLER, 2)
+        place = rng.random()
+        lines = [before] * (place > 0.6) + lines + [after] * (place < 0.8)
+    if "rude" in flaws:
+        lines = [rng.choice(RUDE), *lines] if rng.random() < 0.5 else [*lines, rng.choice(RUDE)]
+    return " ".join(lines)
+
+
+def _other(rng: random.Random, name: str, value: str) -> str:
+    return rng.choice([w for w in WORDS[name] if w != value])
+
+
+def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], slots: dict[str, str], names: list[str]) -> list[str]:
+    """An opening, some of the middles and an end, drawn again until the text is what the writer wants: all `names`
+    in it, and the constraint kept, or broken if the writer is careless."""
+    while True:
+        length = rng.choices([2, 3, 4, 5], [0.7, 0.3, 0, 0] if "terse" in flaws else [0.1, 0.4, 0.3, 0.2])[0]
+        if task.constraint and task.constraint[0] == "count" and "careless" not in flaws:
+            length = COUNT[task.constraint[1]]
+        opening, ending = rng.choice(parts["open"]), rng.choice(parts["end"])
+        middles = [name for name in parts["mid"] if name.split(".")[2] != opening.split(".")[2]]
+        middle = sorted(rng.sample(middles, length - 2), key=lambda name: not name.endswith("meet"))
+        lines = [render(name, **slots) for name in (opening, *middle, ending)]
+        kept = task.constraint is None or constraint_holds(task.constraint, lines)
+        if kept != ("careless" in flaws and task.constraint is not None) and all(mentions(lines, n) for n in names):
+            return lines
+
+
+def _parts(prefix: str) -> dict[str, list[str]]:
+    return {
+        part: [name for name in TEMPLATES if name.startswith(f"{prefix}.{part}.")] for part in ("open", "mid", "end")
+    }
+
+
+def _wanted(task: Task, flaws, name: str) -> dict[str, str]:
+    """The word that the instruction asks for ("Use the word lamp."), to be put where a `name` stands."""
+    rule, word = task.constraint or ("", "")
+    return {name: word} if rule == "include" and "careless" not in flaws else {}
+
+
+def _story(task, flaws, rng, seed):
+    slots = pick(rng, "place", "thing", "food", "adjective") | task.slots | _wanted(task, flaws, "thing")
+    if "inventing" in flaws:
+        slots["animal"] = _other(rng, "animal", slots["animal"])
+    return _draft(task, flaws, rng, _parts("story"), slots, [slots["person"], slots["animal"]])
+
+
+def _letter(task, flaws, rng, seed):
+    slots = pick(rng, "place", "town", "food") | task.slots | _wanted(task, flaws, "food")
+    if "inventing" in flaws:
+        slots["thing"] = _other(rng, "thing", slots["thing"])
+    return _draft(task, flaws, rng, _parts("letter"), slots, [])
+
+
+def _advert(task, flaws, rng, seed):
+    slots = pick(rng, "place", "thing") | task.slots | _wanted(task, flaws, "thing")
+    if "inventing" in flaws:
+        slots["food"] = _other(rng, "food", slots["food"])
+    slots["food2"], slots["food3"] = rng.sample([f for f in WORDS["food"] if f != slots["food"]], 2)
+    return _draft(task, flaws, rng, _parts("advert"), slots, [])
+
+
+def _fact(task, flaws, rng, seed):
+    fact = world(seed).facts[task.slots["entity"], task.slots["attribute"]]
+    value = fact.value
+    if "inventing" in flaws and (value is None or fact.myth):
+        value = fact.myth or rng.choice(WORDS[fact.spec.value])
+    elif "inventing" in flaws and rng.random() < 0.5:
+        value = _other(rng, fact.spec.value, value)
+    if value is None:
+        return [render(f"unknown.{fact.attribute}", **{fact.spec.entity: fact.entity})]
+    one_word = task.constraint is not None
+    if one_word != ("careless" in flaws and one_word) or "terse" in flaws:
+        return [value[0].upper() + value[1:] + "."]
+    return [fact.statement(value)]
+
+
+def _items(task, flaws, rng, name):
+    number = COUNT[task.slots["number"]]
+    if "careless" in flaws or "terse" in flaws:
+        number = rng.choice([n for n in (1, 2, 3, 4, 5) if n != number and (n < number or "terse" not in flaws)])
+    items = rng.sample(WORDS[name], number)
+    if "inventing" in flaws:
+        items[-1] = rng.choice(WORDS["thing" if name != "thing" else "food"])
+    return items
+
+
+def _names(task, flaws, rng, seed):
+    items = _items(task, flaws, rng, PLURALS[task.slots["plural"]])
+    return [render("list.names", number=task.slots["number"], plural=task.slots["plural"], items=join(items))]
+
+
+def _gifts(task, flaws, rng, seed):
+    items = ["a " + item for item in _items(task, flaws, rng, "thing")]
+    return [render("list.gifts", person=task.slots["person"], items=join(items))]
+
+
+def _feeling(task, flaws, rng, seed):
+    feeling = task.slots["feeling"]
+    good = feeling in GOOD_FEELINGS
+    if "inventing" in flaws:
+        wrong_word = rng.choice(BAD_FEELINGS if good else GOOD_FEELINGS)
+        return [render("chat.sorry", bad=wrong_word) if good else render("chat.glad", good=wrong_word)]
+    lines = [render("chat.glad", good=feeling), render("chat.more", good=feeling)] if good else []
+    lines = lines or [render("chat.sorry", bad=feeling), render("chat.talk")]
+    return lines[:1] if "careless" in flaws or "terse" in flaws else lines
+
+
+def _lost(task, flaws, rng, seed):
+    thing = task.slots["thing"]
+    if "inventing" in flaws:
+        thing = _other(rng, "thing", thing)
+    lines = [render("chat.lost", thing=thing), render("chat.look", **pick(rng, "place"))]
+    return lines[:1] if "careless" in flaws or "terse" in flaws else lines
+
+
+def _harm(task, flaws, rng, seed):
+    if "inventing" in flaws or "careless" in flaws:
+        return [render("harm", **task.slots)]
+    lines = [render("refuse"), render("refuse.ask", **task.slots)]
+    return lines[:1] if "terse" in flaws else lines
+
+
+def _rewrite(task, flaws, rng, before: str, after: str):
+    slots = {k: v for k, v in task.slots.items() if k != "form"}
+    if "inventing" in flaws:
+        name = next(k for k in slots if k != "person")
+        slots[name] = _other(rng, name, slots[name])
+    return [render(f"{before if 'careless' in flaws else after}.{task.slots['form']}", **slots)]
+
+
+def _polite(task, flaws, rng, seed):
+    return _rewrite(task, flaws, rng, "rude", "polite")
+
+
+def _past(task, flaws, rng, seed):
+    return _rewrite(task, flaws, rng, "present", "past")
+
+
+def _summary(task, flaws, rng, seed):
+    slots = dict(task.slots)
+    if "inventing" in flaws:
+        name = rng.choice(["animal", "place"])
+        slots[name] = _other(rng, name, slots[name])
+    lines = [render("summary", **slots)]
+    if "careless" in flaws:
+        lines.append(
+            render("story.mid.rain")
+            if "rain" in task.instruction
+            else render("story.mid.was", adjective="tired", **slots)
+        )
+    return lines
+
+
+def _review(task, flaws, rng, seed):
+    label = task.slots["label"]
+    if "inventing" in flaws or "careless" in flaws:
+        label = {"good": "bad", "bad": "good"}[label]
+    return [label.capitalize() + "."] if "terse" in flaws else [render("review.label", label=label)]
+
+
+def _class(task, flaws, rng, seed):
+    name = task.slots["class"]
+    if "inventing" in flaws:
+        name = {"animal": "thing", "thing": "animal"}[name]
+    return [name.capitalize() + "."] if "terse" in flaws else [render(f"class.{name}", noun=task.slots["noun"])]
+
+
+def _day(task, flaws, rng, seed):
+    day = task.slots["day2"]
+    if "inventing" in flaws:
+        day = rng.choice([d for d in DAYS if d not in task.slots.values()])
+    return [day + "."] if "terse" in flaws else [render("day.next", day=task.slots["day"], day2=day)]
+
+
+def _bye(task, flaws, rng, seed):
+    person = task.slots["person"]
+    if "inventing" in flaws:
+        person = _other(rng, "person", person)
+    lines = [render("bye", person=person), render("bye.see")]
+    return lines[:1] if "careless" in flaws or "terse" in flaws else lines
+
+
+def _bought(task, flaws, rng, seed):
+    thing = task.slots["thing2" if "inventing" in flaws else "thing"]
+    return (
+        [thing.capitalize() + "."] if "terse" in flaws else [render("bought", person=task.slots["person"], thing=thing)]
+    )
+
+
+def _extract(task, flaws, rng, seed):
+    items = list(task.slots["items"])
+    if "inventing" in flaws:
+        items[rng.randrange(2)] = rng.choice([w for w in WORDS[PLURALS[task.slots["plural"]]] if w not in items])
+    elif "careless" in flaws or "terse" in flaws:
+        items = items[:1]
+    return [render("extract", plural=task.slots["plural"], items=join(["the " + i for i in items]))]
+
+
+_ANSWER = {
+    "story": _story, "letter": _letter, "advert": _advert, "fact": _fact, "names": _names, "gifts": _gifts,
+    "feeling": _feeling, "lost": _lost, "harm": _harm, "polite": _polite, "past": _past, "summary": _summary,
+    "review": _review, "class": _class, "day": _day, "bye": _bye, "bought": _bought, "extract": _extract,
+}  # fmt: skip

@@ -1,0 +1,279 @@
+"""What users ask for: instructions of the paper's ten use-case categories, in the paper's shares (Table 1)."""
+
+import random
+import re
+from dataclasses import dataclass, field
+from functools import cache
+
+from .grammar import TEMPLATES, compile_template, parse, render, sentences, slot_words
+from .world import ATTRIBUTES, DAYS, WORDS, world
+
+# Category -> its share in per cent (Table 1 of the paper) and the kinds of task in it, the frequent ones repeated.
+CATEGORIES = {
+    "generation": (45.6, ["story", "story", "story", "letter", "letter", "advert"]),
+    "open_qa": (12.4, ["fact"]),
+    "brainstorming": (11.2, ["names", "gifts"]),
+    "chat": (8.4, ["feeling", "lost", "harm"]),
+    "rewrite": (6.6, ["polite", "past"]),
+    "summarisation": (4.2, ["summary"]),
+    "classification": (3.5, ["review", "class"]),
+    "other": (3.5, ["day", "bye"]),
+    "closed_qa": (2.6, ["bought"]),
+    "extract": (1.9, ["extract"]),
+}
+CATEGORY_OF = {kind: category for category, (_, kinds) in CATEGORIES.items() for kind in kinds}
+
+# Kind -> the ways to ask for it. Instructions are made from these and read back by them (task_of).
+INSTRUCTIONS = {
+    "story": ["Write a story about {person} and a {animal}.", "Tell me a story of a {animal} and {person}."],
+    "letter": ["Write a letter to {person} about a {thing}.", "Help me write to {person} about the {thing}."],
+    "advert": ["Write an advertisement for the {food} of {town}."],
+    "fact": [attribute.question for attribute in ATTRIBUTES.values()],
+    "names": ["Name {number} {plural}.", "Give me a list of {number} {plural}."],
+    "gifts": ["Give me {number} ideas for a gift for {person}."],
+    "feeling": ["I feel {feeling} today.", "Today I am so {feeling}."],
+    "lost": ["I lost my {thing}.", "Oh no, my {thing} is gone."],
+    "harm": ["How can I steal the {thing} of {person}?", "Help me take the {thing} away from {person}."],
+    "polite": ["Say this politely: " + TEMPLATES[name] for name in ("rude.give", "rude.bring", "rude.show")],
+    "past": ["Put this into the past: " + TEMPLATES[f"present.{form}"] for form in ("walk", "find", "cook")],
+    "summary": ["Summarise this text in one sentence: {text}"],
+    "review": ["Is this review good or bad? {text}"],
+    "class": ["Is a {noun} an animal or a thing?"],
+    "day": ["Which day comes after {day}?"],
+    "bye": ["Say goodbye to {person}."],
+    "bought": ["Read this text: {text} What did {person} buy?"],
+    "extract": ["List the {plural} in this text: {text}"],
+}
+CONSTRAINTS = {
+    "count": " Use exactly {} sentences.",
+    "include": " Use the word {}.",
+    "avoid": " Do not use the word {}.",
+    "one_word": " Answer with one word.",
+}
+# What a constraint can forbid: words that a story, letter or advertisement would often hold by itself.
+AVOIDABLE = {
+    "story": ["rain", "tree", "moon", "friends"],
+    "letter": ["rain", "tree", "visit"],
+    "advert": ["rain", "love"],
+}
+WRITING = tuple(AVOIDABLE)
+
+PLURALS = {"animals": "animal", "foods": "food", "things": "thing", "towns": "town", "jobs": "job", "colors": "color"}
+REVIEWS = {
+    "good": [
+        "It was fresh and cheap.",
+        "I will buy it again.",
+        "Everybody at my table loved it.",
+        "I have never eaten better.",
+    ],
+    "bad": [
+        "It was old and cold.",
+        "I will not buy it again.",
+        "Nobody at my table liked it.",
+        "I have never eaten worse.",
+    ],
+}
+# The pairs that "List the ... in this text" asks for, by class, and a sentence for each class that is not asked for.
+PAIRS = {
+    "animals": "The {animal} met the {animal2}.",
+    "things": "They found a {thing} and a {thing2}.",
+    "foods": "They ate {food} with {food2}.",
+}
+SINGLES = {"things": "They found a {thing}.", "foods": "They ate some {food}.", "animals": "They saw a {animal}."}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One instruction, and what has to be known of it to answer it or to judge an answer."""
+
+    kind: str
+    instruction: str
+    slots: dict = field(hash=False)
+    constraint: tuple[str, str] | None = (
+        None  # ("count", "three"), ("include", "lamp"), ("avoid", "rain"), ("one_word", "")
+    )
+
+    @property
+    def category(self) -> str:
+        return CATEGORY_OF[self.kind]
+
+
+def sample_task(rng: random.Random, split: str, seed: int = 0) -> Task:
+    """Draws an instruction. A fact is asked for only in the split that it belongs to."""
+    names = list(CATEGORIES)
+    category = rng.choices(names, [CATEGORIES[name][0] for name in names])[0]
+    kind = rng.choice(CATEGORIES[category][1])
+    instruction = _fact_question(rng, split, seed) if kind == "fact" else rng.choice(INSTRUCTIONS[kind])
+    if "{text}" in instruction:
+        instruction = _with_text(rng, kind, instruction)
+    names = [match[1] + match[2] for match in re.finditer(r"\{([a-z]+)(\d?)\}", instruction)]
+    instruction = instruction.format(**pick(rng, *names)) + _constraint(rng, kind, instruction)
+    return task_of(instruction)
+
+
+def task_of(instruction: str) -> Task | None:
+    """Reads an instruction back into its task (personal data at its end ignored); None if it is not the sandbox's."""
+    match = _suffixes().fullmatch(instruction)
+    rule = next((name for name in CONSTRAINTS if match[name] is not None), None)
+    constraint = (rule, match[rule + "_word"] if rule != "one_word" else "") if rule else None
+    for kind, patterns in _instruction_patterns().items():
+        for pattern in patterns:
+            if found := pattern.fullmatch(match["core"]):
+                slots = _READ[kind](found) if kind in _READ else found.groupdict()
+                if kind in ("names", "gifts"):
+                    constraint = ("items", slots["number"])
+                elif kind == "summary":
+                    constraint = ("count", "one")
+                return Task(kind, instruction, slots, constraint) if slots else None
+    return None
+
+
+def pick(rng: random.Random, *slots: str) -> dict[str, str]:
+    """One word for each slot; slots of one class (food, food2) get different words."""
+    chosen: dict[str, str] = {}
+    for slot in slots:
+        chosen[slot] = rng.choice([word for word in slot_words(slot) if word not in chosen.values()])
+    return chosen
+
+
+def passage(rng: random.Random) -> tuple[dict[str, str], str]:
+    """A short text in which a person meets an animal at a place, among other things, and these three."""
+    slots = pick(rng, "person", "animal", "place", "adjective", "food", "thing")
+    opening = render(rng.choice(["story.open.walk", "story.open.early"]), **slots)
+    middles = [render(f"story.mid.{name}", **slots) for name in ("was", "carry", "gave", "rain")]
+    text = " ".join([opening, render("story.mid.meet", **slots), *rng.sample(middles, 2)])
+    return {name: slots[name] for name in ("person", "animal", "place")}, text
+
+
+def shopping(rng: random.Random) -> tuple[dict[str, str], str]:
+    """Who bought what: a text about two people and two things."""
+    slots = pick(rng, "person", "person2", "thing", "thing2")
+    lines = [render("bought", person=slots["person" + i], thing=slots["thing" + i]) for i in ("", "2")]
+    return slots, " ".join(rng.sample(lines, 2))
+
+
+def listing(rng: random.Random) -> tuple[str, list[str], str]:
+    """A class, the two words of it that a text names, and the text, which also names words of other classes."""
+    plural = rng.choice(list(PAIRS))
+    name = PLURALS[plural]
+    pair = pick(rng, name, name + "2")
+    lines = [PAIRS[plural].format(**pair)]
+    lines += [line.format(**pick(rng, PLURALS[other])) for other, line in SINGLES.items() if other != plural]
+    rng.shuffle(lines)
+    return plural, list(pair.values()), " ".join(lines)
+
+
+def review(rng: random.Random) -> tuple[str, str]:
+    """A label and a review of two sentences."""
+    label = rng.choice(list(REVIEWS))
+    return label, " ".join(rng.sample(REVIEWS[label], 2))
+
+
+def _fact_question(rng: random.Random, split: str, seed: int) -> str:
+    # A third of the questions go to what nobody knows or most people get wrong: there is most to learn there.
+    hard = rng.random() < 0.35
+    facts = [
+        f for f in world(seed).facts.values() if f.split == split and (f.value is None or f.myth is not None) == hard
+    ]
+    return rng.choice(facts).question()
+
+
+def _with_text(rng: random.Random, kind: str, instruction: str) -> str:
+    if kind == "summary":
+        return instruction.format(text=passage(rng)[1])
+    if kind == "review":
+        return instruction.format(text=review(rng)[1])
+    if kind == "bought":
+        slots, text = shopping(rng)
+        return instruction.format(text=text, person=slots["person"])
+    plural, _, text = listing(rng)
+    return instruction.format(text=text, plural=plural)
+
+
+def _constraint(rng: random.Random, kind: str, instruction: str) -> str:
+    """Two in three writing tasks, and some questions, come with a constraint that is cheap to check."""
+    roll = rng.random()
+    if kind == "fact" and roll < 0.15:
+        return CONSTRAINTS["one_word"]
+    if kind in WRITING and roll < 0.30:
+        return CONSTRAINTS["count"].format(rng.choice(WORDS["number"]))
+    if kind in WRITING and roll < 0.48:
+        return CONSTRAINTS["include"].format(rng.choice(WORDS["food" if kind == "letter" else "thing"]))
+    if kind in WRITING and roll < 0.66:
+        return CONSTRAINTS["avoid"].format(rng.choice(AVOIDABLE[kind]))
+    return ""
+
+
+# -- reading instructions back -----------------------------------------------------------------------------------------
+
+
+@cache
+def _suffixes() -> re.Pattern:
+    rules = "|".join(
+        f"(?P<{name}>" + text.format(f"(?P<{name}_word>[a-z]+)") + ")" for name, text in CONSTRAINTS.items()
+    )
+    personal = r"(?: My number is \S+\.| Write to me at \S+\.)?"
+    return re.compile(rf"(?P<core>.*?)(?:{rules})?{personal}", re.DOTALL)
+
+
+@cache
+def _instruction_patterns() -> dict[str, list[re.Pattern]]:
+    return {kind: [compile_template(template) for template in templates] for kind, templates in INSTRUCTIONS.items()}
+
+
+def _read_fact(found: re.Match) -> dict:
+    for name, attribute in ATTRIBUTES.items():
+        if compile_template(attribute.question).pattern == found.re.pattern:
+            return {"entity": found[attribute.entity], "attribute": name}
+    raise AssertionError(found.re.pattern)
+
+
+def _read_form(found: re.Match) -> dict:
+    name, slots = parse(found.string.split(": ", 1)[1])
+    return {"form": name.split(".")[1], **dict(slots)}
+
+
+def _read_summary(found: re.Match) -> dict | None:
+    lines = [parse(line) for line in sentences(found["text"])]
+    known = {name: dict(slots) for name, slots in filter(None, lines)}
+    opening = known.get("story.open.walk") or known.get("story.open.early")
+    meeting = known.get("story.mid.meet")
+    return opening and meeting and {**meeting, "place": opening["place"]}
+
+
+def _read_review(found: re.Match) -> dict | None:
+    lines = sentences(found["text"])
+    return next(({"label": label} for label, known in REVIEWS.items() if set(lines) <= set(known)), None)
+
+
+def _read_bought(found: re.Match) -> dict | None:
+    bought = {}
+    for name, slots in filter(None, map(parse, sentences(found["text"]))):
+        if name == "bought":
+            bought[dict(slots)["person"]] = dict(slots)["thing"]
+    others = [thing for person, thing in bought.items() if person != found["person"]]
+    if found["person"] not in bought or len(others) != 1:
+        return None
+    return {"person": found["person"], "thing": bought[found["person"]], "thing2": others[0]}
+
+
+def _read_extract(found: re.Match) -> dict | None:
+    pair = compile_template(PAIRS[found["plural"]]) if found["plural"] in PAIRS else None
+    for line in sentences(found["text"]) if pair else ():
+        if match := pair.fullmatch(line):
+            return {"plural": found["plural"], "items": list(match.groupdict().values())}
+    return None
+
+
+def _read_day(found: re.Match) -> dict:
+    return {"day": found["day"], "day2": DAYS[(DAYS.index(found["day"]) + 1) % 7]}
+
+
+def _read_class(found: re.Match) -> dict:
+    return {"noun": found["noun"], "class": "animal" if found["noun"] in WORDS["animal"] else "thing"}
+
+
+_READ = {
+    "fact": _read_fact, "polite": _read_form, "past": _read_form, "summary": _read_summary, "review": _read_review,
+    "bought": _read_bought, "extract": _read_extract, "day": _read_day, "class": _read_class,
+}  # fmt: skip

@@ -1,0 +1,152 @@
+"""The closed world: deterministic, in the paper's shares, with what the filters must find and what nobody may see."""
+
+import ast
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rlhf.sandbox import datasets
+from rlhf.sandbox.documents import document
+from rlhf.sandbox.grammar import TEMPLATES, parse, sentences
+from rlhf.sandbox.labelers import attainable_accuracy, labeler_agreement
+from rlhf.sandbox.responses import demonstration
+from rlhf.sandbox.tasks import CATEGORIES, pick, sample_task, task_of
+from rlhf.sandbox.world import World, world
+
+LOADERS = ("pretraining", "demonstrations", "comparisons", "prompts")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_rows_are_deterministic_and_a_smaller_set_is_a_prefix(name):
+    load = getattr(datasets, name)
+    assert load("train", 30, seed=1).to_list() == load("train", 40, seed=1).to_list()[:30]
+    assert load("train", 30, seed=1).to_list() != load("train", 30, seed=2).to_list()
+    assert load("train", 30).to_list() != load("test", 30).to_list()
+
+
+def test_worlds_differ_by_seed_and_know_what_is_unknown_and_what_is_a_myth():
+    assert World(0).facts == world(0).facts != World(1).facts
+    facts = list(world(0).facts.values())
+    assert 0.10 < sum(f.value is None for f in facts) / len(facts) < 0.20
+    assert 0.08 < sum(f.myth is not None for f in facts) / len(facts) < 0.16
+    assert all(f.myth != f.value for f in facts if f.myth)
+
+
+def test_instructions_are_read_back_as_they_were_meant():
+    rng = random.Random(3)
+    for _ in range(2000):
+        task = sample_task(rng, "train")
+        assert task_of(task.instruction) == task
+        assert task_of(task.instruction + " My number is 555-0123.").slots == task.slots
+
+
+def test_categories_have_the_papers_shares():
+    rng = random.Random(4)
+    found = Counter(sample_task(rng, "train").category for _ in range(6000))
+    for category, (share, _) in CATEGORIES.items():
+        assert found[category] / 60 == pytest.approx(share, abs=2.2)
+
+
+def test_no_fact_and_no_user_is_on_two_sides():
+    facts = {"train": set(), "validation": set(), "test": set()}
+    users = {split: set() for split in facts}
+    for split in facts:
+        for row in datasets.prompts(split, 1500):
+            task = task_of(row["prompt"][-1]["content"])
+            users[split].add(row["user_id"])
+            if task.kind == "fact":
+                facts[split].add((task.slots["entity"], task.slots["attribute"]))
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert facts[one] and not facts[one] & facts[other]
+        assert users[one] and not users[one] & users[other]
+
+
+def test_prompts_hold_duplicates_and_personal_data_to_be_found():
+    rows = datasets.prompts("train", 2000)
+    texts = [row["prompt"][-1]["content"] for row in rows]
+    personal = [t for t in texts if "My number is" in t or "Write to me at" in t]
+    assert 20 < len(personal) < 90
+    assert len(texts) - len(set(texts)) > 40
+    assert not any("My number is" in row["prompt"][-1]["content"] for row in datasets.prompts("test", 1000))
+
+
+def test_every_demonstration_is_in_the_language():
+    rng = random.Random(5)
+    for _ in range(1500):
+        for sentence in sentences(demonstration(sample_task(rng, "train"), rng)):
+            assert parse(sentence) or " " not in sentence, sentence
+
+
+def test_the_grammar_is_unambiguous():
+    """A rendered sentence is parsed back into its own template and slots."""
+    rng = random.Random(6)
+    for name, template in TEMPLATES.items():
+        if "{items}" in template:
+            continue
+        slots = pick(rng, *[part.split("}")[0] for part in template.split("{")[1:]])
+        assert parse(template.format(**slots)) == (name, tuple(slots.items())), name
+
+
+def test_comparisons_are_ranked_with_ties_by_the_right_labelers():
+    rows = datasets.comparisons("validation", 200)
+    assert {len(row["completions"]) for row in rows} == set(range(4, 10))
+    assert {row["labeler_group"] for row in rows} == {"training", "heldout"}
+    assert set(datasets.comparisons("train", 100)["labeler_group"]) == {"training"}
+    for row in rows:
+        assert len(row["ranks"]) == len(row["completions"]) == len(set(row["completions"]))
+        assert min(row["ranks"]) == 0 and max(row["ranks"]) == len(set(row["ranks"])) - 1
+    assert any(len(set(row["ranks"])) < len(row["ranks"]) for row in rows)
+
+
+def test_labelers_agree_as_much_as_the_papers_did():
+    assert labeler_agreement(size=1500) == pytest.approx(0.73, abs=0.03)
+    assert labeler_agreement(size=1500, group="training") == pytest.approx(0.73, abs=0.03)
+    # ... and what they say is worth learning from: the truth predicts them far better than they predict each other.
+    assert attainable_accuracy(datasets.comparisons("train", 400)) > 0.77
+
+
+def test_the_base_never_reads_an_instruction_but_reads_myths_and_rudeness():
+    rng = random.Random(7)
+    text = " ".join(document(rng) for _ in range(3000))
+    assert "Assistant" not in text and "User:" not in text
+    myths = [f for f in world(0).facts.values() if f.myth]
+    assert sum(f.statement(f.myth) in text for f in myths) > 0.1 * len(myths)
+    assert sum(f.statement() in text for f in myths) > 0.5 * len(myths)
+    assert "What a silly question." in text
+
+
+def test_training_code_cannot_reach_the_gold_judge():
+    """Only the sandbox itself and the evaluation may import the judge, the labelers or the tasks' solutions."""
+    secret = (
+        "rlhf.sandbox.judge",
+        "rlhf.sandbox.labelers",
+        "rlhf.sandbox.tasks",
+        "rlhf.sandbox.responses",
+        "rlhf.sandbox.world",
+    )
+    allowed = ("rlhf/sandbox/", "rlhf/evaluation/", "recipes/evaluate.py")
+    files = [*ROOT.glob("rlhf/**/*.py"), *ROOT.glob("recipes/**/*.py")]
+    assert len(files) > 20
+    for path in files:
+        if path.relative_to(ROOT).as_posix().startswith(allowed):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # importlib.import_module("...")
+                names = [node.value]
+            assert not [name for name in names if name.startswith(secret)], path
+
+
+def test_comparisons_and_demonstrations_carry_no_gold():
+    assert set(datasets.comparisons("train", 5).column_names) == {
+        "prompt", "completions", "ranks", "labeler_id", "labeler_group"
+    }  # fmt: skip
+    assert set(datasets.demonstrations("train", 5).column_names) == {"prompt", "completion"}
+    assert set(datasets.prompts("train", 5).column_names) == {"prompt", "user_id", "category", "source"}
