@@ -19,7 +19,7 @@ PPO_PANELS = {
     "objective/score": "Reward model's score",
     "objective/kl": "KL from SFT, nats a response",
     "rollout/length": "Length, tokens",
-    "objective/entropy": "Entropy",
+    "objective/entropy": "Entropy, nats a response",
     "rollout/eos_rate": "Share that ends by itself",
     "val/explained_variance": "Value model: explained variance",
 }
@@ -75,6 +75,7 @@ def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[st
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "number": number, "duration": duration, "within": within}
     environment.filters |= {"prompt_text": prompt_text, "faults": faults}
@@ -123,7 +124,7 @@ def _wins(summary: dict[str, Any]) -> str | None:
                 if arm in wins:
                     label = f"{plots.NAMES[model]} over {plots.NAMES[rival]}, {decoding} ({judge})"
                     rows.append((label, plots.COLORS[model], wins[arm]))
-    return plots.intervals(rows, "win rate, ties count half", reference=0.5, limits=(0, 1.08)) if rows else None
+    return plots.intervals(rows, "win rate, ties count half", reference=0.5, limits=(-0.02, 1.08)) if rows else None
 
 
 def _gold(summary: dict[str, Any]) -> str | None:
@@ -134,7 +135,7 @@ def _gold(summary: dict[str, Any]) -> str | None:
         for model in MODELS
         if model + suffix in estimates
     ]
-    return plots.intervals(rows, "mean gold score", limits=(0, 1.08)) if rows else None
+    return plots.intervals(rows, "mean gold score", limits=(-0.02, 1.08)) if rows else None
 
 
 def _sft(sft: Stage, choose: Stage) -> str | None:
@@ -243,7 +244,8 @@ def duration(seconds: float | None) -> str:
     """512.3 -> 8 min 32 s; a dash where there is no number."""
     if seconds is None:
         return "–"
-    hours, minutes, rest = int(seconds) // 3600, int(seconds) % 3600 // 60, round(seconds % 60)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
