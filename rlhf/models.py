@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -86,7 +87,7 @@ def load_base(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None
             one. That row is the mean of the others: deterministic, so every stage gets the same base.
 
     Raises:
-        InputError: there is no such model, or it is stored as a pickle only.
+        InputError: there is no such model, it is not a causal one, or it is stored as a pickle only.
     """
     return _load(AutoModelForCausalLM, model_args, tokenizer)
 
@@ -123,11 +124,16 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
     name = resolve_model_name(model_args.model_name_or_path)
     gguf_file = _find_gguf(name)
     dtype = model_args.dtype or "auto"
+    quantize = model_args.load_in_4bit or model_args.load_in_8bit
     if gguf_file is not None:
+        if quantize:
+            raise InputError(f"{name} holds a GGUF file, which load_in_4bit and load_in_8bit cannot quantize again.")
         kwargs["gguf_file"] = gguf_file
+        if hasattr(transformers, "GgufConfig"):  # without it, such a release takes the model for untrainable
+            kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs["use_safetensors"] = True
-    if model_args.load_in_4bit or model_args.load_in_8bit:
+    if quantize:
         # The type in which 4-bit weights are multiplied; bitsandbytes has no "auto", bf16 is QLoRA's choice.
         compute = model_args if dtype != "auto" else replace(model_args, dtype="bfloat16")
         kwargs["quantization_config"] = get_quantization_config(compute)
@@ -142,7 +148,7 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
             output_loading_info=True,
             **kwargs,
         )
-    except OSError as error:  # what transformers raises for absent repositories, files and connections
+    except (OSError, ValueError, ImportError) as error:  # nothing there or out of reach, no causal LM, package missing
         raise InputError(f"model {model_args.model_name_or_path} cannot be loaded: {_first_line(error)}") from error
     finally:
         hf_logging.set_verbosity(verbosity)

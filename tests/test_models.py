@@ -8,8 +8,9 @@ import torch
 from peft import get_peft_model
 from tokenizers.processors import TemplateProcessing
 from toys import EOS, TINY, build_tokenizer, save_toy, tiny_llama
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5Config
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import validate_quantization_for_training
 from trl import ModelConfig
 
 import rlhf.models
@@ -74,6 +75,12 @@ def test_pickled_weights_are_refused(tmp_path):
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot be loaded"):
+        load_base(model_args(tmp_path))
+
+
+def test_encoder_decoder_is_refused(tmp_path):
+    T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=1, d_kv=16).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="T5"):
         load_base(model_args(tmp_path))
 
 
@@ -175,10 +182,17 @@ def test_folder_with_one_gguf(tmp_path):
     write_gguf(tmp_path / "toy.gguf")
     base = load_base(model_args(tmp_path))
     torch.testing.assert_close(base(INPUT_IDS).logits, tiny_llama(vocab_size=300)(INPUT_IDS).logits)
+    validate_quantization_for_training(get_peft_model(base, lora_config(model_args(tmp_path))))  # Trainer's own check
     text = "The capital of France"
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer(text).input_ids == build_tokenizer()(text).input_ids
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_gguf_is_not_quantized_again(tmp_path):
+    write_gguf(tmp_path / "toy.gguf")
+    with pytest.raises(InputError, match="load_in_4bit and load_in_8bit cannot quantize again"):
+        load_base(model_args(tmp_path, load_in_4bit=True))
 
 
 def test_folder_with_two_ggufs(tmp_path):
