@@ -38,7 +38,7 @@ def drop_long_rows(
         if length <= max_length:
             kept.append(i)
         else:
-            bad_rows.add(row, f"has {length} tokens, more than max_length {max_length}; shorten it, raise max_length")
+            bad_rows.add(row, f"{length} tokens, more than max_length {max_length}; shorten it, raise max_length")
     bad_rows.report()
     if not kept:
         raise InputError(
