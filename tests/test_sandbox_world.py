@@ -50,17 +50,18 @@ def test_categories_have_the_papers_shares():
         assert found[category] / 60 == pytest.approx(share, abs=2.2)
 
 
-def test_no_fact_and_no_user_is_on_two_sides():
-    facts = {"train": set(), "validation": set(), "test": set()}
-    users = {split: set() for split in facts}
-    for split in facts:
+def test_no_question_and_no_user_is_on_two_sides():
+    asked = {"train": set(), "validation": set(), "test": set()}
+    users = {split: set() for split in asked}
+    for split in asked:
         for row in datasets.prompts(split, 1500):
             task = task_of(row["prompt"][-1]["content"])
             users[split].add(row["user_id"])
-            if task.kind == "fact":
-                facts[split].add((task.slots["entity"], task.slots["attribute"]))
+            asked[split].add(
+                (task.kind, task.instruction if task.kind == "review" else repr(sorted(task.slots.items())))
+            )
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        assert facts[one] and not facts[one] & facts[other]
+        assert asked[one] and not asked[one] & asked[other]
         assert users[one] and not users[one] & users[other]
 
 
