@@ -10,7 +10,6 @@ import time
 
 from trl import SFTTrainer
 
-from rlhf.adapters import check_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.lengths import drop_long_rows
@@ -19,7 +18,7 @@ from rlhf.models import load_base, load_tokenizer, lora_config, resolve_model_na
 from rlhf.resume import find_checkpoint
 from rlhf.runs import MetricsCallback, start_run, write_result
 from rlhf.sft import SFTArguments, SFTModelConfig, set_residual_dropout, tokenize_demonstrations
-from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
+from rlhf.sft_choice import ChoiceArguments, check_reward_model, checkpoint_table, choose_checkpoint, score_checkpoints
 
 
 def main() -> None:
@@ -27,7 +26,7 @@ def main() -> None:
     started, folder = time.monotonic(), args.output_dir
     base_name = resolve_model_name(model_args.model_name_or_path)
     if choice.reward_model_path is not None:
-        check_adapter(choice.reward_model_path, base_name)
+        check_reward_model(choice.reward_model_path, base_name)
     checkpoint = find_checkpoint(args)
     start_run(folder, args, choice, model_args, data_args, stage="sft")
     push = take_over_push(args)

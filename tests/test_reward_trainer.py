@@ -15,15 +15,6 @@ from rlhf.reward.collator import KWiseCollator, pad_right
 from rlhf.reward.model import check_sft_start, load_reward_start, pool_at_last_token
 
 ANSWERS = ["Paris.", "The capital of France is Paris.", "pears", "I do not know", "no no no no no", "?", "a b", "x"]
-    "Paris.",
-    "The capital of France is Paris.",
-    "pears",
-    "I do not know",
-    "no no no no no no no",
-    "?",
-    "a b",
-    "x",
-]
 
 
 def comparisons(n=12, sizes=(2, 3, 4, 5)):

@@ -1,0 +1,195 @@
+"""What SFT trains on, how an epoch is chosen, and resumption."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from toys import save_toy
+from trl import ModelConfig, SFTTrainer
+
+from rlhf.data.encode import encode_completion, encode_prompt
+from rlhf.errors import InputError
+from rlhf.models import load_base, load_sequence_classifier, load_tokenizer, lora_config
+from rlhf.resume import find_checkpoint
+from rlhf.sft import SFTArguments, SFTModelConfig, set_residual_dropout, tokenize_demonstrations
+from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
+
+DEMONSTRATIONS = Dataset.from_list(
+    [
+        {
+            "prompt": [{"role": "user", "content": f"Question {i}?"}],
+            "completion": [{"role": "assistant", "content": f"Answer {'very ' * (i % 4)}{i}."}],
+        }
+        for i in range(10)
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(save_toy(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return load_tokenizer(base)
+
+
+def trainer(base, tokenizer, folder, **kwargs):
+    plain = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")
+    sizes = dict(num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, learning_rate=1e-2)
+    args = SFTArguments(output_dir=str(folder), **plain | sizes | kwargs)
+    model_args = SFTModelConfig(base, lora_r=4)
+    rows = tokenize_demonstrations(DEMONSTRATIONS, tokenizer)
+    return SFTTrainer(
+        load_base(model_args, tokenizer),
+        args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora_config(model_args),
+    )
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_defaults_are_those_of_the_paper(tmp_path):
+    args = SFTArguments(output_dir=str(tmp_path), bf16=False)
+    assert args.num_train_epochs == 16
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 32
+    assert (args.adam_beta1, args.adam_beta2, args.warmup_steps) == (0.9, 0.95, 0)
+    assert SFTModelConfig().lora_dropout == 0.2
+
+
+def test_learning_rate_ends_at_a_tenth_of_its_peak(base, tokenizer, tmp_path):
+    run = trainer(base, tokenizer, tmp_path, num_train_epochs=4, logging_steps=1, save_strategy="no")
+    run.train()
+    rates = [log["learning_rate"] for log in run.state.log_history if "learning_rate" in log]
+    assert rates[0] == pytest.approx(1e-2)  # no warm-up
+    assert run.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-3)
+
+
+def test_another_schedule_can_be_chosen(tmp_path):
+    args = SFTArguments(output_dir=str(tmp_path), bf16=False, lr_scheduler_type="constant")
+    assert not args.lr_scheduler_kwargs
+
+
+def test_loss_is_on_response_tokens_only(base, tokenizer, tmp_path):
+    run = trainer(base, tokenizer, tmp_path)
+    row = DEMONSTRATIONS[3]
+    prompt_ids = encode_prompt(tokenizer, row["prompt"])
+    completion_ids = encode_completion(tokenizer, row["prompt"], row["completion"])
+    assert run.train_dataset[3]["labels"] == [-100] * len(prompt_ids) + completion_ids
+
+    batch = run.data_collator([run.train_dataset[3]])
+    run.model.eval()
+    with torch.no_grad():
+        loss = run.compute_loss(run.model, dict(batch)).item()
+        logits = load_base(ModelConfig(base), tokenizer)(torch.tensor([prompt_ids + completion_ids])).logits[0]
+    logprobs = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
+    expected = -logprobs.gather(1, torch.tensor(completion_ids)[:, None]).mean().item()
+    assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_resuming_gives_the_run_that_never_stopped(base, tokenizer, tmp_path):
+    whole = trainer(base, tokenizer, tmp_path / "whole")
+    whole.train()
+    table = checkpoint_table(whole.state.log_history, tmp_path / "whole")
+    assert [row["epoch"] for row in table] == [1.0, 2.0]
+
+    first = tmp_path / "whole" / table[0]["checkpoint"]
+    resumed = trainer(base, tokenizer, tmp_path / "resumed")
+    resumed.args.resume_from_checkpoint = str(first)
+    resumed.train(resume_from_checkpoint=find_checkpoint(resumed.args))
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
+
+
+def test_finding_the_checkpoint_to_resume_from(tmp_path):
+    def found(value):
+        args = SFTArguments(output_dir=str(tmp_path / "run"), bf16=False, resume_from_checkpoint=value)
+        return find_checkpoint(args)
+
+    assert found(None) is None
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        found("true")
+    for step in (9, 10):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+    assert found("true").endswith("checkpoint-10")
+    with pytest.raises(InputError, match=r"trainer_state\.json"):
+        found(str(tmp_path / "run" / "checkpoint-9"))
+
+
+def test_residual_dropout_is_set_where_the_architecture_has_it(tmp_path):
+    gpt2 = load_base(ModelConfig(str(save_toy(tmp_path, "gpt2"))))
+    set_residual_dropout(gpt2, 0.2)
+    block = gpt2.transformer.h[0]
+    assert (block.attn.resid_dropout.p, block.mlp.dropout.p, block.attn.attn_dropout.p) == (0.2, 0.2, 0.0)
+
+
+def write_checkpoint(folder, text):
+    folder.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_text(text)
+
+
+def test_the_choice_is_by_reward_if_known_and_by_loss_otherwise(tmp_path):
+    table = [{"epoch": i, "checkpoint": f"checkpoint-{i}", "eval_loss": loss} for i, loss in enumerate([2.0, 1.0, 1.5])]
+    for row in table:
+        write_checkpoint(tmp_path / row["checkpoint"], row["checkpoint"])
+    result = choose_checkpoint(tmp_path, table)
+    assert (result["chosen"], result["chosen_by"]) == ("checkpoint-1", "eval_loss")
+    assert (tmp_path / "adapter_model.safetensors").read_text() == "checkpoint-1"
+    result = choose_checkpoint(tmp_path, [{**row, "rm_score": row["epoch"]} for row in table])
+    assert (result["chosen"], result["chosen_by"]) == ("checkpoint-2", "rm_score")
+    assert (tmp_path / "adapter_model.safetensors").read_text() == "checkpoint-2"
+    assert json.loads(json.dumps(result))["epochs"][1]["rm_score"] == 1
+    with pytest.raises(InputError, match="no checkpoint to choose from"):
+        choose_checkpoint(tmp_path, [])
+
+
+@pytest.fixture(scope="module")
+def reward_model(base, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(0)
+    model = get_peft_model(
+        load_sequence_classifier(ModelConfig(base), tokenizer), lora_config(ModelConfig(base, lora_r=4), "SEQ_CLS")
+    )
+    model.save_pretrained(folder)
+    (folder / "calibration.json").write_text('{"bias": 3.0}')
+    return model, folder
+
+
+def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer, tmp_path, reward_model):
+    classifier, folder = reward_model
+    run = trainer(base, tokenizer, tmp_path, num_train_epochs=1)
+    run.train()
+    table = checkpoint_table(run.state.log_history, tmp_path)
+    write_checkpoint_copy = {**table[0], "epoch": 2.0}  # the same adapter twice: the same score twice
+    choice = ChoiceArguments(str(folder), choice_prompts=6, choice_max_new_tokens=8, choice_batch_size=4)
+
+    bare = load_base(ModelConfig(base), tokenizer)
+    bare.generation_config.repetition_penalty = 5.0  # of a base's own config: must not steer the sampling
+    sampled = []
+    original = bare.generate
+    bare.generate = lambda **kw: sampled.append((kw, original(**kw))) or sampled[-1][1]
+    scored = score_checkpoints([*table, write_checkpoint_copy], tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
+    assert scored[0]["rm_score"] == scored[1]["rm_score"]
+    assert bare.generation_config.repetition_penalty is None
+
+    rewards = []
+    classifier.eval()
+    for inputs, sequences in sampled[:2]:
+        for mask, row in zip(inputs["attention_mask"], sequences.tolist(), strict=True):
+            start = len(mask) - int(mask.sum())
+            answer = row[len(mask) :]
+            stop = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
+            ids = torch.tensor([row[start : len(mask)] + answer[:stop]])
+            hidden = classifier.get_base_model().model(ids).last_hidden_state[0, -1]
+            rewards.append(classifier.get_base_model().score(hidden).item() - 3.0)
+    assert len(rewards) == 6
+    assert scored[0]["rm_score"] == pytest.approx(sum(rewards) / 6, abs=1e-4)
