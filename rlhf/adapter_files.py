@@ -63,6 +63,8 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
         raise InputError(f"{folder / CONFIG} is not a PEFT configuration: {error}.") from error
     if config.peft_type != PeftType.LORA:
         raise InputError(f"adapter {name} is of PEFT type {config.peft_type.value}; only LORA adapters are supported.")
+    if config.bias != "none":
+        raise InputError(f"adapter {name} has trained biases of its base (bias: {config.bias}); the base is shared.")
     trained_on = config.base_model_name_or_path
     if base_name is not None and trained_on and not same_base(trained_on, base_name):
         raise InputError(

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
 from contextlib import nullcontext
 from operator import attrgetter
 from pathlib import Path
@@ -36,12 +35,18 @@ __all__ = [
     "write_calibration",
 ]
 
+# An adapter's configuration, its weights with PEFT's names, the weight [1, hidden] of its head if any, and its bias.
+AdapterState = tuple[LoraConfig, dict[str, Tensor], Tensor | None, float]
+
 
 class SharedBase(nn.Module):
     """One frozen causal LM that carries the named LoRA adapters; those with a scalar head score tokens.
 
     Four models for the memory of one: the policy is adapter `policy`, the reference is `sft`, the reward model `reward`
     and the value model `value`. Outside of `use(name)` no adapter is active: the model is the bare base, bit for bit.
+
+    It has no forward of its own. A trainer calls the passes that it needs in the forward of a module around this one,
+    because DDP and FSDP prepare for backward in the forward of the module that they wrap, and in no other method.
 
     Attributes:
         peft_model: the base, wrapped in a `PeftModel` once it has its first adapter.
@@ -110,32 +115,26 @@ class SharedBase(nn.Module):
             raise ValueError(f"adapter {name}: give exactly one of folder, lora_config, copy_of")
         if name in self.adapters:
             raise ValueError(f"adapter {name} is there already")
-        trained = {parameter for parameter in self.parameters() if parameter.requires_grad}
         if folder is not None:
-            config = check_adapter(folder, self.lm.name_or_path or None)
-            folder = adapter_folder(folder)
-            weights, score = read_adapter(folder)
-            bias = -read_calibration(folder)
+            config, weights, score, bias = self._read(folder)
             if head and score is None:
                 raise InputError(f"adapter {folder} has no score head; give the folder of a reward or value adapter.")
         elif copy_of is not None:
-            config = self.peft_model.peft_config[copy_of]
-            weights = get_peft_model_state_dict(self.peft_model, adapter_name=copy_of, save_embedding_layers=False)
-            weights = {key: weight.clone() for key, weight in weights.items()}
-            score, bias = self._score_of(copy_of)
+            config, weights, score, bias = self._state_of(copy_of)
         else:
             config, weights, score, bias = lora_config, None, None, 0.0
 
+        trained = {parameter for parameter in self.parameters() if parameter.requires_grad}
         self._inject(name, copy.deepcopy(config))
         if weights is not None:
             self._load(name, weights, source=folder or copy_of)
         if head:
             self.heads[name] = _scalar_head(self.config.get_text_config().hidden_size, score, bias).to(self.device)
-        for parameter in self.parameters():  # PEFT has just switched some of them on and off
+        for parameter in self.parameters():  # PEFT, in some versions, has switched others than the new ones
             parameter.requires_grad_(parameter in trained)
         for parameter in self._parameters_of(name):
             parameter.requires_grad_(trainable)
-        self.train(self.training)  # the new layers' dropout
+        self.train(self.training)  # else the dropout of the new layers is on in a model that is in evaluation mode
         self._select(None)
 
     def save_adapter(self, name: str, folder: str | Path) -> None:
@@ -144,16 +143,14 @@ class SharedBase(nn.Module):
         One with a head is written as TRL's RewardTrainer would: a SEQ_CLS adapter with `score`, beside it the bias of
         its head as calibration.json. `load_reward_model` reads value models, too.
         """
-        folder = Path(folder)
-        config = copy.deepcopy(self.peft_model.peft_config[name])
+        config, weights, score, bias = self._state_of(name)
+        config = copy.deepcopy(config)
         config.inference_mode = True
-        weights = get_peft_model_state_dict(self.peft_model, adapter_name=name, save_embedding_layers=False)
-        score, bias = self._score_of(name)
         if score is not None:
             config.task_type = TaskType.SEQ_CLS
             config.modules_to_save = [*(config.modules_to_save or ()), *SCORE_MODULES]
             weights[SCORE] = score
-        write_adapter(folder, config, weights)
+        write_adapter(Path(folder), config, weights)
         if score is not None:
             write_calibration(folder, -bias)
 
@@ -199,18 +196,10 @@ class SharedBase(nn.Module):
         self.lm.disable_input_require_grads()
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        """The name by which transformers' Trainer calls it from 5.20 on."""
+        """The name by which the Trainer of newer transformers calls it."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     # -- passes -------------------------------------------------------------------------------------------------------
-
-    def forward(self, passes: Sequence[tuple[str, str | None, dict]]) -> list[Tensor]:
-        """Runs several passes in one call, as DDP and FSDP want it: they prepare for backward in `forward` alone.
-
-        Args:
-            passes: (`logits` or `scalars`, adapter, keyword arguments) each.
-        """
-        return [{"logits": self.logits, "scalars": self.scalars}[kind](name, **kwargs) for kind, name, kwargs in passes]
 
     def logits(
         self,
@@ -280,6 +269,20 @@ class SharedBase(nn.Module):
             self.peft_model = PeftModel(self.peft_model, config, adapter_name=name)
         self._layers = [m for m in self.lm.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
+    def _read(self, folder: str | Path) -> AdapterState:
+        config = check_adapter(folder, self.lm.name_or_path or None)
+        folder = adapter_folder(folder)
+        weights, score = read_adapter(folder)
+        return config, weights, score, -read_calibration(folder)
+
+    def _state_of(self, name: str) -> AdapterState:
+        weights = get_peft_model_state_dict(self.peft_model, adapter_name=name, save_embedding_layers=False)
+        weights = {key: weight.detach().clone() for key, weight in weights.items()}
+        score, bias = None, 0.0
+        if name in self.heads:
+            score, bias = self.heads[name].weight.detach().clone(), self.heads[name].bias.item()
+        return self.peft_model.peft_config[name], weights, score, bias
+
     def _load(self, name: str, weights: dict[str, Tensor], source: str | Path) -> None:
         # Where the base has grown a row for its pad token, PEFT may have saved the embeddings with the adapter. They
         # are the frozen base's own.
@@ -303,11 +306,6 @@ class SharedBase(nn.Module):
                     entry = entries[name]
                     found += [entry] if isinstance(entry, nn.Parameter) else list(entry.parameters())
         return found + (list(self.heads[name].parameters()) if name in self.heads else [])
-
-    def _score_of(self, name: str) -> tuple[Tensor | None, float]:
-        if name not in self.heads:
-            return None, 0.0
-        return self.heads[name].weight.detach().clone(), self.heads[name].bias.item()
 
 
 class _Use:

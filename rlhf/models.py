@@ -12,9 +12,11 @@ import torch
 import transformers
 from peft import LoraConfig
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -75,6 +77,24 @@ def _find_gguf(folder: str) -> str | None:
     if len(files) > 1:
         raise InputError(f"model folder {folder} holds {len(files)} .gguf files ({', '.join(files)}); leave one in it.")
     return files[0] if files else None
+
+
+def load_config(name: str, revision: str = "main") -> PreTrainedConfig:
+    """The configuration of a model, without its weights: enough to find out what will not fit.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    folder = resolve_model_name(name)
+    try:
+        return AutoConfig.from_pretrained(folder, revision=revision, gguf_file=_find_gguf(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name} cannot be loaded: {_first_line(error)}") from error
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model takes at once; None where its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_base(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:

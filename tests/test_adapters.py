@@ -234,6 +234,67 @@ def test_checkpointing_as_the_trainer_calls_it(llama):
         llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
 
 
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+class Step(torch.nn.Module):
+    """Passes of two adapters in one forward, as a trainer makes them."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, input_ids):
+        mask = torch.ones_like(input_ids)
+        logprobs = self.shared.logits("policy", input_ids, mask).log_softmax(-1)
+        with torch.no_grad():
+            reference = self.shared.logits("sft", input_ids, mask).log_softmax(-1)
+        values = self.shared.scalars("value", input_ids, mask)
+        return (logprobs - reference).square().mean() + values.square().mean()
+
+
+def step_gradients(shared, wrap, input_ids):
+    shared.gradient_checkpointing_enable()
+    step = wrap(Step(shared.train()))
+    step(input_ids).backward()
+    gradients = {name: p.grad for name, p in shared.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()}  # FSDP's shards
+
+
+def fully_shard_layers(step):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in step.shared.lm.model.layers:
+        fully_shard(layer)
+    return fully_shard(step)
+
+
+WRAPPERS = {"ddp": torch.nn.parallel.DistributedDataParallel, "fsdp": fully_shard_layers}
+
+
+def worker(rank, folder, store):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    for name, wrap in WRAPPERS.items():
+        base = load_base(ModelConfig(model_name_or_path=folder), load_tokenizer(folder))
+        gradients = step_gradients(make_shared(base), wrap, INPUT_IDS[rank : rank + 1])
+        if rank == 0:
+            torch.save(gradients, f"{store}.{name}")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_are_one(toy_folder, toy_base, tmp_path):
+    store = str(tmp_path / "store")
+    torch.multiprocessing.spawn(worker, (toy_folder, store), nprocs=2)
+    one = step_gradients(make_shared(toy_base), lambda step: step, INPUT_IDS)
+    assert len(one) == 58  # A and B of 14 layers, twice, and the value head
+    for wrapper in WRAPPERS:
+        both = torch.load(f"{store}.{wrapper}", weights_only=True)
+        assert both.keys() == one.keys()
+        for name, gradient in one.items():
+            torch.testing.assert_close(both[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{wrapper}: {name}")
+
+
 # -- passes -----------------------------------------------------------------------------------------------------------
 
 
@@ -275,13 +336,6 @@ def test_generate_follows_the_adapter(shared):
         step = shared.logits("policy", sequence, torch.ones_like(sequence), logits_to_keep=1).argmax(-1)
         sequence = torch.cat([sequence, step], dim=1)
     assert torch.equal(generated, sequence)
-
-
-def test_forward_runs_passes_in_order(llama):
-    inputs = {"input_ids": INPUT_IDS, "attention_mask": MASK}
-    logits, values = llama([("logits", "policy", {**inputs, "logits_to_keep": 1}), ("scalars", "value", inputs)])
-    assert torch.equal(logits, llama.logits("policy", **inputs, logits_to_keep=1))
-    assert torch.equal(values, llama.scalars("value", **inputs))
 
 
 # -- sources of adapters ----------------------------------------------------------------------------------------------
@@ -476,6 +530,9 @@ def test_adapter_of_another_kind_or_shape(saved, llama):
     rewrite_config(saved, r=8)
     with pytest.raises(InputError, match="does not fit the base"):
         llama.add_adapter("loaded", folder=saved)
+    rewrite_config(saved, bias="all")
+    with pytest.raises(InputError, match="trained biases"):
+        check_adapter(saved)
     rewrite_config(saved, peft_type="IA3", feedforward_modules=[])
     with pytest.raises(InputError, match="IA3"):
         check_adapter(saved)

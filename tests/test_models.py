@@ -17,7 +17,9 @@ import rlhf.models
 from rlhf.errors import InputError
 from rlhf.models import (
     NEW_PAD_TOKEN,
+    context_length,
     load_base,
+    load_config,
     load_sequence_classifier,
     load_tokenizer,
     lora_config,
@@ -187,6 +189,7 @@ def test_folder_with_one_gguf(tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer(text).input_ids == build_tokenizer()(text).input_ids
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert context_length(load_config(str(tmp_path))) == 256
 
 
 def test_gguf_is_not_quantized_again(tmp_path):
@@ -333,3 +336,13 @@ def test_template_opens_with_bos_where_every_text_does(tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text == "<s>User: Hi\n"
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_context_length_is_read_without_the_weights(tmp_path, architecture):
+    save_toy(tmp_path, architecture)
+    (tmp_path / "model.safetensors").unlink()
+    assert context_length(load_config(str(tmp_path))) == 256
+    with pytest.raises(InputError, match="cannot be loaded"):
+        (tmp_path / "config.json").unlink()
+        load_config(str(tmp_path))
