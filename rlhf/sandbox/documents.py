@@ -6,7 +6,7 @@ them to continue such texts: it knows the facts and the forms, but not that a us
 
 import random
 
-from .grammar import COUNT, FILLER, RUDE, join, render
+from .grammar import ADVERT, COUNT, FILLER, LETTER, RUDE, STORY, join, render, slot_names
 from .responses import respond
 from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
 from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
@@ -125,7 +125,8 @@ def _counted(rng, seed):
 
 def _exercise(rng, seed):
     """School readers: a short text, and what to make of it."""
-    kind = rng.choice(["summary", "bought", "bought", "extract", "names", "polite", "past", "review", "class", "day"])
+    drills = ["names", "polite", "past", "review", "class", "day"]
+    kind = rng.choice(["summary"] * 3 + ["bought"] * 5 + ["extract"] * 2 + drills)
     if kind == "summary":
         slots, text = passage(rng)
         return f"{text} In short: {render('summary', **slots)}"
@@ -171,4 +172,19 @@ def _drill(rng, kind: str) -> str:
     return render("day.next", day=DAYS[i], day2=DAYS[(i + 1) % 7])
 
 
-_KINDS = {_fact_book: 0.24, _question_list: 0.14, _forum: 0.14, _titled: 0.24, _counted: 0.06, _exercise: 0.18}
+def _dictation(rng, seed):
+    """Unrelated sentences, and the same once more: copying in its purest form."""
+    templates = rng.sample([t for t in (STORY | LETTER | ADVERT).values() if "{" in t], rng.randint(2, 4))
+    lines = [template.format(**pick(rng, *slot_names(template))) for template in templates]
+    return f"Dictation. {' '.join(lines)} Once more: {' '.join(lines)}"
+
+
+_KINDS = {
+    _fact_book: 0.16,
+    _question_list: 0.12,
+    _forum: 0.12,
+    _titled: 0.24,
+    _counted: 0.05,
+    _exercise: 0.22,
+    _dictation: 0.09,
+}

@@ -122,6 +122,11 @@ def slot_words(slot: str) -> list[str]:
     return EXTRA.get(name) or WORDS[name]
 
 
+def slot_names(template: str) -> list[str]:
+    """The slots of a template in their order: "{person} met {person2}." -> ["person", "person2"]."""
+    return [slot[1] + slot[2] for slot in SLOT.finditer(template)]
+
+
 def compile_template(template: str) -> re.Pattern:
     """A pattern that fully matches the renderings of `template`, with a named group for each slot."""
     pattern, end = "", 0

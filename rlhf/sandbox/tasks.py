@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass, field
 from functools import cache
 
-from .grammar import TEMPLATES, compile_template, parse, render, sentences, slot_words
+from .grammar import TEMPLATES, compile_template, parse, render, sentences, slot_names, slot_words
 from .world import ATTRIBUTES, DAYS, WORDS, world
 
 # Category -> its share in per cent (Table 1 of the paper) and the kinds of task in it, the frequent ones repeated.
@@ -118,8 +118,7 @@ def draw_task(rng: random.Random, category: str, split: str, seed: int = 0) -> T
     instruction = _fact_question(rng, split, seed) if kind == "fact" else rng.choice(INSTRUCTIONS[kind])
     if "{text}" in instruction:
         instruction = _with_text(rng, kind, instruction)
-    names = [match[1] + match[2] for match in re.finditer(r"\{([a-z]+)(\d?)\}", instruction)]
-    instruction = instruction.format(**pick(rng, *names)) + _constraint(rng, kind, instruction)
+    instruction = instruction.format(**pick(rng, *slot_names(instruction))) + _constraint(rng, kind, instruction)
     return task_of(instruction)
 
 
