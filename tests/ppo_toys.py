@@ -78,7 +78,8 @@ def _scaled(model_class, model_config, seed: int):
 
 
 def lora(task_type: str = "CAUSAL_LM", **changes) -> LoraConfig:
-    return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type=task_type, **changes)
+    modules = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=4, lora_alpha=16, target_modules=modules, task_type=task_type, **changes)
 
 
 def shared_base(seed: int = 0) -> SharedBase:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic
@@ -38,7 +38,8 @@ def rollout_schedule(optimizer: torch.optim.Optimizer, args: PPOConfig, num_trai
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
     if not isinstance(shape, LambdaLR):
-        raise InputError(f"lr_scheduler_type {args.lr_scheduler_type} has no formula; use constant, linear or cosine.")
+        name = SchedulerType(args.lr_scheduler_type).value
+        raise InputError(f"lr_scheduler_type {name} is no function of the step; use e.g. constant, linear or cosine.")
 
     def factor(start: int) -> Callable[[int], float]:
         warmup = args.warmup_rollouts * args.steps_per_rollout

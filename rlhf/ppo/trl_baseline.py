@@ -28,7 +28,7 @@ def require_trl_ppo():
         from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
     except ImportError as error:
         raise InputError(
-            f"TRL {trl.__version__} has no PPOTrainer; use --ppo_trainer ours, or trl==1.12.0, the last release with one."
+            f"TRL {trl.__version__} has no PPOTrainer; use --ppo_trainer ours, or trl==1.12.0, the last that has one."
         ) from error
     return TRLPPOConfig, TRLPPOTrainer
 
