@@ -178,11 +178,22 @@ def test_accumulation_changes_nothing(base, tokenizer, tmp_path):
         assert largest_difference(weights, results[0][0]) < 1e-5
 
 
+def test_resuming_gives_the_run_that_never_stopped(base, tokenizer, tmp_path):
+    sizes = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, save_steps=1)
+    whole = trainer(base, tokenizer, tmp_path / "whole", **sizes)
+    whole.train()
+    assert whole.state.global_step == 3
+    resumed = trainer(base, tokenizer, tmp_path / "resumed", seed=1, **sizes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    assert largest_difference(trained(whole), trained(resumed)) == 0.0
+
+
 def test_evaluation_reports_accuracy_by_k_and_labeler_group(base, tokenizer, tmp_path):
     ours = trainer(base, tokenizer, tmp_path, per_device_eval_batch_size=5)
     metrics = ours.evaluate()
     report = ours.report()
-    assert report["eval_loss"] == pytest.approx(metrics["eval_loss"])
+    whole = ours.compute_loss(ours.model.eval(), ours.data_collator(list(ours.eval_dataset))).item()
+    assert report["eval_loss"] == metrics["eval_loss"] == pytest.approx(whole, abs=1e-6)
     assert metrics["eval_accuracy"] == pytest.approx(report["accuracy"])
     assert metrics["eval_accuracy_k3"] == pytest.approx(report["accuracy_by_k"]["3"]["accuracy"])
     assert metrics["eval_accuracy_heldout"] == pytest.approx(report["accuracy_by_group"]["heldout"]["accuracy"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
 from toys import save_toy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -41,7 +42,7 @@ def launch(recipe, config, *options):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     command += [f"recipes/{recipe}.py", "--config", str(config), *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,34 @@ def test_choosing_by_reward_afterwards(home, sft, reward):
     assert all("eval_loss" in row for row in result["epochs"])
     chosen = (sft / result["chosen"] / "adapter_model.safetensors").read_bytes()
     assert (sft / "adapter_model.safetensors").read_bytes() == chosen
+
+
+def test_two_processes_train_what_one_does(home, tmp_path):
+    """24 prompts with K = 2..5, in the same order: the two processes have different numbers of completions."""
+    options = ["--train_sampling_strategy", "sequential", "--adam_epsilon", 1e-3, "--completions_per_forward", 3]
+    options += ["--num_train_epochs", 2, "--save_strategy", "no"]
+    config = yaml.safe_load((home / "reward.yaml").read_text())
+    del config["sft_model_path"]
+    (tmp_path / "reward.yaml").write_text(yaml.safe_dump(config))
+    results = []
+    for processes, batch in ((1, 4), (2, 2)):
+        folder = tmp_path / str(processes)
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, "--standalone"]
+        command += ["recipes/reward.py", "--config", tmp_path / "reward.yaml", "--output_dir", folder, *options]
+        command += ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", 1, "--use_cpu", "true"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        process = subprocess.run(
+            list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        results.append((load_file(folder / "adapter_model.safetensors"), read_metrics(folder), read_result(folder)))
+    (one, one_metrics, one_result), (two, two_metrics, two_result) = results
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], atol=1e-5, rtol=1e-4)
+    losses = [[row["loss"] for row in metrics if "loss" in row] for metrics in (one_metrics, two_metrics)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for name in ("accuracy", "low", "high", "n_pairs", "n_prompts", "eval_loss"):
+        assert one_result[name] == pytest.approx(two_result[name], abs=1e-5), name
 
 
 def refused(recipe, config, *options, capsys, monkeypatch):

@@ -24,8 +24,9 @@ def accuracy_report(
         labeler_group_ids: [R], positions in `labeler_groups`; -1 for none.
 
     Returns:
-        `accuracy`, `low`, `high`, `n_pairs`, `n_prompts`; `accuracy_by_k` and `accuracy_by_group`: dicts of the same
-        five; `reliability`: see `reliability_curve`.
+        `loss`: of `kwise_loss`, exact where the Trainer's mean over batches is not (an uneven last batch on several
+        devices); `accuracy`, `low`, `high`, `n_pairs`, `n_prompts`; `accuracy_by_k` and `accuracy_by_group`: dicts of
+        the same five; `reliability`: see `reliability_curve`.
     """
     present = ranks != PADDING
     pairs = present[:, :, None] & present[:, None, :] & (ranks[:, :, None] < ranks[:, None, :])
@@ -33,11 +34,13 @@ def accuracy_report(
     margins = scores[rows, winners].astype(float) - scores[rows, losers]  # [P]
     correct = np.where(margins == 0, 0.5, margins > 0)
     k, group = present.sum(1)[rows], labeler_group_ids[rows]
+    losses = np.logaddexp(0.0, -margins) / (k * (k - 1) / 2)
 
     def among(chosen: np.ndarray) -> dict[str, Any]:
         return clustered_accuracy(correct[chosen], prompt_ids[rows][chosen])
 
     return {
+        "loss": float(losses.sum() / len(ranks)),
         **among(np.full(len(rows), True)),
         "accuracy_by_k": {str(size): among(k == size) for size in np.unique(k)},
         "accuracy_by_group": {labeler_groups[i]: among(group == i) for i in np.unique(group) if i >= 0},
@@ -93,7 +96,8 @@ def reliability_curve(margins: np.ndarray, bins: int = 10) -> list[dict[str, flo
 
 
 def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """The report's accuracies under one flat name each, for the Trainer's log."""
+    """The report's loss and accuracies under one flat name each, for the Trainer's log."""
     by_k = {f"accuracy_k{k}": part["accuracy"] for k, part in report["accuracy_by_k"].items()}
     by_group = {f"accuracy_{name}": part["accuracy"] for name, part in report["accuracy_by_group"].items()}
-    return {"accuracy": report["accuracy"], **by_k, **by_group}
+    overall = {name: report[name] for name in ("loss", "accuracy") if report[name] is not None}
+    return {**overall, **by_k, **by_group}

@@ -114,7 +114,7 @@ class KWiseRewardTrainer(RewardTrainer):
         output = self.predict(self.eval_dataset, metric_key_prefix="eval")
         self.log(output.metrics)
         report = accuracy_report(output.predictions, *output.label_ids, self.labeler_groups)
-        return {"eval_loss": output.metrics["eval_loss"], **report}
+        return {"eval_loss": report.pop("loss"), **report}
 
     def _record(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """The training metrics of TRL's RewardTrainer, over this step's completions and pairs."""
