@@ -85,7 +85,7 @@ def main() -> None:
     settings = {
         "dataset": data_args.dataset_name,
         "split": data_args.dataset_test_split,
-        "model": model_args.model_name_or_path,
+        "model": model_args.model_name_or_path or shared.lm.name_or_path,
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
         **labeler_limits(data_args.dataset_name, data_args.dataset_seed),

@@ -92,7 +92,11 @@ def test_showcase_takes_the_first_of_each_category_whatever_was_answered(rows):
 
 def test_summary_has_the_fields_that_were_promised(rows):
     accuracy = {"accuracy": 0.7, "accuracy_by_group": {"training": {"accuracy": 0.71}, "heldout": {"accuracy": 0.69}}}
-    results = {"sft": {"seconds": 10.0}, "reward": {"seconds": 20.0, **accuracy}, "ppo": {"seconds": 30.0}}
+    results = {
+        "sft": {"seconds": 10.0, "choice_seconds": 4.0},
+        "reward": {"seconds": 20.0, **accuracy},
+        "ppo": {"seconds": 30.0},
+    }
     limits = {"labeler_agreement": 0.73, "attainable_accuracy": 0.8}
     summary = json.loads(json.dumps(summarise(rows, results, {**SETTINGS, **limits}, 5.0)))
     assert summary["gold"] == pytest.approx({"base": 0.0, "sft": 0.5, "ppo": 0.5, "sft_greedy": 0.5, "ppo_greedy": 0.7})
@@ -104,7 +108,7 @@ def test_summary_has_the_fields_that_were_promised(rows):
     assert summary["reward_model"]["accuracy"] == 0.7
     assert summary["reward_model"]["heldout_labeler_accuracy"] == 0.69
     assert summary["reward_model"]["labeler_agreement"] == 0.73
-    expected = {"sft": 10.0, "reward": 20.0, "choose": None, "ppo": 30.0, "evaluate": 5.0, "total": 65.0}
+    expected = {"sft": 10.0, "reward": 20.0, "ppo": 30.0, "evaluate": 5.0, "choice": 4.0, "total": 69.0}
     assert summary["seconds"] == expected
     assert summary["categories"]["extract"]["win_rate_vs_sft"]["ppo"]["mean"] == 0.25
     assert summary["categories"]["chat"]["axes"]["rude"]["sft"] == 0.5

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}
 COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "ppo": "#d0702b"}
@@ -41,22 +42,24 @@ STYLE = {
 }
 
 Interval = dict[str, Any]  # mean, low, high
-Curve = tuple[Sequence[float], Sequence[float]]  # x, y
+Curve = tuple[Sequence[float], ...]  # x, y and, for a band, its half width
 
 
 def curves(panels: Sequence[tuple[str, dict[str, Curve]]], xlabel: str, columns: int, mark: float | None = None) -> str:
     """A grid of line charts.
 
     Args:
-        panels: (title, {label of the line: (x, y)}) each; a legend is drawn where there are two lines or more.
+        panels: (title, {label of the line: curve}) each; a legend is drawn where there are two lines or more.
         mark: x at which a vertical line stands, e.g. the chosen epoch.
     """
     rows = -(-len(panels) // columns)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(rows, columns, figsize=(9.6, 2.5 * rows), squeeze=False)
         for axes, (title, lines) in zip(grid.flat, panels, strict=False):
-            for color, (label, (x, y)) in zip((COLORS["sft"], COLORS["ppo"]), lines.items(), strict=False):
+            for color, (label, (x, y, *band)) in zip((COLORS["sft"], COLORS["ppo"]), lines.items(), strict=False):
                 axes.plot(x, y, color=color, label=label, marker="o" if len(x) < 25 else None, markersize=3)
+                for half in band:
+                    axes.fill_between(x, np.subtract(y, half), np.add(y, half), color=color, alpha=0.15, linewidth=0)
             if mark is not None:
                 axes.axvline(mark, color=INK, linewidth=1, linestyle=(0, (2, 2)))
             if len(lines) > 1:

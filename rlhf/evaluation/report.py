@@ -90,7 +90,7 @@ def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[st
         colors=plots.COLORS,
         axes={name: AXES[name] for name in AXES if name in (summary["axes"] or {})},
         figures=figures(summary, stages),
-        epoch=chosen_epoch(stages["sft"], stages["choose"]),
+        chosen=chosen_epoch(stages["sft"]),
         side_by_side=side_by_side(rows),
         versions=_versions(stages),
     )
@@ -104,7 +104,7 @@ def figures(summary: dict[str, Any], stages: dict[str, Stage]) -> dict[str, Mark
     drawn = {
         "wins": _wins(summary),
         "gold": _gold(summary),
-        "sft": _sft(stages["sft"], stages["choose"]),
+        "sft": _sft(stages["sft"]),
         "accuracy": _accuracy(stages["reward"], summary["reward_model"]["labeler_agreement"]),
         "reliability": _reliability(stages["reward"]),
         "ppo": _ppo(stages["ppo"]),
@@ -138,26 +138,23 @@ def _gold(summary: dict[str, Any]) -> str | None:
     return plots.intervals(rows, "mean gold score", limits=(-0.02, 1.08)) if rows else None
 
 
-def _sft(sft: Stage, choose: Stage) -> str | None:
+def _sft(sft: Stage) -> str | None:
     lines = {
         label: _curve(sft.metrics, "epoch", key) for label, key in (("training", "loss"), ("validation", "eval_loss"))
     }
     panels = [("Loss on responses", {label: curve for label, curve in lines.items() if curve[0]})]
-    scored = [row for row in _checkpoints(sft, choose) if row.get("rm_score") is not None]
+    scored = [row for row in (sft.result or {}).get("epochs", []) if row.get("rm_score") is not None]
     if scored:
-        panels.append(("Reward model's score", {"score": _curve(scored, "epoch", "rm_score")}))
+        band = [1.96 * row.get("rm_score_se", 0.0) for row in scored]
+        panels.append(("Reward model's score", {"score": (*_curve(scored, "epoch", "rm_score"), band)}))
     panels = [panel for panel in panels if panel[1]]
-    return plots.curves(panels, "epoch", columns=2, mark=chosen_epoch(sft, choose)) if panels else None
+    return plots.curves(panels, "epoch", columns=2, mark=(chosen_epoch(sft) or {}).get("epoch")) if panels else None
 
 
-def _checkpoints(sft: Stage, choose: Stage) -> list[dict[str, Any]]:
-    return next((s.result["checkpoints"] for s in (choose, sft) if s.result and s.result.get("checkpoints")), [])
-
-
-def chosen_epoch(sft: Stage, choose: Stage) -> float | None:
-    """Epoch of the checkpoint that PPO started from."""
-    chosen = next((s.result["chosen"] for s in (choose, sft) if s.result and s.result.get("chosen")), None)
-    return chosen.get("epoch") if isinstance(chosen, dict) else None
+def chosen_epoch(sft: Stage) -> dict[str, Any] | None:
+    """The row of the checkpoint that PPO starts from: `epoch`, `eval_loss` and perhaps `rm_score`."""
+    result = sft.result or {}
+    return next((row for row in result.get("epochs", []) if row["checkpoint"] == result.get("chosen")), None)
 
 
 def _accuracy(reward: Stage, labeler_agreement: float | None) -> str | None:

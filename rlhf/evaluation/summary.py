@@ -19,7 +19,7 @@ from rlhf.evaluation.preferences import (
 from rlhf.evaluation.statistics import Estimate
 
 SETTINGS = ("dataset", "model", "split", "seed", "max_new_tokens")
-STAGES = ("sft", "reward", "choose", "ppo")
+STAGES = ("sft", "reward", "ppo")
 
 
 def summarise(
@@ -126,7 +126,9 @@ def _improved(rows: list[Row]) -> dict[str, int] | None:
 
 
 def _seconds(results: dict[str, dict | None], evaluate: float) -> dict[str, float | None]:
-    seconds = {stage: (results.get(stage) or {}).get("seconds") for stage in STAGES} | {"evaluate": evaluate}
+    """Of each stage; `choice` is what it took to choose the SFT checkpoint by the reward model."""
+    seconds = {stage: (results.get(stage) or {}).get("seconds") for stage in STAGES}
+    seconds |= {"choice": (results.get("sft") or {}).get("choice_seconds"), "evaluate": evaluate}
     return seconds | {"total": sum(value for value in seconds.values() if value is not None)}
 
 
