@@ -13,14 +13,14 @@ from pathlib import Path
 from accelerate import PartialState
 from trl import ModelConfig
 
-from rlhf.adapter_files import base_of, check_adapter
+from rlhf.adapter_files import base_of, check_adapter, check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.errors import InputError
 from rlhf.hub import finish_run
 from rlhf.models import load_base, load_tokenizer
 from rlhf.runs import is_first_process, read_result, write_result
-from rlhf.sft_choice import ChoiceArguments, check_reward_model, choose_checkpoint, score_checkpoints
+from rlhf.sft_choice import ChoiceArguments, choose_checkpoint, score_checkpoints
 
 
 @dataclass
@@ -39,7 +39,7 @@ def main() -> None:
         raise InputError("reward_model_path is missing; without one, recipes/sft.py chose by validation loss already.")
     result = read_result(folder)
     model_args.model_name_or_path = model_args.model_name_or_path or base_of(check_adapter(folder), folder)
-    check_reward_model(choice.reward_model_path, model_args.model_name_or_path)
+    check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)
     for row in result["epochs"]:
         check_adapter(Path(folder) / row["checkpoint"], model_args.model_name_or_path)
 

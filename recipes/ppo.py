@@ -14,16 +14,18 @@ from typing import Literal
 
 from trl import ModelConfig
 
-from rlhf.adapter_files import base_of
-from rlhf.adapters import SharedBase, adapter_folder, check_adapter
+from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
+from rlhf.adapters import SharedBase
 from rlhf.cli import parse, run
 from rlhf.data import filter_long_prompts, load_prompts
 from rlhf.data.arguments import DataArguments
 from rlhf.errors import InputError
-from rlhf.models import load_base, load_tokenizer
+from rlhf.hub import finish_run, take_over_push
+from rlhf.models import load_base, load_config, load_tokenizer
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
+from rlhf.resume import find_checkpoint
 from rlhf.runs import MetricsCallback, start_run, write_result
 
 
@@ -45,10 +47,14 @@ def main() -> None:
         require_trl_ppo()
     sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
     base_name = model_args.model_name_or_path or base_of(check_adapter(sft), sft)
-    for folder in (sft, reward):
-        check_adapter(folder, base_name)
+    check_adapter(sft, base_name)
+    check_reward_adapter(reward, base_name)
     model_args = replace(model_args, model_name_or_path=base_name)
+    config = load_config(base_name, model_args.model_revision)
+    limit = longest_prompt(config, args.max_prompt_length, args.response_length)
+    checkpoint = find_checkpoint(args)
     start_run(args.output_dir, script, data_args, args, model_args, stage="ppo")
+    push = take_over_push(args)
 
     # Prompts
     has_tokenizer = (sft / "tokenizer_config.json").exists()
@@ -62,6 +68,12 @@ def main() -> None:
         write_result(args.output_dir, {"seconds": round(time.monotonic() - started, 1)})
         return
 
+    if data_args.on_bad_rows == "skip" and limit is not None:
+        train = filter_long_prompts(train, tokenizer, limit)
+        test = filter_long_prompts(test, tokenizer, limit) if test is not None else None
+    train = encode_prompts(train, tokenizer, limit, args.dataset_num_proc)
+    test = encode_prompts(test, tokenizer, limit, args.dataset_num_proc, "eval") if test is not None else None
+
     # One base, four adapters
     base = SharedBase(load_base(model_args, tokenizer))
     base.add_adapter("sft", folder=sft)
@@ -70,19 +82,15 @@ def main() -> None:
     base.add_adapter("value", copy_of="reward", trainable=True, head=True)
 
     # Training
-    limit = longest_prompt(base.config, args.max_prompt_length, args.response_length)
-    if data_args.on_bad_rows == "skip" and limit is not None:
-        train = filter_long_prompts(train, tokenizer, limit)
-        test = filter_long_prompts(test, tokenizer, limit) if test is not None else None
     trainer = PPOTrainer(
         args=args,
         processing_class=tokenizer,
         model=base,
-        train_dataset=encode_prompts(train, tokenizer, limit, args.dataset_num_proc),
+        train_dataset=train,
         eval_dataset=test,
         callbacks=[MetricsCallback(args.output_dir)],
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
     # Result
@@ -91,6 +99,8 @@ def main() -> None:
     if test is not None:
         result |= {name: value for name, value in trainer.evaluate().items() if name.startswith("eval_")}
     write_result(args.output_dir, {**result, "seconds": round(time.monotonic() - started, 1)})
+    trainer.accelerator.wait_for_everyone()
+    finish_run(args.output_dir, "ppo", push)
 
 
 if __name__ == "__main__":

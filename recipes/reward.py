@@ -14,9 +14,9 @@ from trl import ModelConfig
 from rlhf.adapter_files import write_calibration
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
-from rlhf.data.lengths import drop_long_rows
+from rlhf.data.lengths import drop_long_rows, shorter
 from rlhf.hub import finish_run, take_over_push
-from rlhf.models import load_tokenizer, resolve_model_name
+from rlhf.models import context_length, load_config, load_tokenizer, resolve_model_name
 from rlhf.resume import find_checkpoint
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.calibration import calibrate, load_calibration_rows
@@ -31,6 +31,7 @@ def main() -> None:
     base_name = resolve_model_name(model_args.model_name_or_path)
     if args.sft_model_path is not None:
         check_sft_start(args.sft_model_path, model_args)
+    args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     checkpoint = find_checkpoint(args)
     start_run(folder, args, model_args, data_args, stage="reward")
     push = take_over_push(args)

@@ -10,15 +10,16 @@ import time
 
 from trl import SFTTrainer
 
+from rlhf.adapter_files import check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
-from rlhf.data.lengths import drop_long_rows
+from rlhf.data.lengths import drop_long_rows, shorter
 from rlhf.hub import finish_run, take_over_push
-from rlhf.models import load_base, load_tokenizer, lora_config, resolve_model_name
+from rlhf.models import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
 from rlhf.resume import find_checkpoint
 from rlhf.runs import MetricsCallback, start_run, write_result
 from rlhf.sft import SFTArguments, SFTModelConfig, set_residual_dropout, tokenize_demonstrations
-from rlhf.sft_choice import ChoiceArguments, check_reward_model, checkpoint_table, choose_checkpoint, score_checkpoints
+from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
     started, folder = time.monotonic(), args.output_dir
     base_name = resolve_model_name(model_args.model_name_or_path)
     if choice.reward_model_path is not None:
-        check_reward_model(choice.reward_model_path, base_name)
+        check_reward_adapter(choice.reward_model_path, base_name)
+    args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     checkpoint = find_checkpoint(args)
     start_run(folder, args, choice, model_args, data_args, stage="sft")
     push = take_over_push(args)

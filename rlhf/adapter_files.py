@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, PeftConfig, PeftType
+from peft import LoraConfig, PeftConfig, PeftType, TaskType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -70,6 +70,18 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
         raise InputError(
             f"adapter {name} was trained on {trained_on}, not on {base_name}; set model_name_or_path to its base."
         )
+    return config
+
+
+def check_reward_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
+    """`check_adapter`, and that the adapter scores instead of writing.
+
+    Raises:
+        InputError: as `check_adapter`, or it was not trained as a sequence classifier.
+    """
+    config = check_adapter(name, base_name)
+    if config.task_type != TaskType.SEQ_CLS:
+        raise InputError(f"adapter {name} is not a reward model: its task type is {config.task_type}, not SEQ_CLS.")
     return config
 
 

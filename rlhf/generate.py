@@ -10,8 +10,8 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from rlhf.adapter_files import base_of
-from rlhf.adapters import SharedBase, adapter_folder, check_adapter
+from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
+from rlhf.adapters import SharedBase
 from rlhf.data.encode import Prompt, encode_prompt
 from rlhf.errors import InputError
 from rlhf.evaluation.sample import completion_rewards, context_of, sample_completions
@@ -58,8 +58,9 @@ def load_adapters(
         InputError: see `rlhf.adapters.check_adapter`.
     """
     base_name = model_args.model_name_or_path
-    for folder in adapters.values():
-        config = check_adapter(folder, base_name and resolve_model_name(base_name))
+    for name, folder in adapters.items():
+        check = check_reward_adapter if name == "reward" else check_adapter
+        config = check(folder, base_name and resolve_model_name(base_name))
         base_name = base_name or base_of(config, folder)
     if base_name is None:
         raise InputError("neither a base (--model_name_or_path) nor an adapter is given; there is nothing to load.")

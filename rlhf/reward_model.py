@@ -3,13 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from peft import PeftModel, TaskType
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from rlhf.adapter_files import adapter_folder, base_of, check_adapter, read_calibration
-from rlhf.errors import InputError
+from rlhf.adapter_files import adapter_folder, base_of, check_reward_adapter, read_calibration
 from rlhf.models import load_sequence_classifier, load_tokenizer
 
 
@@ -29,9 +28,7 @@ def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -
     """
     model_args = model_args or ModelConfig()
     folder = adapter_folder(name)
-    config = check_adapter(folder, model_args.model_name_or_path)
-    if config.task_type != TaskType.SEQ_CLS:
-        raise InputError(f"adapter {name} is not a reward model: its task type is {config.task_type}, not SEQ_CLS.")
+    config = check_reward_adapter(folder, model_args.model_name_or_path)
     model_args = replace(model_args, model_name_or_path=model_args.model_name_or_path or base_of(config, name))
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(folder) if has_tokenizer else model_args.model_name_or_path)

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import TaskType
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from rlhf.adapter_files import CONFIG, WEIGHTS, check_adapter
+from rlhf.adapter_files import CONFIG, WEIGHTS
 from rlhf.adapters import SharedBase
 from rlhf.data import filter_long_prompts
 from rlhf.data.encode import encode_prompt, prompt_key
@@ -37,19 +36,6 @@ class ChoiceArguments:
     choice_max_new_tokens: int = field(default=256, metadata={"help": "Longest of these answers, in tokens."})
     choice_batch_size: int = field(default=32, metadata={"help": "Answers sampled at a time."})
     choice_seed: int = field(default=0, metadata={"help": "Seed of the sampling, the same for each checkpoint."})
-
-
-def check_reward_model(reward_model_path: str, base_name: str) -> None:
-    """Refuses, before anything is loaded, what cannot score answers of models on that base.
-
-    Raises:
-        InputError: no adapter there, one trained on another base, or one without a score head.
-    """
-    config = check_adapter(reward_model_path, base_name)
-    if config.task_type != TaskType.SEQ_CLS:
-        raise InputError(
-            f"reward_model_path {reward_model_path} is not a reward model but a {config.task_type} adapter."
-        )
 
 
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import inspect
 import json
 import re
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,18 +14,15 @@ import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
-from peft import get_peft_model
+from toy_runs import finish_stage, save_adapter
 from toys import save_toy
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
 from rlhf import hub
-from rlhf.adapter_files import write_calibration
 from rlhf.cli import run
 from rlhf.errors import InputError
 from rlhf.model_card import model_card, portable
-from rlhf.models import load_base, load_sequence_classifier, load_tokenizer, lora_config
 from rlhf.reward_model import load_reward_model
-from rlhf.runs import start_run, write_result
 
 
 class FakeHub:
@@ -75,37 +71,10 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("made here")
     base = save_toy(root / "toy-base")
     for stage in ("sft", "reward", "ppo"):
-        _finish_stage(base, root / "runs" / stage, stage)
-    _save_adapter(base, root / "runs" / "ppo" / "value", "reward")
-    _save_adapter(base, root / "runs" / "ppo" / "raw", "ppo")
+        finish_stage(base, root / "runs" / stage, stage)
+    save_adapter(base, root / "runs" / "ppo" / "value", "reward")
+    save_adapter(base, root / "runs" / "ppo" / "raw", "ppo")
     return root / "runs"
-
-
-def _save_adapter(base: Path, folder: Path, stage: str) -> None:
-    torch.manual_seed(0)
-    model_args = ModelConfig(model_name_or_path=str(base), lora_r=2)
-    tokenizer = load_tokenizer(str(base))
-    if stage == "reward":
-        model = get_peft_model(load_sequence_classifier(model_args, tokenizer), lora_config(model_args, "SEQ_CLS"))
-    else:
-        model = get_peft_model(load_base(model_args, tokenizer), lora_config(model_args))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)  # an untrained adapter would change nothing
-    model.save_pretrained(folder)
-    if stage == "reward":
-        write_calibration(folder, 0.25)
-
-
-def _finish_stage(base: Path, folder: Path, stage: str) -> None:
-    config = SFTConfig(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, hub_token="hf_" + "s" * 34)
-    start_run(folder, config, ModelConfig(model_name_or_path=str(base)), stage=stage)
-    _save_adapter(base, folder, stage)
-    load_tokenizer(str(base)).save_pretrained(folder)
-    write_result(folder, {"accuracy": {"all": 0.75}, "seconds": 3.5, "checkpoint": str(folder / "checkpoint-1")})
-    for name in ("training_args.bin", "metrics.jsonl", "checkpoint-1/optimizer.pt", "checkpoint-1/adapter_config.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("stays at home")
 
 
 EXPECTED = {
@@ -275,7 +244,7 @@ def test_card_of_reward_gives_the_calibrated_score(trained):
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_card_of_a_base_that_grew_a_row_for_its_pad_token(tmp_path, stage):
-    _finish_stage(save_toy(tmp_path / "gpt2", "gpt2"), tmp_path / stage, stage)
+    finish_stage(save_toy(tmp_path / "gpt2", "gpt2"), tmp_path / stage, stage)
     code = code_blocks(model_card(tmp_path / stage, stage))[0]
     assert "resize_token_embeddings" in code
     exec(code, {})

@@ -38,10 +38,17 @@ def drop_long_rows(
         if length <= max_length:
             kept.append(i)
         else:
-            bad_rows.add(row, f"{length} tokens, more than max_length {max_length}; shorten it, raise max_length")
+            limit = f"max_length {max_length}, which is at most the model's context"
+            bad_rows.add(row, f"{length} tokens, more than {limit}; shorten it")
     bad_rows.report()
     if not kept:
         raise InputError(
-            f"all rows of {args.dataset_name} ({split}) are longer than max_length {max_length}; raise it."
+            f"all rows of {args.dataset_name} ({split}) are longer than max_length {max_length}, which "
+            "is at most the model's context; shorten them, or raise it."
         )
     return dataset.select(kept)
+
+
+def shorter(max_length: int | None, context: int | None) -> int | None:
+    """The smaller of two limits on a row's tokens; None is no limit."""
+    return min((limit for limit in (max_length, context) if limit is not None), default=None)
