@@ -72,7 +72,7 @@ def main() -> None:
         tokenizer,
         prompts,
         models=["base", *(name for name in ("sft", "ppo") if name in adapters)],
-        judge=gold_judge(data_args.dataset_name, data_args.dataset_seed),
+        judge=gold_judge(data_args.dataset_name),
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -94,7 +94,7 @@ def main() -> None:
     summary = summarise(rows, results, settings, seconds=round(time.monotonic() - started, 1))
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(args.output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
-    write_report(recipe_dir / "report.html", f"The recipe on {recipe_dir.name}", summary, rows, stages)
+    write_report(recipe_dir / "report.html", f"InstructGPT’s recipe: {recipe_dir.resolve().name}", summary, rows, stages)
     print(f"\nThe report is {recipe_dir / 'report.html'}, the numbers are in {recipe_dir / 'summary.json'}.")
 
 

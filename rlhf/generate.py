@@ -14,10 +14,9 @@ from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_rew
 from rlhf.adapters import SharedBase
 from rlhf.data.encode import Prompt, encode_prompt
 from rlhf.errors import InputError
+from rlhf.evaluation.preferences import NAMES
 from rlhf.evaluation.sample import completion_rewards, context_of, sample_completions
 from rlhf.models import load_base, load_tokenizer, resolve_model_name
-
-NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}
 
 
 @dataclass(frozen=True)

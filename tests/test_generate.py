@@ -49,16 +49,22 @@ def recipe(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def refusal(name, arguments, monkeypatch, capsys):
-    """What the recipe, run in this process, says on stderr before it exits with code 2."""
+def load_main(name, arguments, monkeypatch):
+    """The recipe's `main`, to run in this process with these arguments."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # where the argument parser looks up type hints
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    return module.main
+
+
+def refusal(name, arguments, monkeypatch, capsys):
+    """What the recipe says on stderr before it exits with code 2."""
     monkeypatch.setattr("rlhf.generate.load_base", lambda *_: pytest.fail("a model was loaded"))
+    main = load_main(name, arguments, monkeypatch)
     with pytest.raises(SystemExit) as exit_:
-        rlhf.cli.run(module.main)
+        rlhf.cli.run(main)
     assert exit_.value.code == 2
     return capsys.readouterr().err
 
@@ -154,6 +160,14 @@ def test_compare_prints_what_three_models_answer(run):
     assert [line.split()[0] for line in lines if line[:1].isalpha()] == [
         *("Prompt", "Base", "reward", "SFT", "reward", "RLHF", "reward"),
     ]
+
+
+def test_compare_takes_adapters_from_anywhere_and_passes_its_options_on(run, monkeypatch, capsys):
+    options = ["--sft_model_path", run / "sft", "--temperature", "1", "--seed", "3", "--max_new_tokens", "8"]
+    load_main("compare", ["--prompt", "Once", "--plain_text", "true", *options], monkeypatch)()
+    shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
+    found = answers(shared, tokenizer, "Once", max_new_tokens=8, temperature=1.0, seed=3)
+    assert capsys.readouterr().out == as_text("Once", found) + "\n"
 
 
 @pytest.mark.parametrize(

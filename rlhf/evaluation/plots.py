@@ -10,9 +10,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}
 COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "ppo": "#d0702b"}
-INK, FAINT = "#3c4650", "#d9dee4"
+INK = "#3c4650"
 
 STYLE = {
     "svg.fonttype": "none",  # text stays text, in the reader's own font

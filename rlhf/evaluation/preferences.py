@@ -15,7 +15,8 @@ from rlhf.evaluation.statistics import Estimate, cluster_difference, cluster_mea
 Row = dict[str, Any]
 Score = Callable[[Row], float | None]
 
-MODELS = ("base", "sft", "ppo")
+NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}  # for readers
+MODELS = tuple(NAMES)
 ARMS = (*MODELS, *(f"{model}_greedy" for model in MODELS))
 
 

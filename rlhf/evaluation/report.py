@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from rlhf.data.encode import prompt_text
 from rlhf.evaluation import plots
-from rlhf.evaluation.preferences import ARMS, AXES, MODELS, Row, showcase
+from rlhf.evaluation.preferences import ARMS, AXES, MODELS, NAMES, Row, showcase
 from rlhf.evaluation.summary import STAGES
 from rlhf.runs import read_metrics, read_result
 
@@ -86,7 +86,7 @@ def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[st
         stages=stages,
         models=present,
         arms=[arm for arm in ARMS if any(row["arm"] == arm for row in rows)],
-        names=plots.NAMES,
+        names=NAMES,
         colors=plots.COLORS,
         axes={name: AXES[name] for name in AXES if name in (summary["axes"] or {})},
         figures=figures(summary, stages),
@@ -114,7 +114,7 @@ def figures(summary: dict[str, Any], stages: dict[str, Stage]) -> dict[str, Mark
 
 def _wins(summary: dict[str, Any]) -> str | None:
     """Gold's verdicts first; the reward model's on RLHF only, unless it is the only judge."""
-    rows = []
+    rows, names = [], {**NAMES, "base": "base"}
     for judge, suffix in (("gold", ""), ("reward model", "_by_reward_model")):
         for model, rival in (("ppo", "sft"), ("sft", "base")):
             if model == "sft" and suffix and summary["gold"]:
@@ -122,7 +122,7 @@ def _wins(summary: dict[str, Any]) -> str | None:
             wins = summary[f"win_rate_vs_{rival}{suffix}"] or {}
             for arm, decoding in ((model, "sampled"), (f"{model}_greedy", "greedy")):
                 if arm in wins:
-                    label = f"{plots.NAMES[model]} over {plots.NAMES[rival]}, {decoding} ({judge})"
+                    label = f"{NAMES[model]} over {names[rival]}, {decoding} ({judge})"
                     rows.append((label, plots.COLORS[model], wins[arm]))
     return plots.intervals(rows, "win rate, ties count half", reference=0.5, limits=(-0.02, 1.08)) if rows else None
 
@@ -130,7 +130,7 @@ def _wins(summary: dict[str, Any]) -> str | None:
 def _gold(summary: dict[str, Any]) -> str | None:
     estimates = summary["gold_intervals"] or {}
     rows = [
-        (f"{plots.NAMES[model]}, {decoding}", plots.COLORS[model], estimates[model + suffix])
+        (f"{NAMES[model]}, {decoding}", plots.COLORS[model], estimates[model + suffix])
         for suffix, decoding in (("", "sampled"), ("_greedy", "greedy"))
         for model in MODELS
         if model + suffix in estimates
