@@ -52,7 +52,8 @@ def main() -> None:
 
     # Half precision is all that the weights need on disk; the stages load them in float32.
     if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model).bfloat16().save_pretrained(folder)
+        model.config.use_cache = True  # the Trainer had turned it off
+        model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         result = {"train_loss": train_loss, "validation_loss": validation_loss, "n_tokens": blocks["train"].numel()}
         write_result(folder, result | {"seconds": time.monotonic() - started})
