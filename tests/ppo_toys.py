@@ -37,15 +37,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config(kind: str = "llama", **changes):
+    changes = {"num_labels": 1, **changes}
     if kind == "gpt2":
-        return GPT2Config(**TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=64, num_labels=1, **changes)
+        return GPT2Config(**TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=64, **changes)
     if kind == "opt":
         return OPTConfig(
-            **TOKENS, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1,
+            **TOKENS, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=64, word_embed_proj_dim=16, **changes,
         )  # fmt: skip
     return LlamaConfig(
-        **TOKENS, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1,
+        **TOKENS, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64, **changes,
     )  # fmt: skip
 

@@ -5,7 +5,8 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ppo_toys import EOS, EOT, PAD, VOCAB, causal, classifier, separate, shared_base, tokenizer
+from peft import get_peft_model
+from ppo_toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, shared_base, tokenizer
 from scipy.stats import chisquare
 
 from rlhf.errors import InputError
@@ -152,10 +153,11 @@ def test_fault_07_every_eos_of_the_model_ends_a_response():
         assert not {EOS, EOT} & set(response[:-1])
 
 
-@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("layout", ["shared", "separate", "peft"])
 def test_fault_09_the_models_own_generation_config_has_no_say_and_stays(layout):
     def actor():
-        return SharedActorCritic(shared_base()) if layout == "shared" else SeparateActorCritic(causal(), classifier())
+        policy = get_peft_model(causal(), lora()) if layout == "peft" else causal()
+        return SharedActorCritic(shared_base()) if layout == "shared" else SeparateActorCritic(policy, classifier())
 
     plain, meddling = actor(), actor()
     own = meddling.language_model.generation_config

@@ -94,9 +94,10 @@ def test_fault_09_10_at_lr_0_the_ratio_is_1_and_the_kl_is_0(tmp_path, layout, sh
     kls = []
 
     class Recording(PPOTrainer):
-        def add_advantages(self, batches):
-            kls.extend((b.logprobs - b.ref_logprobs).abs().max().item() for b in batches)
-            super().add_advantages(batches)
+        def make_rollout(self, index):
+            rollout = super().make_rollout(index)
+            kls.extend((b.logprobs - b.ref_logprobs).abs().max().item() for b in rollout.micro_batches())
+            return rollout
 
     ppo = trainer(args, LAYOUTS[layout](), cls=Recording)
     ppo.train()
@@ -328,8 +329,10 @@ def test_models_that_would_train_wrongly_are_refused(tmp_path):
         trainer(args, layout | {"reward_model": None})
     with pytest.raises(InputError, match="value_model is missing"):
         trainer(args, layout | {"reward_model": None, "value_model": None}, reward_funcs=lambda **_: [])
-    with pytest.raises(InputError, match="without a `score` head"):
+    with pytest.raises(InputError, match="value model, a LlamaForCausalLM, has no `score` head with one label"):
         trainer(args, layout | {"value_model": causal()})
+    with pytest.raises(InputError, match=r"reward model, .* has no `score` head with one label"):
+        trainer(args, layout | {"reward_model": classifier(num_labels=2)})
     with pytest.raises(InputError, match="leave out"):
         trainer(args, {"model": shared_base(), "value_model": classifier()})
     frozen = causal().requires_grad_(False)

@@ -119,7 +119,7 @@ class SharedActorCritic(ActorCritic):
         if needed:
             raise InputError(f"the shared base lacks the adapters {', '.join(sorted(needed))} (value with a head).")
         self.base = base
-        self.reward = reward
+        self.reward = freeze_reward(reward)
         self.has_reward = reward is not None or "reward" in base.heads
         remove_dropout(self)
 
@@ -168,17 +168,11 @@ class SeparateActorCritic(ActorCritic):
         reward: PreTrainedModel | PeftModel | None = None,
     ):
         super().__init__(policy.config)
-        for role, model in (("value", value), ("reward", reward)):
-            if model is not None and not hasattr(base_of(model), "score"):
-                raise InputError(
-                    f"the {role} model is a {type(base_of(model)).__name__} without a `score` head; load it with "
-                    "AutoModelForSequenceClassification and num_labels=1."
-                )
-        self.policy, self.value, self.reference, self.reward = policy, value, reference, reward
+        check_classifier(value, "value")
+        self.policy, self.value, self.reference, self.reward = policy, value, reference, freeze_reward(reward)
         self.has_reward = reward is not None
-        for frozen in (reference, reward):
-            if frozen is not None:
-                frozen.requires_grad_(False)
+        if reference is not None:
+            reference.requires_grad_(False)
         remove_dropout(self)
 
     def logits(self, role, input_ids, attention_mask, position_ids, logits_to_keep):
@@ -245,6 +239,22 @@ def build_actor_critic(
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:
+    base = base_of(model)
+    if not hasattr(base, "score") or base.config.num_labels != 1:
+        raise InputError(
+            f"the {role} model, a {type(base).__name__}, has no `score` head with one label; load it with "
+            "AutoModelForSequenceClassification and num_labels=1."
+        )
+
+
+def freeze_reward(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel | PeftModel | None:
+    if model is not None:
+        check_classifier(model, "reward")
+        model.requires_grad_(False)
+    return model
 
 
 def classifier_scalars(model: nn.Module, input_ids, attention_mask, position_ids) -> Tensor:

@@ -37,8 +37,3 @@ class EMA:
         finally:
             for name, parameter in self.parameters.items():
                 parameter.copy_(raw[name])
-
-    @torch.no_grad()
-    def load(self, shadow: dict[str, Tensor]) -> None:
-        for name, average in self.shadow.items():
-            average.copy_(shadow[name])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.ppo.returns import precise
 from rlhf.ppo.rollout import MicroBatch
 
 
@@ -39,8 +40,8 @@ def episode_means(
         columns["rollout/eos_rate"].append(batch.ended)
     rows = torch.tensor([row for batch in batches for row in batch.rows], device=batches[0].scores.device)
     weight = torch.ones_like(rows) if counted is None else rows < counted
-    sums = [(torch.cat(column).double() * weight).sum() for column in columns.values()]
-    *sums, episodes = reduce(torch.stack([*sums, weight.sum().double()])).tolist()
+    sums = [(precise(torch.cat(column)) * weight).sum() for column in columns.values()]
+    *sums, episodes = reduce(torch.stack([*sums, precise(weight).sum()])).tolist()
     return {name: total / episodes for name, total in zip(columns, sums, strict=True)}
 
 

@@ -49,17 +49,22 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def moments(values: Tensor, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over all processes, in two passes and in float64.
+    """Mean and unbiased variance over all processes, in two passes.
 
     Args:
         values: [N] this process's values.
         reduce: sums a tensor over the processes.
     """
-    values = values.double()
+    values = precise(values)
     count, total = reduce(torch.stack((values.new_tensor(len(values)), values.sum())))
     mean = total / count
     variance = reduce((values - mean).square().sum()) / (count - 1).clamp(min=1)
     return mean, variance
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """As float64, where the device has it; Apple's has not."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:

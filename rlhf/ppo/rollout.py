@@ -24,6 +24,7 @@ from transformers import (
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic
+from rlhf.ppo.returns import precise
 
 
 def encode_prompts(
@@ -114,7 +115,7 @@ class InverseCDFSampler(LogitsProcessor):
         self.noise, self.prompt_length, self.temperature = noise, prompt_length, temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cdf = torch.softmax(scores.double() / self.temperature, dim=-1).cumsum(-1)
+        cdf = torch.softmax(precise(scores) / self.temperature, dim=-1).cumsum(-1)
         threshold = self.noise[:, input_ids.shape[1] - self.prompt_length, None] * cdf[:, -1:]
         choice = torch.searchsorted(cdf, threshold, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, choice, 0.0)
@@ -135,6 +136,7 @@ def sample(
 ) -> list[list[int]]:
     """Samples a response of at most `noise.shape[1]` tokens to each prompt: ids up to and with the first stop token."""
     length = noise.shape[1]
+    noise = noise.float() if device.type == "mps" else noise  # see `precise`
     config = GenerationConfig(
         max_new_tokens=length, do_sample=False, eos_token_id=stop_ids, pad_token_id=pad_id, use_cache=True
     )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -24,12 +23,14 @@ from trl.trainer.base_trainer import _BaseTrainer
 from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
+from rlhf.ppo.advantages import add_advantages, response_tokens
+from rlhf.ppo.checkpoint import load_state, save_networks, save_state
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import Meter, append_samples, episode_means
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
-from rlhf.ppo.returns import explained_variance, gae, moments, token_rewards, whiten
+from rlhf.ppo.returns import explained_variance
 from rlhf.ppo.rewards import RewardFunction, function_scores, shape_scores
 from rlhf.ppo.rollout import (
     MicroBatch,
@@ -43,8 +44,6 @@ from rlhf.ppo.rollout import (
     split,
     stop_tokens,
 )
-
-STATE_NAME = "ppo_state.safetensors"  # in checkpoints: trained parameters and the policy's average, by name
 
 
 class PPOTrainer(_BaseTrainer):
@@ -177,7 +176,7 @@ class PPOTrainer(_BaseTrainer):
         minibatches = split(lengths, args.num_mini_batches, args.per_device_train_batch_size)
         rollout = Rollout(index, [self.score(minibatch, columns, responses) for minibatch in minibatches])
         batches = list(rollout.micro_batches())
-        self.add_advantages(batches)
+        add_advantages(batches, args, self.sum)
 
         means = episode_means(batches, args.kl_coef, self.sum)
         values, returns = (response_tokens(batches, name) for name in ("values", "returns"))
@@ -245,25 +244,6 @@ class PPOTrainer(_BaseTrainer):
         prompts = chosen.pop("prompt", None) or self.processing_class.batch_decode(ids)
         completions = self.processing_class.batch_decode([responses[i] for i in rows], skip_special_tokens=True)
         return function_scores(self.reward_funcs, self.args.reward_weights, prompts, completions, **chosen)
-
-    def add_advantages(self, batches: list[MicroBatch]) -> None:
-        """Rewards, GAE and whitening; the moments are those of the whole rollout on all processes."""
-        args = self.args
-        gamma, lam = args.gamma, args.lam
-        for batch in batches:
-            batch.rewards = token_rewards(
-                batch.shaped_scores, batch.logprobs, batch.ref_logprobs, batch.response_mask, args.kl_coef
-            )
-        if args.whiten_rewards:
-            mean, variance = moments(response_tokens(batches, "rewards"), self.sum)
-            for batch in batches:
-                batch.rewards = whiten(batch.rewards, batch.response_mask, mean, variance, shift_mean=False)
-        for batch in batches:
-            batch.advantages, batch.returns = gae(batch.rewards, batch.values, batch.response_mask, gamma, lam)
-        if args.whiten_advantages:
-            mean, variance = moments(response_tokens(batches, "advantages"), self.sum)
-            for batch in batches:
-                batch.advantages = whiten(batch.advantages, batch.response_mask, mean, variance)
 
     # ---- Update -----------------------------------------------------------------------------------------------------
 
@@ -377,41 +357,19 @@ class PPOTrainer(_BaseTrainer):
         """
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            with self.ema.applied() if self.ema else nullcontext():
-                self.actor_critic.save("policy", folder)
-            self.actor_critic.save("policy", folder / "raw")
-            self.actor_critic.save("value", folder / "value")
+            save_networks(folder, self.actor_critic, self.ema)
             self.processing_class.save_pretrained(folder)
             if _internal_call:
-                save_file(self.trained_state(), folder / STATE_NAME)
+                save_state(folder, self.actor_critic, self.ema)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """All that training changes besides the optimizer: the parameters of policy and value, the policy's average."""
-        state = {f"model.{name}": p.detach() for role in ("policy", "value") for name, p in self._parameters(role)}
-        if self.ema:
-            state |= {f"ema.{name}": average for name, average in self.ema.shadow.items()}
-        return {name: tensor.contiguous().cpu() for name, tensor in state.items()}
-
-    @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        path = Path(resume_from_checkpoint) / STATE_NAME
-        if not path.exists():
-            raise InputError(f"{path} is missing; {resume_from_checkpoint} is not a checkpoint of this trainer.")
-        state = load_file(path)
-        for role in ("policy", "value"):
-            for name, parameter in self._parameters(role):
-                parameter.copy_(state[f"model.{name}"])
-        if self.ema:
-            self.ema.load({name: state[f"ema.{name}"] for name in self.ema.shadow})
+        load_state(Path(resume_from_checkpoint), self.actor_critic, self.ema)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _parameters(self, role: str) -> list[tuple[str, nn.Parameter]]:
-        return self.actor_critic.parameters_of(role)
+        load_state(Path(self.state.best_model_checkpoint), self.actor_critic, self.ema)
 
 
 class _RolloutCallback(TrainerCallback):
@@ -419,6 +377,9 @@ class _RolloutCallback(TrainerCallback):
 
     def __init__(self, trainer: PPOTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs: Any):
+        self.trainer.rollout = None  # of an earlier train()
 
     def on_optimizer_step(self, args, state, control, **kwargs: Any):
         if self.trainer.ema:
@@ -435,8 +396,3 @@ class _RolloutCallback(TrainerCallback):
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH
             control.should_save |= args.save_strategy == SaveStrategy.EPOCH
         return control
-
-
-def response_tokens(batches: list[MicroBatch], name: str) -> Tensor:
-    """[N]: the field `name`, [B, T] in each micro-batch, at the response tokens of all of them."""
-    return torch.cat([getattr(batch, name)[batch.response_mask] for batch in batches])

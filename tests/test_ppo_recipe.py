@@ -1,0 +1,106 @@
+"""recipes/ppo.py through its own command line, on a toy base with SFT and reward adapters."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+from packaging.version import Version
+from peft import AutoPeftModelForCausalLM
+from ppo_toys import causal, lora, prompts, tokenizer
+from transformers import AutoModelForCausalLM
+
+from rlhf.adapters import SharedBase
+from rlhf.runs import read_metrics, read_result
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "ppo.py"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory) -> Path:
+    """A folder with base/, sft/, reward/ and prompts."""
+    folder = tmp_path_factory.mktemp("stages")
+    model = causal()
+    model.save_pretrained(folder / "base")
+    tokenizer().save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    base = SharedBase(AutoModelForCausalLM.from_pretrained(folder / "base"))
+    base.add_adapter("sft", lora_config=lora(init_lora_weights=False))
+    base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
+    base.save_adapter("sft", folder / "sft")
+    base.save_adapter("reward", folder / "reward")
+    prompts(16).to_json(folder / "prompts" / "train.jsonl")
+    prompts(4, seed=9).to_json(folder / "prompts" / "validation.jsonl")
+    return folder
+
+
+def run(monkeypatch, stages: Path, output_dir: Path, **options) -> None:
+    options = {
+        "dataset_name": stages / "prompts", "sft_model_path": stages / "sft", "reward_model_path": stages / "reward",
+        "output_dir": output_dir, "per_device_train_batch_size": 2, "mini_batch_size": 4, "batch_size": 8,
+        "total_episodes": 16, "response_length": 5, "learning_rate": 1e-3, "warmup_rollouts": 0, "bf16": False,
+        "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
+        "disable_tqdm": True, "num_sample_generations": 1, **options,
+    }  # fmt: skip
+    arguments = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *arguments])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_the_recipe_trains_and_leaves_its_files(monkeypatch, stages, tmp_path):
+    run(monkeypatch, stages, tmp_path, eval_strategy="steps", ema_decay=0.5)
+    rows = [row for row in read_metrics(tmp_path) if "objective/score" in row]
+    assert [row["episode"] for row in rows] == [8, 16]
+    result = read_result(tmp_path)
+    assert {"seconds", "objective/kl", "objective/score", "eval_objective/score"} <= result.keys()
+    assert {"config.yaml", "environment.json", "samples.jsonl", "raw", "value", "tokenizer.json"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {sample["source"] for sample in samples} == {"train", "eval"}
+    ids = torch.tensor([[5, 6, 7]])
+    trained, before = (AutoPeftModelForCausalLM.from_pretrained(str(p))(ids).logits for p in (tmp_path, stages / "sft"))
+    assert not torch.equal(trained, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward_model_path": None}, "sft_model_path and reward_model_path are needed"),
+        ({"sft_model_path": "/nowhere/sft"}, "/nowhere/sft does not exist"),
+        ({"batch_size": 10}, "batch_size 10 is not a multiple"),
+        ({"max_prompt_length": 3}, "more than max_prompt_length 3"),
+        ({"max_prompt_length": 60}, "exceeds the model's context of 64"),
+        ({"learning_rte": 1.0}, "learning_rte"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(monkeypatch, capsys, stages, tmp_path, options, message):
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, stages, tmp_path, **options)
+    assert error.value.code == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert printed.startswith("error: ")
+    assert message in printed
+
+
+def test_long_prompts_can_be_left_out(monkeypatch, stages, tmp_path):
+    run(monkeypatch, stages, tmp_path, max_prompt_length=5, on_bad_rows="skip", total_episodes=8)
+    assert read_result(tmp_path)["episode"] == 8
+
+
+@pytest.mark.skipif(Version(trl.__version__) >= Version("1.13"), reason="TRL's PPOTrainer was deleted in 1.13")
+def test_trls_own_trainer_runs_the_same_recipe(monkeypatch, stages, tmp_path):
+    run(monkeypatch, stages, tmp_path, ppo_trainer="trl", num_sample_generations=0)
+    rows = [row for row in read_metrics(tmp_path) if "objective/kl" in row]
+    assert [row["episode"] for row in rows] == [8, 16]
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(Version(trl.__version__) < Version("1.13"), reason="this TRL has a PPOTrainer")
+def test_a_trl_without_ppo_is_said_so(monkeypatch, capsys, stages, tmp_path):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, stages, tmp_path, ppo_trainer="trl")
+    assert "has no PPOTrainer" in capsys.readouterr().err
