@@ -8,7 +8,7 @@ accuracy overall, by K and by labeler group, and the reliability of its margins.
 
 import time
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 from trl import ModelConfig
 
 from rlhf.adapter_files import write_calibration
@@ -38,12 +38,12 @@ def main() -> None:
 
     # Data
     tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision)
-    demonstrations = load_calibration_rows(args, data_args, tokenizer)
     rows = {}
     for split in ("train", "validation"):
         dataset = tokenize_comparisons(load_comparisons(data_args, split, folder), tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, folder)
+    demonstrations = load_calibration_rows(args, data_args, tokenizer)
 
     # Training
     set_seed(args.seed)  # the head is random

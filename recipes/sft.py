@@ -8,7 +8,7 @@ validation loss of each. With --reward_model_path a reward model chooses; recipe
 
 import time
 
-from trl import SFTTrainer
+import trl
 
 from rlhf.adapter_files import check_reward_adapter
 from rlhf.cli import parse, run
@@ -44,7 +44,7 @@ def main() -> None:
     # Training
     model = load_base(model_args, tokenizer)
     set_residual_dropout(model, model_args.lora_dropout)
-    trainer = SFTTrainer(
+    trainer = trl.SFTTrainer(
         model,
         args,
         train_dataset=rows["train"],

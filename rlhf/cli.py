@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import warnings
 from argparse import Action, ArgumentError
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -29,7 +30,10 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
     parser = _Parser(dataclass_types, allow_abbrev=False)
     parser.config_file = config
     try:
-        *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
+        with warnings.catch_warnings():
+            # TRL 1.12 sets this field itself, under the name that newer transformers would rather not see.
+            warnings.filterwarnings("ignore", ".*`gradient_checkpointing` is deprecated", FutureWarning)
+            *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     except InputError:
         raise
     except OSError as error:

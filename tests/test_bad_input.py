@@ -268,7 +268,7 @@ def test_bad_rows_can_be_skipped(refusal, tmp_path):
 
 def start(world, tmp_path, *program: str, recipe: str, options: str) -> subprocess.CompletedProcess:
     command = [*program, f"recipes/{recipe}.py", *command_line(world, tmp_path, recipe, options)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
@@ -277,12 +277,14 @@ def test_as_a_program(world, tmp_path):
     done = start(world, tmp_path, sys.executable, recipe="reward", options="--dataset_name {tmp}/rows.jsonl")
     assert done.returncode == 2
     assert_names(one_sentence(done.stderr), "rows.jsonl", "line 1", "UTF-8")
+    assert done.stderr.count("\n") == 1  # no library has a word of its own to say before
 
 
 @pytest.mark.slow
 def test_through_the_launcher_of_the_makefile(world, tmp_path):
     launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet"]
     launch += ["--config_file", "accelerate_configs/cpu.yaml"]
-    done = start(world, tmp_path, *launch, recipe="ppo", options="--batch_size 10")
+    done = start(world, tmp_path, *launch, recipe="sft", options="--reward_model_path {sft}")
     assert done.returncode != 0  # the launcher's own code is 1
-    assert_names(one_sentence(done.stderr), "batch_size 10")
+    assert_names(one_sentence(done.stderr), "not a reward model")
+    assert done.stderr.count("\n") == 1
