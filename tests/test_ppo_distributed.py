@@ -1,5 +1,6 @@
 """Two processes are one process: same episodes, same global moments and counts, same weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,5 +49,11 @@ def test_fault_11_15_17_two_processes_are_one(tmp_path):
             torch.testing.assert_close(one[name], two[name], atol=3e-5, rtol=1e-3)
         for n in "12":
             assert {path.name for path in (tmp_path / n / layout).iterdir()} >= {"raw", "value"}  # fault 15
-        rows = [(tmp_path / n / layout / "samples.jsonl").read_text().splitlines() for n in "12"]
-        assert len(rows[0]) == len(rows[1]) > 0
+        episodes = [_train_samples(tmp_path / n / layout / "samples.jsonl") for n in "12"]
+        assert len(episodes[0]) == 2 * 4
+        assert [e["response"] for e in episodes[0]] == [e["response"] for e in episodes[1]]
+
+
+def _train_samples(path: Path) -> list[dict]:
+    rows = map(json.loads, path.read_text().splitlines())
+    return [row for row in rows if row["source"] == "train"]
