@@ -45,14 +45,14 @@ def resolved_config(config: Any) -> dict[str, Any]:
     """The fields of one dataclass that, with the package versions at hand, determine the run; without secrets.
 
     A field that this project defines is always written. A field of a library's config (learning_rate, lora_r) is
-    written if its value differs from that library's own default, be it by the user's choice or by this project's.
+    written if its value differs from that library's default, or from another default that this project has for it.
     """
     resolved = {}
     for field in dataclasses.fields(config):
         value = _plain(getattr(config, field.name))
         if not field.init or SECRET_FIELDS.search(field.name) or value is _NOT_PLAIN:
             continue
-        if value != _library_default(type(config), field.name):
+        if any(value != default for default in _defaults(type(config), field.name)):
             resolved[field.name] = value
     return resolved
 
@@ -168,17 +168,18 @@ def _plain(value: Any) -> Any:
     return _NOT_PLAIN
 
 
-def _library_default(config_type: type, name: str) -> Any:
-    """Default of the field in the nearest class that is not of this project; `_NOT_PLAIN` if there is none."""
-    for cls in config_type.__mro__:
-        if cls.__module__.split(".")[0] in ("rlhf", "__main__") or not dataclasses.is_dataclass(cls):
-            continue
-        field = cls.__dataclass_fields__.get(name)
-        if field is not None and field.default is not dataclasses.MISSING:
-            return _plain(field.default)
-        if field is not None and field.default_factory is not dataclasses.MISSING:
-            return _plain(field.default_factory())
-    return _NOT_PLAIN
+def _defaults(config_type: type, name: str) -> list[Any]:
+    """Defaults of a field: the one in force, and the one of the nearest class that is not of this project."""
+    theirs = [cls for cls in config_type.__mro__ if cls.__module__.split(".")[0] not in ("rlhf", "__main__")]
+    fields = [getattr(cls, "__dataclass_fields__", {}).get(name) for cls in (config_type, *theirs)]
+    known = [field for field in fields if field is not None]
+    return [_default(known[0]), _default(known[1]) if len(known) > 1 else _NOT_PLAIN]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return _plain(field.default_factory())
+    return _NOT_PLAIN if field.default is dataclasses.MISSING else _plain(field.default)
 
 
 def _finite(value: Any) -> Any:

@@ -49,6 +49,12 @@ def test_config_can_be_used_again(tmp_path):
     assert again.bf16 is False
 
 
+def test_a_library_default_in_place_of_ours_is_written(tmp_path):
+    start_run(tmp_path, make_arguments(tmp_path, adam_beta2=0.999), stage="sft")
+    (again,) = rlhf.cli.parse(Arguments, args=["--config", str(tmp_path / "config.yaml")])
+    assert again.adam_beta2 == 0.999  # left out, it would come back as our 0.95
+
+
 def test_no_secret_is_written(tmp_path):
     secret = "hf_" + "a" * 34
     kwargs = {"token": "open sesame", "url": "https://me:open-sesame@example.org", "note": secret, "max_tokens": 3}
