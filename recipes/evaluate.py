@@ -94,7 +94,8 @@ def main() -> None:
     summary = summarise(rows, results, settings, seconds=round(time.monotonic() - started, 1))
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(args.output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
-    write_report(recipe_dir / "report.html", f"InstructGPT’s recipe: {recipe_dir.resolve().name}", summary, rows, stages)
+    title = f"InstructGPT’s recipe: {recipe_dir.resolve().name}"
+    write_report(recipe_dir / "report.html", title, summary, rows, stages)
     print(f"\nThe report is {recipe_dir / 'report.html'}, the numbers are in {recipe_dir / 'summary.json'}.")
 
 

@@ -14,7 +14,7 @@ class DataArguments:
         dataset_name: a name on the Hub (`trl-lib/ultrafeedback_binarized`), a file of a Hub repository
             (`OpenAssistant/oasst1/2023-04-12_oasst_ready.trees.jsonl.gz`), a local file or folder (json, jsonl, csv,
             parquet), or `sandbox`.
-        dataset_seed: the sandbox's world and data; other sources do not depend on it.
+        dataset_seed: draws the rows of the sandbox (its world stays the same); other sources do not depend on it.
     """
 
     dataset_name: str = field(

@@ -18,8 +18,8 @@ from .world import ATTRIBUTES, GOOD_FEELINGS, WORDS, world
 # What one fault leaves of the quality of a response. Faults multiply.
 LEFT = {
     "constraint": 0.4,  # the constraint is broken
-    "insult": 0.4,
-    "filler": 0.7,  # each sentence of padding
+    "insult": 0.3,
+    "filler": 0.6,  # each sentence of padding
     "irrelevant": 0.6,  # each fluent sentence that has no business here
     "noise": 0.4,  # each piece of text that is no sentence of the language
     "repetition": 0.5,  # each sentence said again

@@ -8,8 +8,8 @@ import random
 from dataclasses import dataclass
 
 from .grammar import COUNT, FILLER, RUDE, TEMPLATES, constraint_holds, join, mentions, render, sentences
-from .tasks import PLURALS, Task, pick
-from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
+from .tasks import PLURALS, Task, draw_task, pick
+from .world import ATTRIBUTES, BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
 
 FLAWS = ("careless", "inventing", "padded", "rude", "terse")
 
@@ -47,15 +47,42 @@ def demonstration(task: Task, rng: random.Random, seed: int = 0) -> str:
 
 
 def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[str]:
-    """4 to 9 different answers as models give them: of every manner, and now and then broken in a model's way."""
+    """4 to 9 different answers as models give them: of every manner, and now and then broken in a model's way.
+
+    Labelers have to see what models do: in the first version nobody ever evaded a question that has an answer, so the
+    reward model took "I do not know" for a good answer to everything, and PPO found out.
+    """
     size = rng.randint(4, 9)
     completions: dict[str, None] = {}  # a set in order of insertion
     while len(completions) < size:
         person = rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
-        flaws = person.flaws(rng) | ({"inventing"} if rng.random() < 0.15 else set())
-        text = respond(task, flaws, rng, seed)
-        completions[_break(text, rng) if rng.random() < 0.12 else text] = None
+        text = respond(task, person.flaws(rng), rng, seed)
+        how = rng.random()
+        if how < 0.12:
+            text = _break(text, rng)
+        elif how < 0.20:
+            text = _evade(task, rng)
+        elif how < 0.30:
+            text = respond(_mistaken(task, rng, seed), person.flaws(rng), rng, seed)
+        completions[text] = None
     return list(completions)
+
+
+def _evade(task: Task, rng: random.Random) -> str:
+    """An answer that says nothing, whether there is something to say or not."""
+    if task.kind == "fact":
+        attribute = ATTRIBUTES[task.slots["attribute"]]
+        return render(f"unknown.{task.slots['attribute']}", **{attribute.entity: task.slots["entity"]})
+    lines = [render("refuse"), render("refuse.ask", **pick(rng, "person", "thing"))]
+    return " ".join(lines[: rng.randint(1, 2)])
+
+
+def _mistaken(task: Task, rng: random.Random, seed: int) -> Task:
+    """Another task of the same category, which the model answers instead."""
+    while True:
+        other = draw_task(rng, task.category, "train", seed)
+        if other.instruction != task.instruction:
+            return other
 
 
 def _break(text: str, rng: random.Random) -> str:
