@@ -171,7 +171,7 @@ def test_nothing_left_is_an_error(tmp_path):
         ("a.json", b'[{"prompt": "a"},\n{"prompt": }]', r"line 2 is not valid JSON"),
         ("a.json", b'[{"prompt": "a"}, 3]', r"row 2: a JSON int"),
         ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-12], r"a.jsonl.gz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-12], r"a.jsonl.gz cannot be read"),
         ("a.parquet", b"PAR1 no parquet", r"a.parquet is not a readable Parquet file"),
         ("a.jsonl", b"", r"has no prompts in its train split"),
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), r"line 1: not UTF-8 text"),
