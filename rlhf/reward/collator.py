@@ -5,18 +5,21 @@ from typing import Any
 
 import torch
 
+PER_PROMPT = ("prompt_length", "prompt_id", "labeler_group_id")
+
 
 @dataclass
 class KWiseCollator:
     """Flattens the K completions of each prompt, so that every completion passes the model once.
 
     Rows have `completions_ids` (K lists of token ids, prompt and completion), `ranks` (K integers) and the integers
-    `prompt_id` and `labeler_group_id`. The batch of B rows with N completions in all, the longest of T tokens, is:
+    `prompt_length` (tokens), `prompt_id` and `labeler_group_id`. The batch of B rows with N completions in all, the
+    longest of T tokens, is:
 
     - `input_ids`, `attention_mask`: [N, T] int64, padded on the right.
     - `last_token`: [N] int64, position of the last token of each row. It is carried, never looked up by token identity:
       a pad token that a model has sampled is a token like any other.
-    - `ranks`: [N] int64; `group_sizes`, `prompt_id`, `labeler_group_id`: [B] int64.
+    - `ranks`: [N] int64; `group_sizes`, `prompt_length`, `prompt_id`, `labeler_group_id`: [B] int64.
 
     Args:
         pad_token_id: id to pad with.
@@ -31,8 +34,7 @@ class KWiseCollator:
         return pad_right(sequences, self.pad_token_id, self.pad_to_multiple_of) | {
             "ranks": torch.tensor([rank for row in rows for rank in row["ranks"]]),
             "group_sizes": torch.tensor([len(row["completions_ids"]) for row in rows]),
-            "prompt_id": torch.tensor([row["prompt_id"] for row in rows]),
-            "labeler_group_id": torch.tensor([row["labeler_group_id"] for row in rows]),
+            **{name: torch.tensor([row[name] for row in rows]) for name in PER_PROMPT},
         }
 
 

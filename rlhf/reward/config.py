@@ -29,8 +29,8 @@ class KWiseRewardConfig(RewardConfig):
     completions_per_forward: int = field(
         default=32,
         metadata={
-            "help": "A batch's completions pass the model in parts of this size, sorted by length and trimmed, "
-            "which changes the padding and not the loss."
+            "help": "A batch's completions pass the model in parts of about this size (whole prompts, sorted by "
+            "length), which changes the memory needed and not the loss."
         },
     )
     sft_model_path: str | None = field(

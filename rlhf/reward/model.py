@@ -11,6 +11,7 @@ from trl import ModelConfig
 from rlhf.adapter_files import adapter_folder, check_adapter, read_adapter
 from rlhf.errors import InputError
 from rlhf.models import load_sequence_classifier, lora_config, resolve_model_name
+from rlhf.reward.prefix import shared_hidden_states
 
 
 def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
@@ -62,26 +63,29 @@ def copy_lora(model: PeftModel, sft_model_path: str) -> None:
 
 
 def pool_at_last_token(model: PreTrainedModel) -> None:
-    """Lets `model(..., last_token=positions)` return the score at those positions.
+    """Lets `model(..., last_token=positions)` return the score at those positions, and take shared prompts.
 
     The classifiers of transformers look for the last token that is not the pad token, which is the wrong one where a
     response ends in a sampled pad token. The forward is replaced on the instance, as TRL's SFTTrainer does for its
     chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
-    `last_token` the model is unchanged.
+    `last_token` the model is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
 
     Args:
         model: a decoder with a linear head called `score`, any wrapper of PEFT removed.
     """
     original_forward = model.forward
 
-    def forward(self, input_ids=None, attention_mask=None, last_token=None, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, last_token=None, shared_prompts=None, **kwargs):
         if last_token is None:
             return original_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
-        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_token]  # [N, H]
+        if shared_prompts is None:
+            hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+            last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_token]  # [N, H]
+        else:
+            last_hidden = shared_hidden_states(self.base_model, input_ids, shared_prompts, **kwargs)[0, last_token]
         # The head is one dot product: in full precision it costs nothing, and bfloat16 would round the margins.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(last_hidden.device.type, enabled=False):
             scores = self.score(last_hidden.to(next(self.score.parameters()).dtype))
         return SequenceClassifierOutput(logits=scores.float())  # [N, 1]
 

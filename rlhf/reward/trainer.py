@@ -1,5 +1,6 @@
 """TRL's RewardTrainer over K ranked completions a prompt (arXiv 2203.02155, section 3.5)."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ from rlhf.data.encode import encode_completion, encode_prompt, prompt_key
 from rlhf.data.schemas import RowError, comparison
 from rlhf.errors import InputError
 from rlhf.reward.accuracy import PADDING, accuracy_report, flat_metrics
-from rlhf.reward.collator import KWiseCollator
+from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
 from rlhf.reward.model import pool_at_last_token
+from rlhf.reward.prefix import enable_shared_prompts, share_prompts
+
+logger = logging.getLogger(__name__)
 
 NO_GROUP = -1
-COLUMNS = ["completions_ids", "ranks", "prompt_id", "labeler_group_id"]
+COLUMNS = ["completions_ids", "ranks", *PER_PROMPT]
 
 
 class KWiseRewardTrainer(RewardTrainer):
@@ -27,8 +31,9 @@ class KWiseRewardTrainer(RewardTrainer):
 
     Rows are comparisons: `prompt`, `completions` (K of them, two or more), `ranks` (K integers, 0 is the best, equal is
     a tie) and optionally `labeler_group`; TRL's `prompt`, `chosen`, `rejected` is K = 2. Each completion passes the
-    model once, all pairs of a prompt are one element of the batch, and the loss is the mean over the prompts of a step,
-    however these are spread over devices and accumulation. Evaluation reports pairwise accuracy overall, by K and by
+    model once, and so does its prompt where the architecture allows (`rlhf.reward.prefix`); all pairs of a prompt are
+    one element of the batch, and the loss is the mean over the prompts of a step, however these are spread over devices
+    and accumulation. Evaluation reports pairwise accuracy overall, by K and by
     labeler group. Takes the arguments of TRL's RewardTrainer, with `args` a `KWiseRewardConfig`.
     """
 
@@ -44,7 +49,12 @@ class KWiseRewardTrainer(RewardTrainer):
         self.loss_is_scaled_for_ga = True
         # Only now has TRL's constructor settled the pad token.
         self.data_collator = data_collator or KWiseCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
-        pool_at_last_token(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)
+        classifier = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        pool_at_last_token(classifier)
+        obstacle = enable_shared_prompts(classifier, args.max_length)
+        self.shares_prompts = obstacle is None
+        if obstacle:
+            logger.warning("a prompt is computed again for each of its completions, since %s", obstacle)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """K-wise loss; `num_items_in_batch` counts the prompts of the step over all devices and micro-batches."""
@@ -61,10 +71,27 @@ class KWiseRewardTrainer(RewardTrainer):
 
     def score(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Scores [N] float32 of all completions of a batch, passed in parts of similar length to save padding."""
-        last_token, parts = inputs["last_token"], self._num_parts(inputs)
+        return self._score_with_shared_prompts(model, inputs) if self.shares_prompts else self._score(model, inputs)
+
+    def _score_with_shared_prompts(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        sizes, last_token = inputs["group_sizes"], inputs["last_token"]
+        rows_of = torch.arange(len(last_token), device=sizes.device).split(sizes.tolist())
+        order = inputs["prompt_length"].argsort()
+        scores = torch.empty(len(last_token), device=last_token.device)
+        for prompts in order.tensor_split(self._num_parts(inputs, most=len(sizes))):
+            rows = torch.cat([rows_of[prompt] for prompt in prompts.tolist()])
+            batch = share_prompts(
+                inputs["input_ids"][rows], last_token[rows], inputs["prompt_length"][prompts], sizes[prompts]
+            )
+            scores = scores.index_copy(0, rows, model(**vars(batch), use_cache=False).logits.squeeze(-1))
+        return scores
+
+    def _score(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        last_token = inputs["last_token"]
         order = last_token.argsort()
         scores = []
-        for rows in order.tensor_split(parts):
+        # No device has fewer than 2 B completions, so no part is empty.
+        for rows in order.tensor_split(self._num_parts(inputs, most=2 * len(inputs["group_sizes"]))):
             longest = int(last_token[rows[-1]]) + 1
             longest += -longest % (self.args.pad_to_multiple_of or 1)
             output = model(
@@ -76,16 +103,16 @@ class KWiseRewardTrainer(RewardTrainer):
             scores.append(output.logits.squeeze(-1))
         return torch.cat(scores)[order.argsort()]
 
-    def _num_parts(self, inputs: dict[str, torch.Tensor]) -> int:
-        """In how many parts the batch passes the model: the same number on every device.
+    def _num_parts(self, inputs: dict[str, torch.Tensor], most: int) -> int:
+        """In how many parts, `most` at most, the batch passes the model: the same number on every device.
 
         DDP and FSDP communicate in each forward, and K differs from prompt to prompt, so devices must agree. B is the
-        same on all, and no device has fewer than 2 B completions, so no part is empty.
+        same on all.
         """
         wanted = torch.tensor(-(-len(inputs["last_token"]) // self.args.completions_per_forward))
         if self.accelerator.num_processes > 1:
             wanted = self.accelerator.gather(wanted.to(self.accelerator.device)).max()
-        return min(int(wanted), 2 * len(inputs["group_sizes"]))
+        return min(int(wanted), most)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Prompts in all micro-batches of a step on all devices, the divisor of the loss."""
@@ -157,8 +184,8 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
     """Comparisons as rows of token ids.
 
     Returns:
-        columns `completions_ids` (K lists: prompt, completion, EOS), `ranks`, `prompt_id` (equal for equal prompts),
-        `labeler_group` (empty where the comparison has none).
+        columns `completions_ids` (K lists: prompt, completion, EOS), `ranks`, `prompt_length` in tokens, `prompt_id`
+        (equal for equal prompts), `labeler_group` (empty where the comparison has none).
     """
 
     def encode(row, number):
@@ -169,7 +196,7 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
         prompt_ids = encode_prompt(tokenizer, row["prompt"])
         ids = [prompt_ids + encode_completion(tokenizer, row["prompt"], text) for text in row["completions"]]
         labels = {"prompt_key": prompt_key(row["prompt"]), "labeler_group": row.get("labeler_group", "")}
-        return {"completions_ids": ids, "ranks": row["ranks"], **labels}
+        return {"completions_ids": ids, "ranks": row["ranks"], "prompt_length": len(prompt_ids), **labels}
 
     dataset = dataset.map(encode, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing comparisons")
     prompt_ids = np.unique(dataset["prompt_key"], return_inverse=True)[1]

@@ -1,0 +1,177 @@
+"""The prompt that K completions share, computed once.
+
+The completions of a prompt differ only after it, and what a decoder computes for the prompt's tokens does not depend on
+what follows. So a batch becomes one row without padding, each prompt in it once:
+
+    [prompt 1 | ... | prompt B | completion 1 | ... | completion N]
+
+Only attention mixes tokens; all other layers take this row as it is. Attention is computed in two parts, prompts on
+themselves and completions on their prompt and themselves. Gradients reach the prompt through all of its completions.
+For K completions of C tokens after P tokens of prompt, of one layer:
+
+                      linear layers, tokens     attention, pairs of tokens
+    each with prompt  K (P + C)                 K (P + C)^2
+    prompt shared     P + K C                   P^2 + K C (P + C)
+
+Both grow with K, neither is ever more than without sharing, so there is nothing to choose.
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_shared_prompts"
+
+
+class SharedPrompts:
+    """Where the tokens of a row stand, for `shared_prompt_attention`.
+
+    Attributes:
+        prompts: [B, P] int64, positions in the row of the tokens of each prompt, 0 (any) after its end.
+        completions: [N, C] int64, the same of each completion.
+        prompt_of: [N] int64, which of the B prompts a completion answers.
+        row: [T] int64, position of each token of the row in the B P + N C entries of the two grids.
+        mask: [N, 1, C, P + C] bool, what each token of a completion attends to.
+        layers: how many attention layers have used it.
+    """
+
+    # A plain class: FSDP and DDP rebuild dataclasses that pass through them, and `layers` is counted on this very one.
+    def __init__(self, prompt_lengths: torch.Tensor, completion_lengths: torch.Tensor, prompt_of: torch.Tensor):
+        in_prompt, in_completion = _up_to(prompt_lengths), _up_to(completion_lengths)
+        flat = torch.cat([in_prompt.flatten(), in_completion.flatten()])
+        place = flat.cumsum(0).sub(1).clamp(min=0)  # a pad's is any valid position, and is never looked at
+        self.prompts = place[: in_prompt.numel()].view_as(in_prompt)
+        self.completions = place[in_prompt.numel() :].view_as(in_completion)
+        self.prompt_of = prompt_of
+        self.row = flat.nonzero().squeeze(1)
+        n, c = in_completion.shape
+        causal = torch.ones(c, c, dtype=torch.bool, device=flat.device).tril().expand(n, c, c)
+        to_prompt = in_prompt[prompt_of][:, None].expand(n, c, in_prompt.shape[1])
+        self.mask = torch.cat([to_prompt, causal], dim=2)[:, None]
+        self.layers = 0
+
+
+def _up_to(lengths: torch.Tensor) -> torch.Tensor:
+    """[R, longest] bool, True in the first `lengths[r]` entries of row r."""
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+
+@dataclass
+class SharedBatch:
+    """Inputs of one pass: `input_ids`, `position_ids` [1, T], `last_token` [N] in the row, and where tokens stand."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    last_token: torch.Tensor
+    shared_prompts: SharedPrompts
+
+
+def share_prompts(
+    input_ids: torch.Tensor, last_token: torch.Tensor, prompt_lengths: torch.Tensor, group_sizes: torch.Tensor
+) -> SharedBatch:
+    """A right-padded batch as one row in which each prompt stands once.
+
+    Args:
+        input_ids: [N, T] prompt and completion, those of one prompt next to each other.
+        last_token: [N] position of each last token.
+        prompt_lengths, group_sizes: [B] tokens of each prompt, and number of its completions.
+    """
+    device = input_ids.device
+    prompt_of = torch.repeat_interleave(torch.arange(len(group_sizes), device=device), group_sizes)
+    first = group_sizes.cumsum(0) - group_sizes  # [B], the row of each prompt's first completion
+    position = torch.arange(input_ids.shape[1], device=device)
+    in_prompt = position < prompt_lengths[:, None]  # [B, T]
+    in_completion = (position >= prompt_lengths[prompt_of][:, None]) & (position <= last_token[:, None])  # [N, T]
+    completion_lengths = in_completion.sum(1)
+    return SharedBatch(
+        input_ids=torch.cat([input_ids[first][in_prompt], input_ids[in_completion]])[None],
+        position_ids=torch.cat(
+            [position.expand_as(grid)[grid] for grid in (in_prompt, in_completion)],
+        )[None],
+        last_token=prompt_lengths.sum() + completion_lengths.cumsum(0) - 1,
+        shared_prompts=SharedPrompts(prompt_lengths, completion_lengths, prompt_of),
+    )
+
+
+def shared_prompt_attention(
+    module, query, key, value, attention_mask, shared_prompts: SharedPrompts | None = None, **kw
+):
+    """transformers' sdpa attention; on a row of `share_prompts` in two parts.
+
+    Args:
+        query, key, value: [1, heads, T, size of a head]; fewer heads of key and value are repeated, as sdpa does.
+        attention_mask: as transformers has it; on a row with shared prompts not used.
+
+    Returns:
+        [1, T, heads, size of a head], None
+    """
+    if shared_prompts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kw)
+    shared_prompts.layers += 1
+    tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, size]
+    prompt_q, prompt_k, prompt_v = (_grid(x, shared_prompts.prompts) for x in tokens)
+    own_q, own_k, own_v = (_grid(x, shared_prompts.completions) for x in tokens)
+    # Padding stands after the prompt's tokens, so causality hides it, and no mask is needed.
+    of_prompts, _ = sdpa_attention_forward(module, prompt_q, prompt_k, prompt_v, None, **kw)  # [B, P, heads, size]
+    keys, values = (
+        torch.cat([prompt.index_select(0, shared_prompts.prompt_of), own], dim=2)
+        for prompt, own in ((prompt_k, own_k), (prompt_v, own_v))
+    )
+    of_completions, _ = sdpa_attention_forward(module, own_q, keys, values, shared_prompts.mask, **kw)
+    grids = torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)])
+    return grids.index_select(0, shared_prompts.row)[None], None
+
+
+def _grid(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[T, heads, size] at positions [R, L] -> [R, heads, L, size]."""
+    return tokens.index_select(0, positions.flatten()).unflatten(0, positions.shape).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, shared_prompt_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def enable_shared_prompts(model: PreTrainedModel, max_length: int | None) -> str | None:
+    """Lets `model` take rows of `share_prompts`; returns why it cannot, or None if it can.
+
+    Needs sdpa (transformers' default) and an architecture whose attention layers call transformers' attention interface
+    and see all tokens before: of the common ones Llama, Mistral, Qwen 2 and 3, GPT-2, GPT-NeoX, OPT, Phi, OLMo, SmolLM.
+    Not Falcon, BLOOM, GPT-J (attention of their own), Mamba and hybrids (state instead of attention), nor sliding
+    windows (Gemma) shorter than `max_length`.
+    """
+    config, backbone = model.config.get_text_config(), model.base_model
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", NAME):
+        return f"attn_implementation is {implementation}; sharing needs sdpa"
+    uses_interface = model._supports_attention_backend and model._can_set_attn_implementation()
+    if not uses_interface or "position_ids" not in inspect.signature(backbone.forward).parameters:
+        return f"{type(model).__name__} has an attention of its own"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if model._is_stateful or kinds - {"full_attention", "sliding_attention"}:
+        return f"{type(model).__name__} has layers other than full attention"
+    window = getattr(config, "sliding_window", None) if not kinds or "sliding_attention" in kinds else None
+    if window is not None and (max_length is None or max_length > window):
+        return f"max_length {max_length} is more than the sliding window of {window} tokens"
+    model.set_attn_implementation(NAME)
+    return None
+
+
+def shared_hidden_states(backbone: PreTrainedModel, input_ids, shared_prompts: SharedPrompts, **kwargs) -> torch.Tensor:
+    """Last hidden states [1, T, H] of a row of `share_prompts`.
+
+    Raises:
+        RuntimeError: the architecture has layers to which nobody passed `shared_prompts`.
+    """
+    # Any 4-D mask keeps transformers from building one for T x T tokens; the attention above has its own.
+    output = backbone(input_ids=input_ids, attention_mask=shared_prompts.mask, shared_prompts=shared_prompts, **kwargs)
+    layers = backbone.config.get_text_config().num_hidden_layers
+    if shared_prompts.layers != layers:
+        raise RuntimeError(
+            f"{shared_prompts.layers} of {layers} layers of {type(backbone).__name__} have "
+            "used the shared prompts; compute them apart with attn_implementation: eager."
+        )
+    return output.last_hidden_state

@@ -1,0 +1,22 @@
+"""The benchmarks run, and compare what they say they compare. How fast things are is not for tests to judge."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_reward_vs_trl(monkeypatch, capsys):
+    options = "--k 2 3 --prompts 2 --prompt_tokens 8 --hidden_size 64 --layers 1 --rounds 1 --warmup 0"
+    monkeypatch.setattr(sys, "argv", ["reward_vs_trl.py", *options.split()])
+    runpy.run_path(str(ROOT / "benchmarks" / "reward_vs_trl.py"), run_name="__main__")
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [result["k"] for result in results] == [2, 3]
+    for result in results:
+        assert result["loss_difference"] < 1e-5
+        assert abs(result["loss"] - 0.6931) > 1e-3  # the scores differ, so equal losses mean something
+        assert result["speedup"] == pytest.approx(result["comparisons_per_s"] / result["comparisons_per_s_trl"])
