@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlhf import plots
 from rlhf.data.encode import prompt_text
-from rlhf.evaluation import plots
 from rlhf.evaluation.preferences import ARMS, AXES, MODELS, NAMES, Row, showcase
 from rlhf.evaluation.summary import STAGES
 from rlhf.runs import read_metrics, read_result

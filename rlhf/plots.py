@@ -1,4 +1,4 @@
-"""The report's figures: matplotlib, as SVG text, without anything that differs from run to run."""
+"""The figures of reports: matplotlib, as SVG text, without anything that differs from run to run."""
 
 import io
 from collections.abc import Sequence
