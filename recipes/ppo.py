@@ -5,7 +5,8 @@
 
 One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model
 starts as a copy of reward. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/, metrics.jsonl,
-samples.jsonl and result.json. `--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
+samples.jsonl and result.json. `--ptx_coef 27.8 --pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
+`--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
 """
 
 import time
@@ -18,7 +19,8 @@ from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_rew
 from rlhf.adapters import SharedBase
 from rlhf.cli import parse, run
 from rlhf.data import filter_long_prompts, load_prompts
-from rlhf.data.arguments import DataArguments
+from rlhf.data.arguments import DataArguments, PretrainingArguments
+from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
 from rlhf.hub import finish_run, take_over_push
 from rlhf.models import load_base, load_config, load_tokenizer
@@ -38,11 +40,15 @@ class ScriptArguments:
 
 def main() -> None:
     started = time.monotonic()
-    script, data_args, args, model_args = parse(ScriptArguments, DataArguments, PPOConfig, ModelConfig)
+    script, data_args, text_args, args, model_args = parse(
+        ScriptArguments, DataArguments, PretrainingArguments, PPOConfig, ModelConfig
+    )
 
     # Checks, before anything is loaded
     if args.sft_model_path is None or args.reward_model_path is None:
         raise InputError("sft_model_path and reward_model_path are needed: the folders of those stages, or Hub ids.")
+    if (args.ptx_coef == 0) != (text_args.pretrain_dataset_name is None):
+        raise InputError("PPO-ptx needs both ptx_coef and pretrain_dataset_name; one of them is given alone.")
     if script.ppo_trainer == "trl":
         require_trl_ppo()
     sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
@@ -53,10 +59,10 @@ def main() -> None:
     config = load_config(base_name, model_args.model_revision)
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
     checkpoint = find_checkpoint(args)
-    start_run(args.output_dir, script, data_args, args, model_args, stage="ppo")
+    start_run(args.output_dir, script, data_args, text_args, args, model_args, stage="ppo")
     push = take_over_push(args)
 
-    # Prompts
+    # Prompts and pretraining text
     has_tokenizer = (sft / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(sft) if has_tokenizer else base_name)
     train = load_prompts(data_args, "train", args.output_dir)
@@ -74,6 +80,8 @@ def main() -> None:
     train = encode_prompts(train, tokenizer, limit, args.dataset_num_proc)
     test = encode_prompts(test, tokenizer, limit, args.dataset_num_proc, "eval") if test is not None else None
 
+    pretraining = open_sources(text_args, data_args, args.output_dir)
+
     # One base, four adapters
     base = SharedBase(load_base(model_args, tokenizer))
     base.add_adapter("sft", folder=sft)
@@ -88,6 +96,7 @@ def main() -> None:
         model=base,
         train_dataset=train,
         eval_dataset=test,
+        pretrain_dataset=pretraining,
         callbacks=[MetricsCallback(args.output_dir)],
     )
     trainer.train(resume_from_checkpoint=checkpoint)

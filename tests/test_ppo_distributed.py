@@ -11,6 +11,7 @@ import torch
 from ppo_toys import lora, ppo_config, prompts, separate, shared_base, trainer
 from safetensors.torch import load_file
 
+TEXT = prompts(13, seed=3).rename_column("prompt", "text")
 LAYOUTS = {
     "shared": shared_base,
     "separate": separate,
@@ -24,9 +25,10 @@ def train(folder: Path, processes: int) -> None:
         args = ppo_config(
             folder / layout, per_device_train_batch_size=4 // processes, total_episodes=32, num_ppo_epochs=2,
             whiten_rewards=True, gradient_checkpointing=layout == "shared", eval_strategy="steps", eval_steps=4,
-            save_strategy="steps", save_steps=8, num_sample_generations=2,
+            save_strategy="steps", save_steps=8, num_sample_generations=2, ptx_coef=2.0, ptx_length=9,
+            ptx_examples_per_episode=1,
         )  # fmt: skip
-        ppo = trainer(args, models(), train_dataset=prompts(11), eval_dataset=prompts(5))
+        ppo = trainer(args, models(), train_dataset=prompts(11), eval_dataset=prompts(5), pretrain_dataset=TEXT)
         ppo.train()
         ppo.save_model()
 

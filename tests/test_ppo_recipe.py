@@ -66,9 +66,18 @@ def test_the_recipe_trains_and_leaves_its_files(monkeypatch, stages, tmp_path):
     assert not torch.equal(trained, before)
 
 
+def test_the_recipe_mixes_pretraining_text_in(monkeypatch, stages, tmp_path):
+    text = tmp_path / "text.jsonl"
+    prompts(30, seed=4).rename_column("prompt", "text").to_json(text)
+    options = {"ptx_coef": 2.0, "ptx_length": 8, "ptx_examples_per_episode": 1, "pretrain_dataset_name": text}
+    run(monkeypatch, stages, tmp_path / "ppo", **options)
+    assert read_result(tmp_path / "ppo")["loss/ptx"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"ptx_coef": 1.0}, "needs both ptx_coef and pretrain_dataset_name"),
         ({"reward_model_path": None}, "sft_model_path and reward_model_path are needed"),
         ({"sft_model_path": "/nowhere/sft"}, "/nowhere/sft does not exist"),
         ({"batch_size": 10}, "batch_size 10 is not a multiple"),

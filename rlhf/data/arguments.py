@@ -53,3 +53,29 @@ class DataArguments:
                 f"dataset_train_split and dataset_test_split are both {self.dataset_train_split}; "
                 "evaluating on what was trained on measures nothing, so name two different splits."
             )
+
+
+@dataclass
+class PretrainingArguments:
+    """Which pretraining text a stage mixes in; `rlhf.data.pretraining.open_sources` opens it.
+
+    Args:
+        pretrain_dataset_name: as `dataset_name`, one or several; rows need `text`. Hub data sets are streamed.
+    """
+
+    pretrain_dataset_name: list[str] | None = field(
+        default=None, metadata={"help": "Sources of pretraining text: Hub names (streamed), files, folders, sandbox."}
+    )
+    pretrain_dataset_config: list[str] | None = field(
+        default=None, metadata={"help": "Configuration of each of these that is on the Hub; '-' for none."}
+    )
+    pretrain_dataset_size: int | None = field(
+        default=None, metadata={"help": "Use the first N documents of each source; all if not given."}
+    )
+
+    def __post_init__(self):
+        names, configs = self.pretrain_dataset_name or [], self.pretrain_dataset_config
+        if configs is not None and len(configs) != len(names):
+            raise InputError(f"{len(configs)} pretrain_dataset_config for {len(names)} pretrain_dataset_name.")
+        if self.pretrain_dataset_size is not None and self.pretrain_dataset_size < 1:
+            raise InputError(f"pretrain_dataset_size is {self.pretrain_dataset_size}; it has to be at least 1.")

@@ -83,14 +83,33 @@ def _download(name: str) -> Path:
         ) from error
 
 
+def is_hub_dataset(name: str) -> bool:
+    """Whether `find_splits` would look for `name` on the Hub, as a data set and not as one of its files."""
+    path = Path(name).expanduser()
+    return not (name == "sandbox" or path.exists() or LOOKS_LOCAL.search(name) or is_readable(path))
+
+
+def stream_hub(name: str, config: str | None, split: str) -> datasets.IterableDataset:
+    """A split of a Hub data set, read while it is used.
+
+    Raises:
+        InputError: no data set of that name, configuration and split can be read.
+    """
+    return _load_from_hub(name, config, split=split, streaming=True)
+
+
 def _hub(name: str, config: str | None) -> Splits:
+    splits = _load_from_hub(name, config)
+    return {split: partial(_rows_of_dataset, f"{name} ({split})", rows) for split, rows in splits.items()}
+
+
+def _load_from_hub(name: str, config: str | None, **options):
     try:
-        splits = datasets.load_dataset(name, config)
+        return datasets.load_dataset(name, config, **options)
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)})."
         ) from error
-    return {split: partial(_rows_of_dataset, f"{name} ({split})", rows) for split, rows in splits.items()}
 
 
 def _rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[Row]:

@@ -46,14 +46,14 @@ class ActorCritic(nn.Module):
         """One pass over a batch.
 
         Args:
-            task: "policy_and_value", "reference" or "reward".
+            task: "policy_and_value", "policy", "reference" or "reward".
             input_ids, attention_mask, position_ids: [B, P + T], the response in the last T columns.
             response_mask: [B, T] bool, True on response tokens, the EOS included.
 
         Returns:
             "policy_and_value": logprobs [B, T] of the response tokens and values [B, T] of the states in which they
-            were sampled. "reference": logprobs [B, T]. "reward": score [B] of the whole response, read at its last
-            token. All float32, zero outside the mask.
+            were sampled. "policy", "reference": logprobs [B, T]. "reward": score [B] of the whole response, read at its
+            last token. All float32, zero outside the mask.
         """
         length = response_mask.shape[1]
         if task == "reward":
@@ -66,7 +66,7 @@ class ActorCritic(nn.Module):
         keep = torch.arange(context[0].shape[1] - length, context[0].shape[1], device=input_ids.device)
         logits = self.logits("reference" if task == "reference" else "policy", *context, logits_to_keep=keep)
         logprobs = token_logprobs(logits, input_ids[:, -length:], temperature) * response_mask
-        if task == "reference":
+        if task != "policy_and_value":
             return logprobs
         return logprobs, self.scalars("value", *context)[:, -length:] * response_mask
 

@@ -100,6 +100,22 @@ class PPOConfig(_BaseConfig):
         default=True, metadata={"help": "Advantages of a rollout get mean 0, variance 1 over all processes."}
     )
 
+    # PPO-ptx
+    ptx_coef: float = field(
+        default=0.0,
+        metadata={"help": "gamma, the weight of the mean loss per pretraining token beside PPO's mean loss per "
+                          "response token (paper: 27.8); 0: no pretraining text. See rlhf/ppo/ptx.py."},
+    )  # fmt: skip
+    ptx_examples_per_episode: int = field(
+        default=8, metadata={"help": "Blocks of pretraining text per episode (paper: 8)."}
+    )
+    ptx_length: int | None = field(
+        default=None, metadata={"help": "Tokens in such a block; None: the model's context, up to 2048."}
+    )
+    ptx_weights: list[float] | None = field(
+        default=None, metadata={"help": "Shares of the sources of pretraining text; None: equal."}
+    )
+
     # Optimisation
     value_learning_rate: float | None = field(
         default=9e-6, metadata={"help": "Peak learning rate of the value model; None: learning_rate."}
@@ -164,7 +180,8 @@ class PPOConfig(_BaseConfig):
 
     def _check_values(self) -> None:
         for name in ("num_mini_batches", "num_ppo_epochs", "response_length", "local_rollout_forward_batch_size",
-                     "per_device_train_batch_size", "gradient_accumulation_steps"):  # fmt: skip
+                     "per_device_train_batch_size", "gradient_accumulation_steps",
+                     "ptx_examples_per_episode"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("batch_size", "mini_batch_size", "total_episodes", "max_prompt_length"):
@@ -173,6 +190,8 @@ class PPOConfig(_BaseConfig):
         for name in ("warmup_rollouts", "value_warmup_rollouts", "num_sample_generations"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.ptx_coef < 0:
+            raise InputError(f"ptx_coef is {self.ptx_coef}; it must not be negative.")
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}; PPO samples, so it must be positive.")
         if self.kl_estimator != "k1":

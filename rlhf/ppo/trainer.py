@@ -6,13 +6,14 @@ distribution are the Trainer's.
 """
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,7 +22,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl.trainer.base_trainer import _BaseTrainer
 
 from rlhf.adapters import SharedBase
+from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
+from rlhf.models import context_length
 from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
 from rlhf.ppo.advantages import add_advantages, response_tokens
 from rlhf.ppo.checkpoint import load_state, save_networks, save_state
@@ -30,6 +33,7 @@ from rlhf.ppo.ema import EMA
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import Meter, append_samples, episode_means
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
+from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs
 from rlhf.ppo.returns import explained_variance
 from rlhf.ppo.rewards import RewardFunction, function_scores, shape_scores
 from rlhf.ppo.rollout import (
@@ -65,6 +69,7 @@ class PPOTrainer(_BaseTrainer):
         peft_config: puts an adapter on `model`; the reference is then `model` without it.
         reward_funcs: Python functions whose weighted sum is added to the reward model's score; see
             `rlhf.ppo.rewards.function_scores`.
+        pretrain_dataset: rows with `text`, or several such sources, in memory or streamed, for PPO-ptx (`ptx_coef`).
 
     Raises:
         InputError: arguments or data that cannot be used, each with the remedy.
@@ -92,6 +97,7 @@ class PPOTrainer(_BaseTrainer):
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
         reward_funcs: RewardFunction | list[RewardFunction] | None = None,
+        pretrain_dataset: Dataset | IterableDataset | Sequence[Dataset | IterableDataset] | None = None,
     ):
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts.")
@@ -116,6 +122,7 @@ class PPOTrainer(_BaseTrainer):
             eval_dataset = {name: self._encode(dataset, name, args) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval", args)
+        self.pretraining = self._pretraining_stream(pretrain_dataset, actor_critic, args)
 
         args = copy.copy(args)  # the caller's stays as it is
         args.max_steps = args.total_steps(len(train_dataset))
@@ -274,6 +281,49 @@ class PPOTrainer(_BaseTrainer):
         # The Trainer will divide by the number of micro-batches, and DDP will average over the processes.
         return loss * self.current_gradient_accumulation_steps * args.world_size
 
+    def training_step(self, model, inputs: dict[str, int], num_items_in_batch=None) -> Tensor:
+        """Adds the gradients of a micro-step: of its part of the pretraining text, then of its episodes."""
+        rollout = inputs["micro_step"] // self.args.micro_steps_per_rollout
+        text = 0.0
+        if self.pretraining is not None and rollout >= self.args.value_warmup_rollouts:
+            text = self.add_ptx_gradient(model)
+        return super().training_step(model, inputs, num_items_in_batch) + text
+
+    def add_ptx_gradient(self, model) -> Tensor:
+        """The gradient of gamma L_ptx on this process's part of a micro-step, as few blocks at a time as episodes.
+
+        All processes read the same text and each takes its part, so that a minibatch has the same blocks on one process
+        and on eight.
+        """
+        args, model = self.args, model.train()
+        size = args.per_device_train_batch_size
+        mine = slice(args.process_index, None, args.world_size)
+        count = args.ptx_examples_per_episode * size * args.world_size
+        blocks = list(islice(self.pretraining, count))[mine]
+        tokens = count * self.current_gradient_accumulation_steps * (self.pretraining.length - 1)
+        total = torch.zeros((), device=args.device)
+        for part in (blocks[i : i + size] for i in range(0, len(blocks), size)):
+            with self.gradients_stay_here(model):
+                loss = ptx_loss(model(task="policy", **text_inputs(part, args.device)), tokens)
+                # DDP will average over the processes.
+                kwargs = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+                self.accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)
+            total += loss.detach()
+        self.meter.loss({"loss/ptx": total}, steps=0.0)
+        return args.ptx_coef * args.world_size * total
+
+    @contextmanager
+    def gradients_stay_here(self, model):
+        """Gradients add up on each process; those of the micro-step's episodes, which follow, take them along."""
+        state = self.accelerator.gradient_state
+        sync = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(sync)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             model = self.actor_critic
@@ -347,6 +397,17 @@ class PPOTrainer(_BaseTrainer):
 
     def _encode(self, dataset: Dataset, name: str, args: PPOConfig) -> Dataset:
         return encode_prompts(dataset, self.processing_class, self.max_prompt_length, args.dataset_num_proc, name)
+
+    def _pretraining_stream(self, sources, actor_critic: ActorCritic, args: PPOConfig) -> PretrainingStream | None:
+        if (sources is None) != (args.ptx_coef == 0):
+            raise InputError(
+                f"ptx_coef is {args.ptx_coef} and pretrain_dataset {'missing' if sources is None else 'given'}"
+                "; PPO-ptx needs both."
+            )
+        if sources is None:
+            return None
+        length = block_length(args, context_length(actor_critic.config))
+        return PretrainingStream(sources, self.processing_class, length, weights=args.ptx_weights, seed=args.seed)
 
     # ---- Saving -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,230 @@
+"""Pretraining text as an endless stream of packed blocks of token ids that can be stopped and gone on with anywhere.
+
+Documents are shuffled, tokenised when their turn comes, closed with EOS and laid end to end; every `length` tokens are
+a block. The n-th block is a function of (sources, tokenizer, length, weights, seed, n) alone, and `state_dict` says where
+the stream is without holding any text.
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.data.arguments import DataArguments, PretrainingArguments
+from rlhf.data.loading import load_pretraining
+from rlhf.data.schemas import RowError, pretraining
+from rlhf.data.sources import is_hub_dataset, stream_hub
+from rlhf.errors import InputError
+
+Rows = Dataset | IterableDataset
+
+
+class PretrainingStream:
+    """An endless iterator over blocks: lists of `length` token ids, EOS between the documents in them.
+
+    A block comes from one source. Which one is drawn by the weights, so these are shares of the tokens, however long
+    the documents of each source are. A source that ends starts again in another order.
+
+    Args:
+        sources: rows with `text`; one or several, each in memory or streamed.
+        tokenizer: has an EOS token; adds BOS to each document if it does so to every text.
+        length: tokens in a block.
+        weights: one positive number per source, of any sum; None: equal.
+        seed: of the order of the documents and of the draw of sources.
+        buffer_size: a streamed source is shuffled within so many documents at a time; one in memory as a whole.
+
+    Raises:
+        InputError: arguments that cannot be used; while iterating, a row without text or a source without rows.
+    """
+
+    def __init__(
+        self,
+        sources: Rows | Sequence[Rows],
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        *,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        buffer_size: int = 10_000,
+    ):
+        sources = [sources] if isinstance(sources, Rows) else list(sources)
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if len(weights) != len(sources) or any(weight <= 0 for weight in weights):
+            raise InputError(f"weights {weights} for {len(sources)} sources of pretraining text: one positive each.")
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no EOS token to put between documents of pretraining text.")
+        if length < 2:
+            raise InputError(f"blocks of pretraining text have {length} tokens; they need at least 2.")
+        self.tokenizer, self.length, self.weights, self.seed = tokenizer, length, weights, seed
+        self.documents = [
+            ShuffledRows(rows, (seed, number))
+            if isinstance(rows, Dataset)
+            else ShuffledStream(rows, (seed, number), buffer_size)
+            for number, rows in enumerate(sources)
+        ]
+        self.rest: list[list[int]] = [[] for _ in sources]  # tokens read from each source that no block has yet
+        self.blocks = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self
+
+    def __next__(self) -> list[int]:
+        draw = random.Random(f"block-{self.seed}-{self.blocks}")
+        source = draw.choices(range(len(self.weights)), self.weights)[0]
+        ids = self.rest[source]
+        while len(ids) < self.length:
+            ids += self._encode(next(self.documents[source]))
+        self.rest[source] = ids[self.length :]
+        self.blocks += 1
+        return ids[: self.length]
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, verbose=False)["input_ids"]  # longer than the context is no mistake here
+        eos = self.tokenizer.eos_token_id
+        return ids if ids[-1:] == [eos] else [*ids, eos]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as JSON can hold it."""
+        documents = [documents.state_dict() for documents in self.documents]
+        return {"blocks": self.blocks, "rest": [list(ids) for ids in self.rest], "documents": documents}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on after the last block that was taken before `state_dict()`.
+
+        Raises:
+            InputError: the state is that of another number of sources.
+        """
+        if len(state["documents"]) != len(self.documents):
+            raise InputError(
+                f"the checkpoint has the position in {len(state['documents'])} sources of pretraining text, and there "
+                f"are {len(self.documents)}; resume with the same sources."
+            )
+        self.blocks, self.rest = state["blocks"], [list(ids) for ids in state["rest"]]
+        for documents, position in zip(self.documents, state["documents"], strict=True):
+            documents.load_state_dict(position)
+
+
+class ShuffledRows:
+    """The texts of rows in memory, in a new random order in each pass."""
+
+    def __init__(self, rows: Dataset, key: tuple[int, ...]):
+        if len(rows) == 0:
+            raise InputError("a source of pretraining text has no rows.")
+        self.rows, self.key, self.read = rows, key, 0
+        self.order, self.order_of = None, None
+
+    def __next__(self) -> str:
+        epoch, position = divmod(self.read, len(self.rows))
+        if self.order_of != epoch:
+            self.order, self.order_of = permutation(len(self.rows), *self.key, epoch), epoch
+        row = int(self.order[position])
+        self.read += 1
+        return text_of(self.rows[row], row)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"read": self.read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.read = state["read"]
+
+
+class ShuffledStream:
+    """The texts of a stream, read `buffer_size` at a time and shuffled among themselves.
+
+    Unlike with a buffer that is refilled one by one, a position is little: where the stream was when the buffer
+    was filled, and how many have been taken from it since. `IterableDataset.shuffle` would lose its buffer.
+    """
+
+    def __init__(self, rows: IterableDataset, key: tuple[int, ...], buffer_size: int):
+        self.rows, self.key, self.buffer_size = rows, key, buffer_size
+        self._open(epoch=0, position=None, fills=0)
+
+    def __next__(self) -> str:
+        if self.taken == len(self.buffer):
+            self._fill()
+        self.taken += 1
+        return self.buffer[self.taken - 1]
+
+    def _open(self, epoch: int, position: dict | None, fills: int) -> None:
+        """Starts to read pass number `epoch` at `position` (None: its beginning)."""
+        self.epoch, self.fills = epoch, fills
+        self.passing = copy.deepcopy(self.rows)  # its position is its own; `rows` stay at their beginning
+        if position is not None:
+            self.passing.load_state_dict(position)
+        self.iterator = iter(self.passing)
+        self.buffer, self.taken, self.filled_at = [], 0, position
+
+    def _fill(self) -> None:
+        self.filled_at = copy.deepcopy(self.passing.state_dict()) if self.fills else None
+        texts = self._read()
+        if not texts:
+            if not self.fills:
+                raise InputError("a source of pretraining text has no rows.")
+            self._open(self.epoch + 1, None, 0)
+            texts = self._read()
+        order = permutation(len(texts), *self.key, self.epoch, self.fills)
+        self.buffer, self.taken = [texts[i] for i in order], 0
+        self.fills += 1
+
+    def _read(self) -> list[str]:
+        texts = []
+        for row in self.iterator:
+            texts.append(text_of(row, self.fills * self.buffer_size + len(texts)))
+            if len(texts) == self.buffer_size:
+                break
+        return texts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "fills": self.fills, "filled_at": self.filled_at, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._open(state["epoch"], state["filled_at"], max(0, state["fills"] - 1))
+        if state["fills"]:
+            texts = self._read()
+            order = permutation(len(texts), *self.key, self.epoch, self.fills)
+            self.buffer, self.taken = [texts[i] for i in order], state["taken"]
+            self.fills += 1
+
+
+def permutation(count: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(count)
+
+
+def text_of(row: dict[str, Any], number: int) -> str:
+    try:
+        return pretraining(row)["text"]
+    except RowError as error:
+        raise InputError(f"row {number + 1} of the pretraining text: {error}.") from error
+
+
+def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: str | None = None) -> list[Rows] | None:
+    """The sources of `args`, for `PretrainingStream`; None if there are none. Hub data sets are streamed.
+
+    Args:
+        data: says what to do with bad rows of files, and the seed of the sandbox.
+        output_dir: the run's folder, in which skipped rows are listed.
+
+    Raises:
+        InputError: as for `load_pretraining`.
+    """
+    names = args.pretrain_dataset_name or []
+    configs = [None if c == "-" else c for c in args.pretrain_dataset_config or ["-"] * len(names)]
+    sources = []
+    for name, config in zip(names, configs, strict=True):
+        if is_hub_dataset(name):
+            rows = stream_hub(name, config, "train")
+            sources.append(rows if args.pretrain_dataset_size is None else rows.take(args.pretrain_dataset_size))
+        else:
+            own = DataArguments(
+                dataset_name=name,
+                dataset_config=config,
+                dataset_size=args.pretrain_dataset_size,
+                dataset_seed=data.dataset_seed,
+                on_bad_rows=data.on_bad_rows,
+            )
+            sources.append(load_pretraining(own, "train", output_dir))
+    return sources or None

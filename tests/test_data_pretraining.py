@@ -1,0 +1,127 @@
+"""The pretraining stream: nothing lost or repeated within a pass, shares as asked, and a position that is exact."""
+
+import json
+from collections import Counter
+from itertools import islice
+
+import pytest
+from datasets import Dataset, load_dataset
+from ppo_toys import EOS, tokenizer
+
+from rlhf.data import DataArguments
+from rlhf.data.arguments import PretrainingArguments
+from rlhf.data.pretraining import PretrainingStream, open_sources
+from rlhf.errors import InputError
+
+
+def documents(count=9, words=4, first=4) -> Dataset:
+    """Documents of 1 to `words` words, of words w{first}, w{first+1}, ... each in one document only."""
+    names = iter(range(first, 40))
+    return Dataset.from_dict(
+        {"text": [" ".join(f"w{next(names)}" for _ in range(1 + i % words)) for i in range(count)]}
+    )
+
+
+def streamed(tmp_path, rows: Dataset):
+    """The rows as the Hub would stream them, from two files."""
+    for part in range(2):
+        rows.shard(2, part, contiguous=True).to_json(tmp_path / f"{part}.jsonl")
+    return load_dataset("json", data_files=str(tmp_path / "*.jsonl"), split="train", streaming=True)
+
+
+@pytest.fixture(params=["rows", "stream"])
+def source(request, tmp_path):
+    rows = documents()
+    return rows if request.param == "rows" else streamed(tmp_path, rows)
+
+
+def take(stream, count):
+    return list(islice(stream, count))
+
+
+def test_blocks_are_the_documents_end_to_end(source):
+    texts = [tokenizer()(text)["input_ids"] for text in documents()["text"]]
+    length = sum(map(len, texts)) + len(texts)  # one pass is one block
+    stream = PretrainingStream(source, tokenizer(), length, buffer_size=4)
+    orders = []
+    for block in take(stream, 3):
+        found = [[]]
+        for token in block:
+            found.append([]) if token == EOS else found[-1].append(token)
+        assert found.pop() == []
+        assert sorted(found) == sorted(texts)
+        orders.append([texts.index(document) for document in found])
+    assert len(set(map(tuple, orders))) == 3, "each pass has an order of its own"
+    assert orders[0] != sorted(orders[0])
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 5, 9, 14])
+def test_the_position_is_exact(source, done):
+    def stream():
+        return PretrainingStream([source, documents(5)], tokenizer(), 7, weights=[2, 1], seed=3, buffer_size=4)
+
+    whole = take(stream(), 20)  # several passes over each source
+    first = stream()
+    take(first, done)
+    state = json.loads(json.dumps(first.state_dict()))
+    take(first, 3)  # a state is a copy
+    again = stream()
+    take(again, 4)
+    again.load_state_dict(state)
+    assert take(again, 20 - done) == whole[done:]
+
+
+def test_the_seed_decides(source):
+    streams = [PretrainingStream(source, tokenizer(), 8, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (take(stream, 6) for stream in streams)
+    assert first == again != other
+
+
+def test_weights_are_shares_of_tokens():
+    short = Dataset.from_dict({"text": ["w4"] * 10})
+    long = Dataset.from_dict({"text": ["w5 " * 30] * 10})
+    blocks = take(PretrainingStream([short, long], tokenizer(), 16, weights=[3, 1]), 400)
+    counts = Counter(4 if 4 in block else 5 for block in blocks)
+    assert counts[4] / 400 == pytest.approx(0.75, abs=0.06)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(InputError, match="for 1 sources"):
+        PretrainingStream(documents(), tokenizer(), 8, weights=[1, 2])
+    with pytest.raises(InputError, match="one positive each"):
+        PretrainingStream(documents(), tokenizer(), 8, weights=[0])
+    with pytest.raises(InputError, match="at least 2"):
+        PretrainingStream(documents(), tokenizer(), 1)
+    with pytest.raises(InputError, match="no rows"):
+        PretrainingStream(Dataset.from_dict({"text": []}), tokenizer(), 8)
+    with pytest.raises(InputError, match=r"row 1 of the pretraining text.*text"):
+        next(PretrainingStream(Dataset.from_dict({"body": ["w4"]}), tokenizer(), 8))
+    with pytest.raises(InputError, match="same sources"):
+        state = PretrainingStream(documents(), tokenizer(), 8).state_dict()
+        PretrainingStream([documents(), documents()], tokenizer(), 8).load_state_dict(state)
+    no_eos = tokenizer()
+    no_eos.eos_token = None
+    with pytest.raises(InputError, match="no EOS"):
+        PretrainingStream(documents(), no_eos, 8)
+
+
+def test_sources_by_name(tmp_path, monkeypatch):
+    asked = {}
+
+    def load(name, config, **options):
+        asked.update(name=name, config=config, **options)
+        return documents(6).to_iterable_dataset()
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    documents(12, 3).to_json(tmp_path / "train.jsonl")
+    args = PretrainingArguments(
+        pretrain_dataset_name=["sandbox", str(tmp_path), "owner/corpus"],
+        pretrain_dataset_config=["-", "-", "en"],
+        pretrain_dataset_size=3,
+    )
+    sources = open_sources(args, DataArguments(dataset_name="sandbox"))
+    assert [len(list(rows)) for rows in sources] == [3, 3, 3]
+    assert asked == {"name": "owner/corpus", "config": "en", "split": "train", "streaming": True}
+    assert open_sources(PretrainingArguments(), DataArguments(dataset_name="sandbox")) is None
+    with pytest.raises(InputError, match="2 pretrain_dataset_config for 1"):
+        PretrainingArguments(pretrain_dataset_name=["a/b"], pretrain_dataset_config=["x", "y"])
