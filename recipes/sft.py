@@ -8,8 +8,6 @@ validation loss of each. With --reward_model_path a reward model chooses; recipe
 
 import time
 
-import trl
-
 from rlhf.adapter_files import check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
@@ -18,7 +16,7 @@ from rlhf.hub import finish_run, take_over_push
 from rlhf.models import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
 from rlhf.resume import find_checkpoint
 from rlhf.runs import MetricsCallback, start_run, write_result
-from rlhf.sft import SFTArguments, SFTModelConfig, set_residual_dropout, tokenize_demonstrations
+from rlhf.sft import SFTArguments, SFTModelConfig, SFTTrainer, set_residual_dropout, tokenize_demonstrations
 from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 
 
@@ -44,7 +42,7 @@ def main() -> None:
     # Training
     model = load_base(model_args, tokenizer)
     set_residual_dropout(model, model_args.lora_dropout)
-    trainer = trl.SFTTrainer(
+    trainer = SFTTrainer(
         model,
         args,
         train_dataset=rows["train"],

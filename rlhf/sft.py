@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import trl
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
 from rlhf.data.encode import encode_completion, encode_prompt
+from rlhf.resume import WholeCheckpoints
 
 # In GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Phi.
 RESIDUAL_DROPOUTS = (
@@ -45,6 +47,10 @@ class SFTArguments(SFTConfig):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+
+
+class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+    """TRL's, with checkpoints that are written as a whole or not at all."""
 
 
 @dataclass

@@ -113,3 +113,11 @@ def test_a_trl_without_ppo_is_said_so(monkeypatch, capsys, stages, tmp_path):
     with pytest.raises(SystemExit):
         run(monkeypatch, stages, tmp_path, ppo_trainer="trl")
     assert "has no PPOTrainer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fault_18_a_run_killed_twice_ends_as_if_it_had_not_been(tmp_path):
+    import kill_resume
+
+    result = kill_resume.main(kills=2, steps=20, seed=0, folder=tmp_path)
+    assert result["all_identical"], result

@@ -7,7 +7,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from ppo_toys import causal, lora, ppo_config, prompts, separate, shared_base, tokenizer, trainer
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from rlhf.adapters import SharedBase
@@ -83,30 +83,86 @@ def test_peft_config_saves_an_adapter(tmp_path):
     torch.testing.assert_close(loaded(IDS).logits, ppo.actor_critic.policy(IDS).logits)
 
 
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
+TEXT = prompts(30, seed=4).rename_column("prompt", "text")
+LAYOUTS = {
+    "shared": shared_base,
+    "separate": separate,
+    "peft": lambda: separate() | {"ref_model": None, "peft_config": lora(lora_dropout=0.3)},
+}
 
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop |= state.global_step == self.step
+
+def long_run(folder, layout, save_steps=1, **changes):
+    """8 steps in 2 rollouts, with everything that has a history."""
+    args = ppo_config(
+        folder, total_episodes=16, num_ppo_epochs=2, warmup_rollouts=3, lr_scheduler_type="linear", ema_decay=0.7,
+        ptx_coef=2.0, ptx_length=9, ptx_examples_per_episode=1, num_sample_generations=2, logging_steps=1,
+        save_strategy="steps", save_steps=save_steps, **changes,
+    )  # fmt: skip
+    text = [TEXT, TEXT.to_iterable_dataset()]
+    return trainer(args, LAYOUTS[layout](), pretrain_dataset=text, eval_dataset=prompts(3))
 
 
-@pytest.mark.parametrize("layout", [shared_base, separate], ids=["shared", "separate"])
-def test_fault_18_a_run_resumed_at_the_end_of_a_rollout_is_the_run(tmp_path, layout):
-    changes = dict(total_episodes=32, num_ppo_epochs=2, save_strategy="steps", save_steps=4, warmup_rollouts=3)
-    whole = trainer(ppo_config(tmp_path / "whole", **changes), layout())
-    whole.train()
-    trainer(ppo_config(tmp_path / "halves", **changes), layout(), callbacks=[StopAt(8)]).train()
-    resumed = trainer(ppo_config(tmp_path / "halves", **changes), layout())
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == whole.state.global_step == 16
-    ours, theirs = (
-        load_file(tmp_path / run / "checkpoint-16" / "ppo_state.safetensors") for run in ("halves", "whole")
-    )
-    assert ours.keys() == theirs.keys()
-    assert {name.split(".")[0] for name in ours} == {"model", "ema"}
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
+def checkpoint(folder, step):
+    return load_file(folder / f"checkpoint-{step}" / "ppo_state.safetensors")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fault_18_n_steps_are_k_steps_and_the_rest_resumed(tmp_path, layout):
+    """At every k, in the middle of a rollout or not, and with the random state of the process disturbed in between."""
+    long_run(tmp_path / "whole", layout).train()
+    whole = checkpoint(tmp_path / "whole", 8)
+    assert {name.split(".")[0] for name in whole} == {"model", "ema"}
+    logs = json.loads((tmp_path / "whole" / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    for k in range(1, 8):
+        torch.manual_seed(k)
+        resumed = long_run(tmp_path / f"from-{k}", layout, save_steps=8, eval_strategy="steps", eval_steps=3)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{k}"))
+        assert resumed.state.global_step == 8
+        ours = checkpoint(tmp_path / f"from-{k}", 8)
+        assert ours.keys() == whole.keys()
+        for name in ours:
+            assert torch.equal(ours[name], whole[name]), f"{name}, resumed at {k}"
+        states = [
+            torch.load(folder / "checkpoint-8" / "optimizer.pt", weights_only=True)["state"]
+            for folder in (tmp_path / "whole", tmp_path / f"from-{k}")
+        ]
+        for number, state in states[0].items():
+            for name, value in state.items():
+                assert torch.equal(value, states[1][number][name]), f"{name} of the optimizer, resumed at {k}"
+        assert resumed.pretraining.blocks == 32
+        timeless = [
+            {n: v for n, v in row.items() if not n.startswith(("time/", "throughput/", "eval"))}
+            for row in resumed.state.log_history
+            if "loss" in row
+        ]
+        for row, expected in zip(timeless, (row for row in logs if "loss" in row), strict=True):
+            assert row.items() <= expected.items(), f"log, resumed at {k}"
+
+
+def test_samples_read_as_if_the_run_had_never_stopped(tmp_path):
+    changes = {"eval_strategy": "steps", "eval_steps": 4}
+    long_run(tmp_path, "shared", **changes).train()
+    whole = (tmp_path / "samples.jsonl").read_text()
+    assert {json.loads(line)["step"] for line in whole.splitlines()} == {0, 4, 8}
+    for k in (3, 4):
+        with (tmp_path / "samples.jsonl").open("a") as file:
+            file.write('{"prompt": "cut sh')
+        run = long_run(tmp_path, "shared", save_steps=8, **changes)
+        run.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{k}"))
+        assert (tmp_path / "samples.jsonl").read_text() == whole
+    long_run(tmp_path, "shared", save_steps=8, **changes).train()
+    assert (tmp_path / "samples.jsonl").read_text() == whole
+
+
+def test_resumed_with_other_options_is_refused(tmp_path):
+    long_run(tmp_path, "shared").train()
+    without = ppo_config(tmp_path, total_episodes=16, num_ppo_epochs=2, ema_decay=0.7)
+    with pytest.raises(InputError, match="was written with pretraining"):
+        trainer(without).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    state = tmp_path / "checkpoint-3" / "ppo_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "processes": 2}))
+    with pytest.raises(InputError, match="in the middle of a rollout of 2 processes, and there are 1"):
+        long_run(tmp_path, "shared").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 def test_a_folder_without_state_is_refused(tmp_path):

@@ -119,9 +119,12 @@ def test_finding_the_checkpoint_to_resume_from(tmp_path):
         found("true")
     for step in (9, 10):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert found("true").endswith("checkpoint-10")
+    (tmp_path / "run" / "checkpoint-10" / "trainer_state.json").unlink()  # torn
+    assert found("true").endswith("checkpoint-9")
     with pytest.raises(InputError, match=r"trainer_state\.json"):
-        found(str(tmp_path / "run" / "checkpoint-9"))
+        found(str(tmp_path / "run" / "checkpoint-10"))
 
 
 def test_residual_dropout_is_set_where_the_architecture_has_it(tmp_path):

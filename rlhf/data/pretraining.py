@@ -1,8 +1,8 @@
 """Pretraining text as an endless stream of packed blocks of token ids that can be stopped and gone on with anywhere.
 
 Documents are shuffled, tokenised when their turn comes, closed with EOS and laid end to end; every `length` tokens are
-a block. The n-th block is a function of (sources, tokenizer, length, weights, seed, n) alone, and `state_dict` says where
-the stream is without holding any text.
+a block. The n-th block is a function of (sources, tokenizer, length, weights, seed, n) alone, and `state_dict` says
+where the stream is without holding any text.
 """
 
 import copy

@@ -1,17 +1,42 @@
-"""What PPO writes: networks for users to load, and in checkpoints the state to go on from."""
+"""What PPO writes: networks for users to load, and in checkpoints the state to go on from.
 
+    ppo_state.safetensors     trained parameters of policy and value, and the policy's average
+    ppo_state.json            what else has a history: the position in the pretraining text, controllers
+    ppo_process_<p>.json      what process p has measured since the last log
+    rollout_<p>.safetensors   process p's part of the rollout in progress, unless the next step makes a new one
+
+A rollout in progress cannot be sampled again, since the weights that sampled it are gone. Everything else (which
+prompts, which random numbers, the order of the minibatches) is a function of seed and step and is not saved.
+"""
+
+import json
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.ema import EMA
+from rlhf.ppo.metrics import Meter
+from rlhf.ppo.rollout import MicroBatch, Rollout
 
 STATE_NAME = "ppo_state.safetensors"
+HISTORY_NAME = "ppo_state.json"
 ROLES = ("policy", "value")
+
+
+class Stateful(Protocol):
+    """Something with a history that JSON can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def save_networks(folder: Path, model: ActorCritic, ema: EMA | None) -> None:
@@ -48,3 +73,66 @@ def load_state(folder: Path, model: ActorCritic, ema: EMA | None) -> None:
                 f"{path} does not fit: {name} is missing or of another shape; resume with the same options."
             )
         target.copy_(state[name])
+
+
+def save_history(folder: Path, parts: Mapping[str, Stateful | None], processes: int) -> None:
+    """`ppo_state.json`; the same on all processes."""
+    state = {name: part and part.state_dict() for name, part in parts.items()}
+    (folder / HISTORY_NAME).write_text(json.dumps({"processes": processes, **state}), encoding="utf-8")
+
+
+def save_process(folder: Path, process: int, rollout: Rollout | None, meter: Meter) -> None:
+    """What only this process knows; `rollout` is None where the next step makes a new one."""
+    (folder / f"ppo_process_{process}.json").write_text(json.dumps(meter.state_dict()), encoding="utf-8")
+    if rollout is not None:
+        save_rollout(folder / f"rollout_{process}.safetensors", rollout)
+
+
+def load_history(folder: Path, parts: Mapping[str, Stateful | None]) -> int:
+    """Reads what `save_history` wrote; returns the number of processes of that run."""
+    state = json.loads((folder / HISTORY_NAME).read_text(encoding="utf-8"))
+    for name, part in parts.items():
+        if (part is None) != (state.get(name) is None):
+            raise InputError(
+                f"{folder} was written {'without' if part else 'with'} {name}; resume with the same options."
+            )
+        if part is not None:
+            part.load_state_dict(state[name])
+    return state["processes"]
+
+
+def load_process(folder: Path, process: int, meter: Meter, device: torch.device) -> Rollout | None:
+    """Reads what `save_process` wrote."""
+    measured = folder / f"ppo_process_{process}.json"
+    if measured.exists():
+        meter.load_state_dict(json.loads(measured.read_text(encoding="utf-8")), device)
+    path = folder / f"rollout_{process}.safetensors"
+    return load_rollout(path, device) if path.exists() else None
+
+
+def save_rollout(path: Path, rollout: Rollout) -> None:
+    """Every field of every micro-batch, as `<minibatch>.<micro-batch>.<field>`."""
+    tensors = {
+        f"{m}.{k}.{field.name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for m, minibatch in enumerate(rollout.minibatches)
+        for k, batch in enumerate(minibatch)
+        for field in fields(batch)
+        if (value := getattr(batch, field.name)) is not None
+    }
+    save_file(tensors, path, metadata={"index": str(rollout.index)})
+
+
+def load_rollout(path: Path, device: torch.device) -> Rollout:
+    """Reads what `save_rollout` wrote."""
+    batches: dict[tuple[int, int], dict[str, Any]] = {}
+    with safe_open(path, "pt") as file:
+        rollout = Rollout(int(file.metadata()["index"]))
+        for name in list(file.keys()):
+            m, k, field = name.split(".")
+            value = file.get_tensor(name)
+            batches.setdefault((int(m), int(k)), {})[field] = value.tolist() if field == "rows" else value.to(device)
+    for (m, _), values in sorted(batches.items(), key=lambda item: item[0]):
+        if m == len(rollout.minibatches):
+            rollout.minibatches.append([])
+        rollout.minibatches[m].append(MicroBatch(**values))
+    return rollout

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Meter:
         self._loss: dict[str, Tensor] = {}
         self._steps = 0.0
         self._started = self._sampled = self._scored = 0.0
+        self._episodes, self._tokens = 0, 0.0
 
     def rollout_started(self) -> None:
         self._started = time.perf_counter()
@@ -91,6 +93,25 @@ class Meter:
         self._loss, self._steps = {}, 0.0
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """This process's measurements since the last log; times as seconds ago."""
+        now = time.perf_counter()
+        return {
+            "rollout": dict(self._rollout),
+            "loss": {name: float(share) for name, share in self._loss.items()},
+            "steps": self._steps,
+            "size": [self._episodes, self._tokens],
+            "ago": [now - moment for moment in (self._started, self._sampled, self._scored)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        now = time.perf_counter()
+        self._rollout = defaultdict(list, state["rollout"])
+        self._loss = {name: torch.tensor(share, device=device) for name, share in state["loss"].items()}
+        self._steps = state["steps"]
+        self._episodes, self._tokens = state["size"]
+        self._started, self._sampled, self._scored = (now - seconds for seconds in state["ago"])
+
     def _add(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._rollout[name].append(value)
@@ -119,3 +140,19 @@ def append_samples(
                 "ended": bool(batch.ended[i]),
             }
             file.write(json.dumps(columns | sample, ensure_ascii=False) + "\n")
+
+
+def drop_samples(path: Path, step: int) -> None:
+    """Leaves those that a run had written by its checkpoint of `step`: what comes after it is written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut short by a crash
+            break
+        # At a step with an evaluation and a new rollout, the checkpoint comes between the two.
+        if step > 0 and (row["step"] < step or (row["step"] == step and row["source"] != "train")):
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

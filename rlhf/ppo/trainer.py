@@ -27,11 +27,19 @@ from rlhf.errors import InputError
 from rlhf.models import context_length
 from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
 from rlhf.ppo.advantages import add_advantages, response_tokens
-from rlhf.ppo.checkpoint import load_state, save_networks, save_state
+from rlhf.ppo.checkpoint import (
+    load_history,
+    load_process,
+    load_state,
+    save_history,
+    save_networks,
+    save_process,
+    save_state,
+)
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.metrics import Meter, append_samples, episode_means
+from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs
 from rlhf.ppo.returns import explained_variance
@@ -48,9 +56,10 @@ from rlhf.ppo.rollout import (
     split,
     stop_tokens,
 )
+from rlhf.resume import WholeCheckpoints
 
 
-class PPOTrainer(_BaseTrainer):
+class PPOTrainer(WholeCheckpoints, _BaseTrainer):
     """Trains a policy against a reward with PPO. Names and order of the arguments are those of TRL's PPOTrainer.
 
     Args:
@@ -420,11 +429,40 @@ class PPOTrainer(_BaseTrainer):
         if self.args.should_save:
             save_networks(folder, self.actor_critic, self.ema)
             self.processing_class.save_pretrained(folder)
-            if _internal_call:
-                save_state(folder, self.actor_critic, self.ema)
+        if _internal_call:
+            self._save_progress(folder)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_progress(self, folder: Path) -> None:
+        if self.args.should_save:
+            save_state(folder, self.actor_critic, self.ema)
+            save_history(folder, self._history(), self.args.world_size)
+        folder.mkdir(parents=True, exist_ok=True)  # another process may be the first here
+        in_progress = self.state.global_step % self.args.steps_per_rollout > 0
+        save_process(folder, self.args.process_index, self.rollout if in_progress else None, self.meter)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """At this moment the Trainer restores what belongs to a process; weights and optimizer are there already."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        folder, args = Path(checkpoint), self.args
+        processes = load_history(folder, self._history())
+        self.rollout = load_process(folder, args.process_index, self.meter, self.accelerator.device)
+        if self.state.global_step % args.steps_per_rollout == 0:
+            return
+        if processes != args.world_size:
+            raise InputError(
+                f"{folder} is in the middle of a rollout of {processes} processes, and there are {args.world_size}; "
+                "resume with as many, or from a checkpoint at the end of a rollout."
+            )
+        if self.rollout is None:
+            raise InputError(f"{folder} lacks its rollout; resume with the batch sizes that the run had.")
+
+    def _history(self) -> dict[str, Any]:
+        return {"pretraining": self.pretraining}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_state(Path(resume_from_checkpoint), self.actor_critic, self.ema)
@@ -441,6 +479,8 @@ class _RolloutCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs: Any):
         self.trainer.rollout = None  # of an earlier train()
+        if state.is_world_process_zero:
+            drop_samples(Path(args.output_dir) / "samples.jsonl", state.global_step)
 
     def on_optimizer_step(self, args, state, control, **kwargs: Any):
         if self.trainer.ema:

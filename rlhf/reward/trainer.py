@@ -13,6 +13,7 @@ from trl import RewardTrainer
 from rlhf.data.encode import encode_completion, encode_prompt, prompt_key
 from rlhf.data.schemas import RowError, comparison
 from rlhf.errors import InputError
+from rlhf.resume import WholeCheckpoints
 from rlhf.reward.accuracy import PADDING, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
@@ -26,7 +27,7 @@ NO_GROUP = -1
 COLUMNS = ["completions_ids", "ranks", *PER_PROMPT]
 
 
-class KWiseRewardTrainer(RewardTrainer):
+class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
     """Trains a sequence classifier with one output on rankings.
 
     Rows are comparisons: `prompt`, `completions` (K of them, two or more), `ranks` (K integers, 0 is the best, equal is
