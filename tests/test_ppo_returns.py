@@ -101,6 +101,8 @@ def test_fault_08_missing_eos_is_charged_to_what_did_not_stop():
     assert shape_scores(scores, ended, missing_eos_penalty=3.0).tolist() == [1.0, -2.0]
     assert shape_scores(scores, ended, missing_eos_reward=-1.0).tolist() == [1.0, -1.0]
     assert shape_scores(torch.tensor([9.0, -9.0]), ended, clip=5.0).tolist() == [5.0, -5.0]
+    options = {"scale": 2.0, "clip": 1.0, "missing_eos_penalty": 3.0}  # in this order
+    assert shape_scores(torch.tensor([1.0, 9.0]), ended, **options).tolist() == [0.5, -2.0]
 
 
 def test_reward_functions_are_weighted_and_get_the_columns():

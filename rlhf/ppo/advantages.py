@@ -10,7 +10,9 @@ from rlhf.ppo.returns import gae, moments, token_rewards, whiten
 from rlhf.ppo.rollout import MicroBatch
 
 
-def add_advantages(batches: list[MicroBatch], args: PPOConfig, reduce: Callable[[Tensor], Tensor]) -> None:
+def add_advantages(
+    batches: list[MicroBatch], args: PPOConfig, kl_coef: float, reduce: Callable[[Tensor], Tensor]
+) -> None:
     """Fills in `rewards`, `returns` and `advantages` of this process's micro-batches of a rollout.
 
     Whitening is over the response tokens of the whole rollout on all processes, so that it does not depend on how the
@@ -18,7 +20,7 @@ def add_advantages(batches: list[MicroBatch], args: PPOConfig, reduce: Callable[
     """
     for batch in batches:
         batch.rewards = token_rewards(
-            batch.shaped_scores, batch.logprobs, batch.ref_logprobs, batch.response_mask, args.kl_coef
+            batch.shaped_scores, batch.logprobs, batch.ref_logprobs, batch.response_mask, kl_coef
         )
     if args.whiten_rewards:
         mean, variance = moments(response_tokens(batches, "rewards"), reduce)

@@ -110,6 +110,14 @@ def load_process(folder: Path, process: int, meter: Meter, device: torch.device)
     return load_rollout(path, device) if path.exists() else None
 
 
+def save_offender(folder: Path, name: str, rollout: Rollout) -> Path:
+    """Writes the part of a rollout in which something is not finite, for `load_rollout` to look at."""
+    path = folder / f"{name}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_rollout(path, rollout)
+    return path
+
+
 def save_rollout(path: Path, rollout: Rollout) -> None:
     """Every field of every micro-batch, as `<minibatch>.<micro-batch>.<field>`."""
     tensors = {

@@ -74,6 +74,14 @@ class PPOConfig(_BaseConfig):
 
     # Reward
     kl_coef: float = field(default=0.02, metadata={"help": "beta of the per-token penalty -beta (log pi - log ref)."})
+    adaptive_kl_target: float | None = field(
+        default=None,
+        metadata={"help": "kl_coef is the beginning, and follows the KL of a response from the reference towards so "
+                          "many nats (Ziegler et al. 2019); None: it is constant."},
+    )  # fmt: skip
+    adaptive_kl_horizon: int = field(
+        default=10_000, metadata={"help": "Episodes over which kl_coef follows; a tenth of it means a tenth the time."}
+    )
     kl_estimator: str = field(
         default="k1",
         metadata={"help": "Only 'k1': k3 is a fine estimate of the KL, but its gradient as a reward is biased."},
@@ -84,7 +92,12 @@ class PPOConfig(_BaseConfig):
     missing_eos_reward: float | None = field(
         default=None, metadata={"help": "Replaces the score of a response that did not stop by itself (e.g. -1)."}
     )
-    score_clip: float | None = field(default=None, metadata={"help": "Scores are clipped to +- score_clip."})
+    scale_scores: bool = field(
+        default=False, metadata={"help": "Scores are divided by the standard deviation of all scores so far."}
+    )
+    score_clip: float | None = field(
+        default=None, metadata={"help": "Scores, scaled if they are, are clipped to +- score_clip."}
+    )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weights of the reward functions, which are added to the reward model's score."}
     )
@@ -99,6 +112,12 @@ class PPOConfig(_BaseConfig):
     whiten_advantages: bool = field(
         default=True, metadata={"help": "Advantages of a rollout get mean 0, variance 1 over all processes."}
     )
+
+    target_kl: float | None = field(
+        default=None,
+        metadata={"help": "The rest of a rollout is skipped once policy/approxkl of a minibatch is above 1.5 times "
+                          "this; None: never."},
+    )  # fmt: skip
 
     # PPO-ptx
     ptx_coef: float = field(
@@ -204,8 +223,13 @@ class PPOConfig(_BaseConfig):
             raise InputError(f"stop_token is {self.stop_token}; it is 'eos' or left out (stop_token_id for others).")
         if self.stop_token is not None and self.stop_token_id is not None:
             raise InputError("stop_token and stop_token_id are both set; choose one.")
-        if self.score_clip is not None and self.score_clip <= 0:
-            raise InputError(f"score_clip is {self.score_clip}; it must be positive, or left out.")
+        for name in ("score_clip", "adaptive_kl_target", "target_kl"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be positive, or left out.")
+        if self.adaptive_kl_horizon < 1:
+            raise InputError(f"adaptive_kl_horizon is {self.adaptive_kl_horizon}; it must be at least 1.")
+        if self.target_kl is not None and self.fp16:
+            raise InputError("target_kl skips steps, which the loss scaler of fp16 does not take; use bf16.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or left out.")
 

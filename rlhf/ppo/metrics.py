@@ -65,11 +65,11 @@ class Meter:
     def rollout_scored(self, means: dict[str, float], episodes: int) -> None:
         self._scored = time.perf_counter()
         self._episodes, self._tokens = episodes, means["rollout/length"] * episodes
-        self._add(means | {"time/rollout": self._sampled - self._started, "time/score": self._scored - self._sampled})
+        self.add(means | {"time/rollout": self._sampled - self._started, "time/score": self._scored - self._sampled})
 
     def rollout_trained(self) -> None:
         now = time.perf_counter()
-        self._add(
+        self.add(
             {
                 "time/update": now - self._scored,
                 "throughput/episodes_per_s": self._episodes / (now - self._started),
@@ -112,7 +112,8 @@ class Meter:
         self._episodes, self._tokens = state["size"]
         self._started, self._sampled, self._scored = (now - seconds for seconds in state["ago"])
 
-    def _add(self, values: dict[str, float]) -> None:
+    def add(self, values: dict[str, float]) -> None:
+        """Values of one rollout, which are averaged over the rollouts until the next log."""
         for name, value in values.items():
             self._rollout[name].append(value)
 

@@ -43,11 +43,17 @@ def function_scores(
 def shape_scores(
     scores: Tensor,
     ended: Tensor,
+    scale: float = 1.0,
     clip: float | None = None,
     missing_eos_penalty: float | None = None,
     missing_eos_reward: float | None = None,
 ) -> Tensor:
-    """Clips the scores [B] and corrects those of responses that did not stop by themselves (`ended` [B] bool False)."""
+    """What PPO maximises besides the KL penalty.
+
+    Scores [B] are divided by `scale`, clipped, and corrected where the response did not stop by itself (`ended` [B]
+    bool is False), in this order: the correction is in units of the result.
+    """
+    scores = scores / scale
     if clip is not None:
         scores = scores.clamp(-clip, clip)
     if missing_eos_penalty is not None:

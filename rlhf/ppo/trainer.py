@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -33,11 +33,13 @@ from rlhf.ppo.checkpoint import (
     load_state,
     save_history,
     save_networks,
+    save_offender,
     save_process,
     save_state,
 )
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA
+from rlhf.ppo.guards import CollapseWatch, KLController, ScoreScale, TargetKL, all_finite
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
@@ -151,6 +153,12 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         self.rollout: Rollout | None = None
         self.ema = EMA(actor_critic.parameters_of("policy"), args.ema_decay) if args.ema_decay else None
         self.meter = Meter()
+        self.kl = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+        self.target_kl = TargetKL(args.target_kl)
+        self.score_scale = ScoreScale()
+        self.collapse = CollapseWatch()
+        self.minibatch_kl: Tensor | float = 0.0  # this process's part of policy/approxkl of the minibatch
+        self.step_taken = True  # the last optimizer step
         self.add_callback(_RolloutCallback(self))
 
     @property
@@ -192,9 +200,15 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         minibatches = split(lengths, args.num_mini_batches, args.per_device_train_batch_size)
         rollout = Rollout(index, [self.score(minibatch, columns, responses) for minibatch in minibatches])
         batches = list(rollout.micro_batches())
-        add_advantages(batches, args, self.sum)
+        if args.scale_scores:
+            self.score_scale.update(torch.cat([batch.scores for batch in batches]), self.sum)
+        self.shape(batches)
+        add_advantages(batches, args, self.kl.coef, self.sum)
 
-        means = episode_means(batches, args.kl_coef, self.sum)
+        means = episode_means(batches, self.kl.coef, self.sum)
+        means |= self.collapse.update(means, self.state.global_step) | {"objective/kl_coef": self.kl.coef}
+        if index >= args.value_warmup_rollouts:  # before, the policy stands still
+            self.kl.update(means["objective/kl"], args.rollout_size)
         values, returns = (response_tokens(batches, name) for name in ("values", "returns"))
         means["val/explained_variance"] = explained_variance(values, returns, self.sum).item()
         self.meter.rollout_scored(means, args.rollout_size)
@@ -241,18 +255,18 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
                 batch.scores += self.function_scores(rows, columns, responses).to(device)
             for name in ("logprobs", "ref_logprobs", "values", "scores"):
                 if not torch.isfinite(getattr(batch, name)).all():
-                    raise FloatingPointError(
-                        f"{name} of a rollout are not finite at step {self.state.global_step} (episodes {rows} of "
-                        f"process {args.process_index}); go on from the last checkpoint with smaller learning rates."
-                    )
-            batch.shaped_scores = shape_scores(
-                batch.scores, batch.ended, args.score_clip, args.missing_eos_penalty, args.missing_eos_reward
-            )
+                    self.stop_non_finite(f"{name} of a rollout are not finite", [batch])
             batches.append(batch)
         tokens = self.sum(sum(batch.response_mask.sum() for batch in batches))
         for batch in batches:
             batch.tokens = tokens
         return batches
+
+    def shape(self, batches: list[MicroBatch]) -> None:
+        args = self.args
+        options = (self.score_scale.std, args.score_clip, args.missing_eos_penalty, args.missing_eos_reward)
+        for batch in batches:
+            batch.shaped_scores = shape_scores(batch.scores, batch.ended, *options)
 
     def function_scores(self, rows: list[int], columns: dict[str, list], responses: list[list[int]]) -> Tensor:
         chosen = {name: [column[i] for i in rows] for name, column in columns.items()}
@@ -275,10 +289,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         policy_coef = 0.0 if self.rollout.index < args.value_warmup_rollouts else 1.0
         loss = policy_coef * policy + args.vf_coef * value
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step} (policy {policy.item()}, value "
-                f"{value.item()}); go on from the last checkpoint with smaller learning rates."
-            )
+            self.stop_non_finite(f"the loss is {loss} (policy {policy}, value {value})", [batch])
         shares = {
             "loss/policy": policy,
             "loss/value": value,
@@ -287,12 +298,16 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
             "policy/ratio": (ratio * share).sum(),
         }
         self.meter.loss(shares, steps=1 / self.current_gradient_accumulation_steps)
+        if args.target_kl is not None:
+            self.minibatch_kl = self.minibatch_kl + shares["policy/approxkl"].detach()
         # The Trainer will divide by the number of micro-batches, and DDP will average over the processes.
         return loss * self.current_gradient_accumulation_steps * args.world_size
 
     def training_step(self, model, inputs: dict[str, int], num_items_in_batch=None) -> Tensor:
         """Adds the gradients of a micro-step: of its part of the pretraining text, then of its episodes."""
         rollout = inputs["micro_step"] // self.args.micro_steps_per_rollout
+        if self.target_kl.stopped == rollout:
+            return torch.zeros((), device=self.args.device)
         text = 0.0
         if self.pretraining is not None and rollout >= self.args.value_warmup_rollouts:
             text = self.add_ptx_gradient(model)
@@ -318,8 +333,39 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
                 kwargs = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
                 self.accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)
             total += loss.detach()
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss on pretraining text is {total} at step {self.state.global_step}.")
         self.meter.loss({"loss/ptx": total}, steps=0.0)
         return args.ptx_coef * args.world_size * total
+
+    def before_optimizer_step(self) -> None:
+        """Looks at the gradient of the minibatch, and drops it if the policy has moved too far."""
+        args, first = self.args, self.state.global_step * self.args.gradient_accumulation_steps
+        gradients = [p.grad for p in self.actor_critic.parameters() if p.grad is not None]
+        if not args.fp16 and not all_finite(gradients):  # fp16's loss scaler skips such steps and goes on
+            micro_steps = range(first, first + args.gradient_accumulation_steps)
+            minibatch = [self.rollout.at(m % args.micro_steps_per_rollout, args.seed) for m in micro_steps]
+            self.stop_non_finite("the gradient is not finite", minibatch)
+        if args.target_kl is not None:
+            kl, self.minibatch_kl = self.sum(torch.as_tensor(self.minibatch_kl, device=args.device)).item(), 0.0
+            self.step_taken = self.target_kl.step(self.rollout.index, kl)
+            if not self.step_taken:
+                self.optimizer.zero_grad()  # the optimizer passes over parameters without a gradient
+
+    def after_optimizer_step(self) -> None:
+        if self.ema and self.step_taken:
+            self.ema.update()
+
+    def stop_non_finite(self, what: str, batches: list[MicroBatch]) -> NoReturn:
+        """Ends the run, with the batches on disk that were on their way."""
+        args, step = self.args, self.state.global_step
+        index = self.rollout.index if self.rollout else step // args.steps_per_rollout
+        name = f"non_finite-step_{step}-process_{args.process_index}"
+        path = save_offender(Path(args.output_dir), name, Rollout(index, [batches]))
+        raise FloatingPointError(
+            f"{what} at step {step}; the episodes are in {path} (see rlhf.ppo.checkpoint.load_rollout). Go on from the "
+            "last checkpoint with smaller learning rates."
+        )
 
     @contextmanager
     def gradients_stay_here(self, model):
@@ -373,7 +419,8 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
             responses = self.sample(columns["input_ids"], noise, "evaluation: sampling")
             lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
             batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses)
-        means = episode_means(batches, args.kl_coef, self.sum, counted=sum(i < total for i in rows))
+        self.shape(batches)
+        means = episode_means(batches, self.kl.coef, self.sum, counted=sum(i < total for i in rows))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.append_samples(metric_key_prefix, columns, responses, batches)
         self.log(metrics)
@@ -462,7 +509,14 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
             raise InputError(f"{folder} lacks its rollout; resume with the batch sizes that the run had.")
 
     def _history(self) -> dict[str, Any]:
-        return {"pretraining": self.pretraining}
+        """What a checkpoint has to keep besides weights; all processes have the same."""
+        return {
+            "pretraining": self.pretraining,
+            "kl": self.kl,
+            "target_kl": self.target_kl,
+            "score_scale": self.score_scale,
+            "collapse": self.collapse,
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_state(Path(resume_from_checkpoint), self.actor_critic, self.ema)
@@ -482,14 +536,19 @@ class _RolloutCallback(TrainerCallback):
         if state.is_world_process_zero:
             drop_samples(Path(args.output_dir) / "samples.jsonl", state.global_step)
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs: Any):
+        self.trainer.before_optimizer_step()
+
     def on_optimizer_step(self, args, state, control, **kwargs: Any):
-        if self.trainer.ema:
-            self.trainer.ema.update()
+        self.trainer.after_optimizer_step()
 
     def on_step_end(self, args, state, control, **kwargs: Any):
         """Epochs are counted in passes over the prompts; to the Trainer the whole run is one."""
         if state.global_step % args.steps_per_rollout == 0:
             self.trainer.meter.rollout_trained()
+            if args.target_kl is not None:
+                rollout = state.global_step // args.steps_per_rollout - 1
+                self.trainer.meter.add({"policy/skipped_steps": self.trainer.target_kl.skipped_of(rollout)})
         per_step = args.rollout_size / args.steps_per_rollout / len(self.trainer.train_dataset)
         state.epoch = state.global_step * per_step
         if int(state.epoch) > int((state.global_step - 1) * per_step) and state.global_step < state.max_steps:
