@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
 from rlhf.data.encode import prompt_key
-from rlhf.data.splits import select_split
+from rlhf.data.splits import conversation_hash, split_indices
 from rlhf.errors import InputError
+
+
+def select_split(rows: list[dict], split: str, held_out: set[str]) -> list[dict]:
+    return [rows[i] for i in split_indices([conversation_hash(row) for row in rows], split, held_out)]
+
 
 LOADERS = [load_demonstrations, load_comparisons, load_prompts, load_pretraining]
 RANKED = [{"prompt": f"Q{i}, é", "completions": ["a", "b\nc", "d"], "ranks": [0, 2, 1]} for i in range(30)]

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import pytest
 
-from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts, oasst
+from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
+from rlhf.data.formats import oasst
 from rlhf.data.schemas import RowError
 from rlhf.errors import InputError
 
@@ -27,7 +29,8 @@ def tree():
         message("Best.", "assistant", [follow_up], rank=0),
         message("Third.", "assistant", rank=2),
     ]
-    return {"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": message("What?", "prompter", answers)}
+    root = message("What?", "prompter", answers, user_id="u")
+    return {"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": root}
 
 
 QUESTION = {"role": "user", "content": "What?"}
@@ -45,7 +48,10 @@ def test_comparisons_are_ranked_siblings():
 
 
 def test_prompts_are_conversations_that_end_in_the_prompters_turn():
-    assert list(oasst.prompts(tree())) == [{"prompt": [QUESTION]}, {"prompt": [QUESTION, BEST, LATER]}]
+    assert list(oasst.prompts(tree())) == [
+        {"prompt": [QUESTION], "user_id": "u"},
+        {"prompt": [QUESTION, BEST, LATER], "user_id": "u"},
+    ]
 
 
 @pytest.mark.parametrize("fields", [{"deleted": True, "text": ""}, {"review_result": False}, {"review_result": None}])
@@ -56,7 +62,7 @@ def test_deleted_rejected_and_unreviewed_messages_go_with_their_replies(fields):
     assert [(row["completions"], row["ranks"]) for row in oasst.comparisons(without_best)] == [
         (["Second.", "Third."], [1, 2])
     ]
-    assert list(oasst.prompts(without_best)) == [{"prompt": [QUESTION]}]
+    assert [row["prompt"] for row in oasst.prompts(without_best)] == [[QUESTION]]
 
     without_root = tree()
     without_root["prompt"] |= fields
@@ -71,10 +77,8 @@ def test_unranked_replies_are_not_compared():
     assert len(list(oasst.demonstrations(partly))) == 1
 
 
-def test_only_finished_trees_of_the_language():
+def test_only_finished_trees():
     assert list(oasst.prompts(tree() | {"tree_state": "halted_by_moderator"})) == []
-    assert list(oasst.prompts(tree(), language="de")) == []
-    assert len(list(oasst.prompts(tree(), language="en"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -138,10 +142,61 @@ def test_what_is_no_tree_in_a_file_of_trees(tmp_path):
         load_pretraining(args, "train")
 
 
-def test_table_of_messages_points_to_the_trees(tmp_path):
-    row = {"message_id": "a", "parent_id": None, "message_tree_id": "a", "text": "x", "role": "prompter"}
-    with pytest.raises(InputError, match=r"table of messages; give a file of its trees"):
-        load_prompts(write(tmp_path / "flat.jsonl", [row]), "train")
+def flat(tree, parent_id=None):
+    """The rows of the table of messages that hold a tree, depth first, with the columns of the Hub's Parquet files."""
+    message = dict(tree["prompt"])
+    replies = message.pop("replies")
+    whole = {"message_tree_id": tree["message_tree_id"], "tree_state": tree["tree_state"]}
+    yield message | whole | {"parent_id": parent_id, "synthetic": False, "emojis": None, "labels": {"name": ["spam"]}}
+    for reply in replies:
+        yield from flat(whole | {"prompt": reply}, message["message_id"])
+
+
+def numbered_trees(count):
+    """Trees whose ids differ, as published ones do."""
+    for i, one in enumerate(trees(count)):
+        yield json.loads(json.dumps(one).replace('"id of ', f'"{i} ').replace('"t"', f'"tree {i}"'))
+
+
+@pytest.mark.parametrize("load", [load_demonstrations, load_comparisons, load_prompts])
+def test_the_table_of_messages_holds_the_same_as_the_trees(tmp_path, load):
+    whole = write(tmp_path / "trees.jsonl", numbered_trees(30))
+    rows = [row for one in numbered_trees(30) for row in flat(one)]
+    table = write(tmp_path / "flat.jsonl", rows)
+    shuffled = write(tmp_path / "shuffled.jsonl", rows[:1] + random.Random(0).sample(rows[1:], len(rows) - 1))
+    expected = sorted(map(json.dumps, load(whole, "train")))
+    for args in (table, shuffled):
+        as_sets = [row | {"completions": 0, "ranks": 0} if "ranks" in row else row for row in load(args, "train")]
+        wanted = [row | {"completions": 0, "ranks": 0} if "ranks" in row else row for row in load(whole, "train")]
+        assert sorted(map(json.dumps, as_sets)) == sorted(map(json.dumps, wanted))
+    assert sorted(map(json.dumps, load(table, "train"))) == expected  # siblings in their order too
+
+
+def test_the_language_is_that_of_the_root(tmp_path):
+    german = tree()
+    german["message_tree_id"], german["prompt"]["lang"], german["prompt"]["text"] = "de", "de", "Was?"
+    german = json.loads(json.dumps(german).replace('"id of ', '"de '))
+    for name, rows in (("trees", [tree(), german]), ("flat", [*flat(tree()), *flat(german)])):
+        args = write(tmp_path / f"{name}.jsonl", rows)
+        args.dataset_config = "de"
+        assert [row["prompt"][0]["content"] for row in load_prompts(args, "train")] == ["Was?", "Was?"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"role": "user"}, "line 1: column role is 'user'; prompter or assistant is needed"),
+        ({"text": None}, "line 1: text of message id of What\\? is null"),
+        ({"message_id": None}, "line 1: column message_id is not text"),
+        ({"parent_id": 3}, "line 1: column parent_id is not text"),
+        ({"message_id": "id of Best."}, "two messages of the tree have the same message_id"),
+        ({"parent_id": "id of Best."}, "has 0 messages without parent_id; one, its root, is needed"),
+    ],
+)
+def test_broken_tables(tmp_path, change, reason):
+    first, *others = flat(tree())
+    with pytest.raises(InputError, match=reason):
+        load_prompts(write(tmp_path / "flat.jsonl", [first | change, *others]), "train")
 
 
 @real

@@ -1,12 +1,12 @@
 """Demonstrations, comparisons, prompts and pretraining text in the schemas that all stages read.
 
-name of the source -> rows of files or of the Hub (sources, files) -> published format (oasst) -> schema (schemas)
+name of the source -> rows of files or of the Hub (sources, files) -> published format (formats) -> schema (schemas)
 -> split (splits) -> `datasets.Dataset` (loading)
 """
 
 from rlhf.data.arguments import DataArguments
 from rlhf.data.filters import filter_long_prompts
-from rlhf.data.loading import load_comparisons, load_demonstrations, load_pretraining, load_prompts
+from rlhf.data.loading import load_comparisons, load_demonstrations, load_pretraining, load_prompts, load_votes
 
 __all__ = [
     "DataArguments",
@@ -15,4 +15,5 @@ __all__ = [
     "load_demonstrations",
     "load_pretraining",
     "load_prompts",
+    "load_votes",
 ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf.data.formats import FORMATS
 from rlhf.errors import InputError
 
 
@@ -22,7 +23,7 @@ class DataArguments:
     )
     dataset_config: str | None = field(
         default=None,
-        metadata={"help": "Configuration of a Hub dataset; for OpenAssistant trees the language, e.g. en."},
+        metadata={"help": "Configuration of a Hub dataset; for OpenAssistant the language, e.g. en."},
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(
@@ -32,9 +33,9 @@ class DataArguments:
     dataset_size: int | None = field(default=None, metadata={"help": "Train on the first N rows; all if not given."})
     dataset_eval_size: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows."})
     dataset_seed: int = field(default=0, metadata={"help": "Seed of the sandbox's data."})
-    dataset_format: Literal["oasst"] | None = field(
+    dataset_format: str | None = field(
         default=None,
-        metadata={"help": "Published format to convert from. OpenAssistant trees are recognised without it."},
+        metadata={"help": "Published format to convert from (docs/data.md); recognised by its columns if not given."},
     )
     on_bad_rows: Literal["error", "skip"] = field(
         default="error",
@@ -44,6 +45,8 @@ class DataArguments:
     def __post_init__(self):
         if not self.dataset_name:
             raise InputError("dataset_name is empty; give a Hub name, a local file or folder, or sandbox.")
+        if self.dataset_format is not None and self.dataset_format not in FORMATS:
+            raise InputError(f"dataset_format {self.dataset_format} is unknown; it is one of {', '.join(FORMATS)}.")
         for name in ("dataset_size", "dataset_eval_size"):
             size = getattr(self, name)
             if size is not None and size < 1:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +26,14 @@ class BadRows:
     def __init__(self, on_bad_rows: Literal["error", "skip"], output_dir: str | Path | None):
         self.on_bad_rows = on_bad_rows
         self.output_dir = output_dir
-        self.records: list[dict[str, str]] = []
         self.files: set[str] = set()
         self.rows_read = 0
+        self.count = 0
+        self._first: dict[str, str] | None = None
+        self._lines = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def __len__(self) -> int:
-        return len(self.records)
+        return self.count
 
     def read(self, row: Row) -> None:
         """Counts a row, good or bad."""
@@ -40,27 +44,32 @@ class BadRows:
         """Raises or collects, as `on_bad_rows` says."""
         if self.on_bad_rows == "error":
             raise InputError(f"{row.file}, {row.place}: {reason}, or leave bad rows out with --on_bad_rows skip.")
-        self.records.append({"file": row.file, "row": row.place, "reason": reason})
+        record = {"file": row.file, "row": row.place, "reason": reason}
+        self._first = self._first or record
+        self.count += 1
+        self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def report(self) -> None:
         """Logs how many rows were skipped and lists them; of a file read before, the list is replaced."""
-        if self.records:
-            first = self.records[0]
+        if self._first is not None:
             logger.warning(
                 "skipped %d of %d rows, the first being %s, %s: %s",
-                *(len(self), self.rows_read, first["file"], first["row"], first["reason"]),
+                *(self.count, self.rows_read, self._first["file"], self._first["row"], self._first["reason"]),
             )
         if self.output_dir is None or not is_first_process():
             return
         path = Path(self.output_dir) / FILE_NAME
-        kept = [record for record in _read_records(path) if record["file"] not in self.files]
-        if kept or self.records or path.exists():
+        if self.count or path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept + self.records]
-            path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+            merged = path.with_suffix(".new")
+            with merged.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(line for line in _lines(path) if json.loads(line)["file"] not in self.files)
+                self._lines.seek(0)
+                file.writelines(self._lines)
+            merged.replace(path)
 
 
-def _read_records(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from file

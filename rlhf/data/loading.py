@@ -1,22 +1,30 @@
-"""One split of a source as a `datasets.Dataset`, every row of it checked.
+"""One split of a source as a `datasets.Dataset`, every row of it checked; on disk, mapped into memory.
 
 `split` is "train" or "validation", which stand for the splits that `dataset_train_split` and `dataset_test_split` name,
 or any split that the source has. A source that has nothing but train rows gets a validation and a test split held out
 of them; a source that has others, but not the one to evaluate on, gets that one.
 """
 
+import itertools
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.arrow_writer import ArrowWriter
 
-from rlhf.data import oasst, schemas
+from rlhf.data import schemas
 from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
 from rlhf.data.files import Row
-from rlhf.data.schemas import RowError
+from rlhf.data.formats import FORMATS, Groups, detect
+from rlhf.data.formats.base import Format
+from rlhf.data.schemas import LABELS, RowError
 from rlhf.data.sources import Splits, find_splits
-from rlhf.data.splits import HELD_OUT, select_split
+from rlhf.data.splits import HELD_OUT, conversation_hash, split_indices
 from rlhf.errors import InputError
 
 CHECKS = {
@@ -24,12 +32,12 @@ CHECKS = {
     "comparisons": schemas.comparison,
     "prompts": schemas.prompt,
     "pretraining": schemas.pretraining,
+    "votes": schemas.comparison,
 }
-OASST = {"demonstrations": oasst.demonstrations, "comparisons": oasst.comparisons, "prompts": oasst.prompts}
 
 TEXT = datasets.Value("string")
 MESSAGES = datasets.List({"role": TEXT, "content": TEXT})
-LISTS = {
+COMPARED = {
     "completions": datasets.List(TEXT),
     "ranks": datasets.List(datasets.Value("int64")),
     "ratings": datasets.List(datasets.Value("float64")),
@@ -65,6 +73,11 @@ def load_pretraining(args: DataArguments, split: str, output_dir: str | None = N
     return _load("pretraining", args, split, output_dir)
 
 
+def load_votes(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
+    """As `load_comparisons`, but votes of several labelers stay single votes, each with its `labeler_id`."""
+    return _load("votes", args, split, output_dir)
+
+
 def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) -> datasets.Dataset:
     split = {"train": args.dataset_train_split, "validation": args.dataset_test_split}.get(split, split)
     size = args.dataset_size if split == args.dataset_train_split else args.dataset_eval_size
@@ -73,8 +86,32 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
 
         return getattr(sandbox, kind)(split, size=size, seed=args.dataset_seed)
 
-    # For OpenAssistant trees, dataset_config is the language, and the Hub gives the file by its name.
-    source = find_splits(args.dataset_name, None if args.dataset_format == "oasst" else args.dataset_config)
+    source, origin, held_out = open_split(args, split)
+    bad_rows = BadRows(args.on_bad_rows, output_dir)
+    rows = checked_rows(kind, source[origin](), args, bad_rows)
+    hashes = array("d")
+    if origin == args.dataset_train_split and held_out:
+        rows = _with_hashes(rows, hashes)
+    dataset = _write(kind, rows)
+    bad_rows.report()
+    if dataset is None:
+        raise InputError(
+            f"{args.dataset_name} has no {kind} in its {origin} split ({len(bad_rows)} rows were skipped)."
+        )
+    if hashes:
+        dataset = dataset.select(split_indices(hashes, split, held_out))
+    return dataset if size is None else dataset.select(range(min(size, len(dataset))))
+
+
+def open_split(args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:
+    """The splits of the source, the one that `split` is read from, and those that have to be held out of the train rows.
+
+    Raises:
+        InputError: no such source or split.
+    """
+    # For OpenAssistant, dataset_config is the language and no configuration on the Hub.
+    chooses_language = args.dataset_format is not None and FORMATS[args.dataset_format].language is not None
+    source = find_splits(args.dataset_name, None if chooses_language else args.dataset_config)
     held_out = _held_out(source, args)
     origin = args.dataset_train_split if split in held_out else split
     if origin not in source:
@@ -82,16 +119,31 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
             f"{args.dataset_name} has no split {split}, only {', '.join(source)}; "
             "name one of these with --dataset_train_split or --dataset_test_split."
         )
-    bad_rows = BadRows(args.on_bad_rows, output_dir)
-    rows = list(_checked(kind, source[origin](), args, bad_rows))
-    bad_rows.report()
-    if not rows:
-        raise InputError(
-            f"{args.dataset_name} has no {kind} in its {origin} split ({len(bad_rows)} rows were skipped)."
-        )
-    if origin == args.dataset_train_split and held_out:
-        rows = select_split(rows, split, held_out)
-    return _as_dataset(rows[:size])
+    return source, origin, held_out
+
+
+def checked_rows(kind: str, rows: Iterable[Row], args: DataArguments, bad_rows: BadRows) -> Iterator[dict[str, Any]]:
+    """Rows of the schema, one by one; a row of a published format may hold several, or none.
+
+    Args:
+        kind: key of `CHECKS`.
+        rows: as they were read.
+        bad_rows: told of every row that was read, and of those that cannot be used.
+    """
+    style = None
+    for row, form, content in _units(rows, args, bad_rows):
+        try:
+            checked = [CHECKS[kind](one) for one in _converted(kind, row, form, content, args)]
+            styles = {type(one.get("prompt")) for one in checked} | ({style} if style else set())
+            if len(styles) > 1:
+                raise RowError(
+                    "column prompt is text in some rows and messages in others; one of them is needed in all"
+                )
+        except RowError as error:
+            bad_rows.add(row, str(error))
+            continue
+        style = next(iter(styles), None)
+        yield from checked
 
 
 def _held_out(source: Splits, args: DataArguments) -> set[str]:
@@ -102,44 +154,76 @@ def _held_out(source: Splits, args: DataArguments) -> set[str]:
     return missing if len(source) == 1 else missing & {args.dataset_test_split}
 
 
-def _checked(kind: str, rows: Iterable[Row], args: DataArguments, bad_rows: BadRows) -> Iterator[dict[str, Any]]:
-    """Rows of the schema; one row of a published format may hold several, or none."""
-    form = None
+def _units(
+    rows: Iterable[Row], args: DataArguments, bad_rows: BadRows
+) -> Iterator[tuple[Row, Format | None, dict[str, Any] | list[dict[str, Any]]]]:
+    """(where it stands, its format, content): of one row, or at the end, of all the rows that belong together."""
+    groups = Groups()
     for row in rows:
         bad_rows.read(row)
         try:
             if row.fault:
                 raise RowError(row.fault)
-            checked = [CHECKS[kind](content) for content in _converted(kind, row, args)]
-            forms = {type(content.get("prompt")) for content in checked} | ({form} if form else set())
-            if len(forms) > 1:
-                raise RowError(
-                    "column prompt is text in some rows and messages in others; one of them is needed in all"
-                )
+            name = args.dataset_format or detect(row.content)
+            form = FORMATS[name] if name else None
+            if form is not None and form.group_key is not None:
+                groups.add(name, row)
+                continue
         except RowError as error:
             bad_rows.add(row, str(error))
             continue
-        form = next(iter(forms), None)
-        yield from checked
+        yield row, form, row.content
+    for form, first, contents in groups:
+        yield first, form, contents
 
 
-def _converted(kind: str, row: Row, args: DataArguments) -> Iterable[dict[str, Any]]:
+def _converted(kind: str, row: Row, form: Format | None, content: Any, args: DataArguments) -> Iterable[dict[str, Any]]:
     """The row itself, or what it holds in a published format."""
-    if args.dataset_format == "oasst" or oasst.is_tree(row.content):
-        if kind not in OASST:
-            raise InputError(f"{row.file} holds OpenAssistant trees, which have no {kind}; give another dataset_name.")
-        return OASST[kind](row.content, args.dataset_config)
-    if oasst.is_flat_message(row.content):
-        raise InputError(
-            f"{row.file} is OpenAssistant's table of messages; give a file of its trees instead, "
-            "e.g. dataset_name: OpenAssistant/oasst1/2023-04-12_oasst_ready.trees.jsonl.gz."
-        )
-    return [row.content]
+    if form is None:
+        return [content]
+    convert = form.kinds.get(kind) or (form.kinds.get("comparisons") if kind == "votes" else None)
+    if convert is None:
+        raise InputError(f"{row.file} holds {form.title}, which have no {kind}; give another dataset_name.")
+    if form.language is not None and args.dataset_config not in (None, form.language(content)):
+        return []
+    return convert(content)
 
 
-def _as_dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    """All rows in memory; the place to write Arrow files instead when data outgrows it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    features = {name: LISTS.get(name) or (MESSAGES if isinstance(rows[0].get(name), list) else TEXT) for name in names}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+def _with_hashes(rows: Iterable[dict[str, Any]], hashes: array) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        hashes.append(conversation_hash(row))
+        yield row
+
+
+def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None:
+    """The rows as an Arrow file that lives as long as this process; None if there are none."""
+    first = next(rows, None)
+    if first is None:
+        return None
+    path, seen = str(_scratch_folder() / f"{kind}-{next(_numbers)}.arrow"), set()
+    with ArrowWriter(features=_features(kind, first), path=path) as writer:
+        for row in itertools.chain([first], rows):
+            writer.write(row)
+            seen |= row.keys()
+        writer.finalize()
+    return datasets.Dataset.from_file(path).select_columns([name for name in writer.schema.names if name in seen])
+
+
+def _features(kind: str, row: dict[str, Any]) -> datasets.Features:
+    """All columns that a kind may have, since whether a row has one shows only when it is read."""
+    if kind == "pretraining":
+        return datasets.Features({"text": TEXT})
+    prompt = MESSAGES if isinstance(row["prompt"], list) else TEXT
+    answer = {"demonstrations": {"completion": prompt}, "comparisons": COMPARED, "votes": COMPARED}.get(kind, {})
+    return datasets.Features({"prompt": prompt, **answer, **dict.fromkeys(LABELS, TEXT)})
+
+
+_numbers = itertools.count()
+
+
+@cache
+def _scratch_folder() -> Path:
+    """Removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="rlhf-data-")
+    _scratch_folder.keep = folder  # its removal is tied to this object
+    return Path(folder.name)

@@ -9,13 +9,16 @@
 
 A prompt is text, or messages that end in the user's turn. Also read: TRL's `messages` as a demonstration of its last
 assistant turn, and `prompt`/`chosen`/`rejected`, or `chosen`/`rejected` as whole conversations, as a comparison with
-K = 2. Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional
+K = 2; and ratings, or a best and a worst completion, in place of ranks. Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional
 columns (`LABELS`, and `ratings` of a comparison) are kept; all others are left out.
 """
 
+import os
+import re
 from typing import Any
 
 from rlhf.data.encode import plain_messages
+from rlhf.data.ranking import best_worst_ranks, rating_ranks
 
 ROLES = ("system", "user", "assistant")
 LABELS = ("user_id", "category", "source", "labeler_id", "labeler_group")
@@ -27,7 +30,7 @@ class RowError(ValueError):
 
 def demonstration(row: dict[str, Any]) -> dict[str, Any]:
     """`prompt` and `completion`; the completion is one assistant message if the prompt is messages, else text."""
-    if row.get("prompt") is None and row.get("messages") is not None:
+    if row.get("messages") is not None and (row.get("prompt") is None or row.get("completion") is None):
         prompt, answer = _split_conversation(row["messages"], "messages")
     else:
         prompt, answer = check_prompt(_column(row, "prompt")), _answer(_column(row, "completion"), "completion")
@@ -36,7 +39,10 @@ def demonstration(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparison(row: dict[str, Any]) -> dict[str, Any]:
-    """`prompt`, `completions` as texts and `ranks` without gaps: [1, 3, 3] becomes [0, 1, 1]."""
+    """`prompt`, `completions` as texts and `ranks` without gaps: [1, 3, 3] becomes [0, 1, 1].
+
+    Without ranks, higher ratings are better; without ratings too, `best` and `worst` are indices of completions.
+    """
     if row.get("completions") is None and row.get("chosen") is not None:
         return _chosen_rejected(row)
     prompt = check_prompt(_column(row, "prompt"))
@@ -46,11 +52,14 @@ def comparison(row: dict[str, Any]) -> dict[str, Any]:
     if len(completions) < 2:
         raise RowError(f"column completions has K = {len(completions)}; at least 2 are needed for a comparison")
     texts = [_answer(value, f"completions[{i}]") for i, value in enumerate(completions)]
-    ranks = _ranks(_column(row, "ranks"), len(texts))
-    compared = {"prompt": prompt, "completions": texts, "ranks": ranks, **_labels(row)}
-    if row.get("ratings") is not None:
-        compared["ratings"] = _ratings(row["ratings"], len(texts))
-    return compared
+    ratings = {"ratings": _ratings(row["ratings"], len(texts))} if row.get("ratings") is not None else {}
+    if row.get("ranks") is None and ratings:
+        ranks = rating_ranks(ratings["ratings"])
+    elif row.get("ranks") is None and row.get("best") is not None:
+        ranks = best_worst_ranks(_index(row, "best", len(texts)), _index(row, "worst", len(texts)), len(texts))
+    else:
+        ranks = _ranks(_column(row, "ranks"), len(texts))
+    return {"prompt": prompt, "completions": texts, "ranks": ranks, **_labels(row), **ratings}
 
 
 def prompt(row: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +149,12 @@ def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], 
 
 
 def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
+    """TRL's pair: with a `prompt`, or with the prompt at the beginning of both."""
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
-    if row.get("prompt") is None and isinstance(chosen, list):
+    if isinstance(chosen, str) and isinstance(rejected, str) and row.get("prompt") is None:
+        row = row | {"prompt": _common_words(chosen, rejected)}
+        chosen, rejected = (text[len(row["prompt"] or "") :] for text in (chosen, rejected))
+    if isinstance(chosen, list) and (row.get("prompt") is None or len(chosen) > 1):  # the conversation, prompt and all
         prompt, better = _split_conversation(chosen, "chosen")
         other, worse = _split_conversation(rejected, "rejected")
         if prompt != other:
@@ -150,6 +163,20 @@ def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
         prompt = check_prompt(_column(row, "prompt"))
         better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
     return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 1], **_labels(row)}
+
+
+def _common_words(a: str, b: str) -> str | None:
+    """The words with which both texts begin, without the space after them; None if there are none."""
+    common = os.path.commonprefix([a, b])
+    cut = max((match.start() for match in re.finditer(r"\s", common)), default=0)  # not within a word
+    return common[:cut].rstrip() or None
+
+
+def _index(row: dict[str, Any], name: str, k: int) -> int:
+    value = _column(row, name)
+    if type(value) is not int or not 0 <= value < k:
+        raise RowError(f"column {name} is {value!r:.40}; the index of one of the {k} completions, from 0, is needed")
+    return value
 
 
 def _ranks(ranks: Any, k: int) -> list[int]:

@@ -1,7 +1,10 @@
 """Held-out splits for sources that have none: by prompt, so that no prompt is trained on and evaluated on."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from rlhf.data.encode import prompt_key
 from rlhf.errors import InputError
@@ -22,46 +25,54 @@ def conversation_key(row: dict[str, Any]) -> str:
     return prompt_key(" ".join(prompt.casefold().split()))
 
 
-def select_split(rows: list[dict], split: str, held_out: set[str], share: float = SHARE) -> list[dict]:
-    """Rows of `split` when the splits `held_out` are taken out of the train rows by a hash of the conversation.
+def conversation_hash(row: dict[str, Any]) -> float:
+    """A number in [0, 1) that is the same for all rows of one conversation: eight bytes a row are all a split needs."""
+    return hash_share(conversation_key(row))
+
+
+def split_indices(hashes: Sequence[float], split: str, held_out: set[str], share: float = SHARE) -> np.ndarray:
+    """Which rows are in `split` when the splits `held_out` are taken out of the train rows by a hash of the conversation.
 
     The hash knows only the conversation: its side stays the same when rows are added or reordered, and is the same for
     demonstrations, comparisons and prompts of different files. Only where a split would be empty, the conversation
     with the next hash joins it.
 
     Args:
-        rows: rows of a schema, all of them.
+        hashes: [rows] `conversation_hash` of all rows of the source.
         held_out: subset of {"validation", "test"}.
-        share: part of the conversations in each held-out split.
+        share: part of the conversations in each held-out split: held_out[i] has the hashes in [i * share, (i + 1) *
+            share).
+
+    Returns:
+        [rows of the split] int64, ascending.
 
     Raises:
         InputError: fewer different conversations than splits.
     """
-    keys = [conversation_key(row) for row in rows]
-    sides = _sides(set(keys), [name for name in HELD_OUT if name in held_out], share)
-    if split in held_out and not sides:
+    names = [name for name in HELD_OUT if name in held_out]
+    hashes = np.asarray(hashes, dtype=np.float64)
+    different = np.unique(hashes)
+    if split in held_out and len(different) <= len(names):
         raise InputError(
-            f"no {split} split can be held out of {len(set(keys))} different prompts; "
+            f"no {split} split can be held out of {len(different)} different prompts; "
             f"give at least {len(held_out) + 1} of them, or a file with {split} in its name."
         )
-    side = split if split in held_out else "train"
-    return [row for row, key in zip(rows, keys, strict=True) if sides.get(key, "train") == side]
+    ends = _ends(different, len(names), share) if len(different) > len(names) else []
+    sides = np.searchsorted(different[ends], hashes, side="right")  # 0 is the first held-out split, len(names) train
+    side = names.index(split) if split in names else len(ends)
+    return np.flatnonzero(sides == side)
 
 
-def _sides(keys: set[str], held_out: list[str], share: float) -> dict[str, str]:
-    """Held-out keys to their split: held_out[i] has the hashes in [i * share, (i + 1) * share) of [0, 1)."""
-    ordered = sorted((_hash(key), key) for key in keys)
-    sides, start = {}, 0
-    if len(ordered) <= len(held_out):
-        return sides
-    for i, name in enumerate(held_out):
-        end = sum(value < (i + 1) * share for value, _ in ordered)
-        others = len(held_out) - i  # the splits after this one and train, one key each
-        end = min(max(end, start + 1), len(ordered) - others)
-        sides |= {key: name for _, key in ordered[start:end]}
-        start = end
-    return sides
-
-
-def _hash(key: str) -> float:
+def hash_share(key: str) -> float:
+    """A number in [0, 1) from a hash of the key; equal keys have equal numbers on every machine."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 16**13
+
+
+def _ends(different: np.ndarray, count: int, share: float) -> list[int]:
+    """Index of the first hash after each held-out split; each split and train gets one hash at least."""
+    ends = []
+    for i in range(count):
+        end = int(np.searchsorted(different, (i + 1) * share))
+        others = count - i  # the splits after this one and train, one key each
+        ends.append(min(max(end, (ends[-1] if ends else 0) + 1), len(different) - others))
+    return ends

@@ -1,0 +1,48 @@
+"""Anthropic's hh-rlhf: {"chosen", "rejected"}, two transcripts of one conversation that differ in the last answer.
+
+A transcript is one text, in which every turn begins with a blank line and "Human:" or "Assistant:".
+"""
+
+import re
+from collections.abc import Iterator
+
+from rlhf.data.formats.base import Format, Row, text_of
+from rlhf.data.schemas import RowError
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def is_transcript_pair(row: Row) -> bool:
+    chosen = row.get("chosen")
+    return (
+        row.get("prompt") is None and isinstance(chosen, str) and chosen.startswith("\n\nHuman:") and "rejected" in row
+    )
+
+
+def comparisons(row: Row) -> Iterator[Row]:
+    """The transcripts as messages; the schema finds the common prompt, and refuses the few pairs that have none."""
+    yield {"chosen": _messages(row, "chosen"), "rejected": _messages(row, "rejected")}
+
+
+def demonstrations(row: Row) -> Iterator[Row]:
+    """The chosen transcript: an answer of a model that a person preferred, not one that a person wrote."""
+    yield {"messages": _messages(row, "chosen")}
+
+
+prompts = demonstrations  # the schema of prompts takes what stands before the last answer
+
+
+def _messages(row: Row, column: str) -> list[dict[str, str]]:
+    before, *parts = TURN.split(text_of(row, column))
+    if before.strip():
+        raise RowError(f'column {column} does not begin with "\\n\\nHuman:"; a transcript has to')
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": ROLES[speaker], "content": text.strip()} for speaker, text in turns]
+
+
+HH_RLHF = Format(
+    title="hh-rlhf transcripts",
+    matches=is_transcript_pair,
+    kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
+)

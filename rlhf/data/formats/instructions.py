@@ -1,0 +1,66 @@
+"""Instructions with one answer: Stanford Alpaca, Databricks Dolly, and the seed tasks of self-instruct."""
+
+from collections.abc import Iterator
+
+from rlhf.data.formats.base import Format, Row, assistant, has, optional_text, text_of, user
+from rlhf.data.schemas import RowError
+
+
+def alpaca_demonstrations(row: Row) -> Iterator[Row]:
+    """{"instruction", "input", "output"}: the input, if any, is the second paragraph of the prompt."""
+    (question,) = alpaca_prompts(row)
+    yield question | {"completion": assistant(text_of(row, "output"))}
+
+
+def alpaca_prompts(row: Row) -> Iterator[Row]:
+    yield {"prompt": user(text_of(row, "instruction"), optional_text(row, "input"))}
+
+
+def dolly_demonstrations(row: Row) -> Iterator[Row]:
+    """{"instruction", "context", "response", "category"}: the context follows the instruction."""
+    (question,) = dolly_prompts(row)
+    yield question | {"completion": assistant(text_of(row, "response"))}
+
+
+def dolly_prompts(row: Row) -> Iterator[Row]:
+    yield {
+        "prompt": user(text_of(row, "instruction"), optional_text(row, "context")),
+        "category": row.get("category"),
+    }
+
+
+def seed_demonstrations(row: Row) -> Iterator[Row]:
+    """{"instruction", "instances": [{"input", "output"}]}: one row for each instance."""
+    for prompt, instance in _instances(row):
+        yield prompt | {"completion": assistant(text_of(instance, "output"))}
+
+
+def seed_prompts(row: Row) -> Iterator[Row]:
+    for prompt, _ in _instances(row):
+        yield prompt
+
+
+def _instances(row: Row) -> Iterator[tuple[Row, Row]]:
+    instruction, instances = text_of(row, "instruction"), row.get("instances")
+    if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
+        raise RowError("column instances is not a list of objects with input and output; it has to be one")
+    for instance in instances:
+        prompt = {"prompt": user(instruction, optional_text(instance, "input"))}
+        yield (prompt | {"category": "classification"} if row.get("is_classification") is True else prompt), instance
+
+
+ALPACA = Format(
+    title="Alpaca instructions",
+    matches=has("instruction", "output"),
+    kinds={"demonstrations": alpaca_demonstrations, "prompts": alpaca_prompts},
+)
+DOLLY = Format(
+    title="Dolly instructions",
+    matches=has("instruction", "response"),
+    kinds={"demonstrations": dolly_demonstrations, "prompts": dolly_prompts},
+)
+SELF_INSTRUCT = Format(
+    title="self-instruct tasks",
+    matches=has("instruction", "instances"),
+    kinds={"demonstrations": seed_demonstrations, "prompts": seed_prompts},
+)

@@ -1,0 +1,50 @@
+"""TRL's unpaired preferences: {"prompt", "completion", "label": true or false}, one completion a row.
+
+TRL's other formats are the schemas themselves, or are read by them (`rlhf.data.schemas`).
+"""
+
+import json
+from collections.abc import Iterator
+
+from rlhf.data.encode import prompt_key
+from rlhf.data.formats.base import Format, Row
+from rlhf.data.schemas import RowError, check_prompt
+
+
+def is_unpaired(row: Row) -> bool:
+    return "completion" in row and isinstance(row.get("label"), bool)
+
+
+def comparisons(rows: list[Row]) -> Iterator[Row]:
+    """The good completions of a prompt above its bad ones, ties within; none if they are all of one kind."""
+    ranks = [0 if row["label"] else 1 for row in rows]
+    if len(set(ranks)) == 2:
+        completions = [row["completion"] for row in rows]
+        yield {"prompt": rows[0]["prompt"], "completions": completions, "ranks": ranks}
+
+
+def demonstrations(rows: list[Row]) -> Iterator[Row]:
+    """The good completions."""
+    for row in rows:
+        if row["label"]:
+            yield {"prompt": row["prompt"], "completion": row["completion"]}
+
+
+def prompts(rows: list[Row]) -> Iterator[Row]:
+    yield {"prompt": rows[0]["prompt"]}
+
+
+def labelled_prompt(row: Row) -> str:
+    if not isinstance(row.get("label"), bool):
+        raise RowError(f"column label is {row.get('label')!r:.40}; true or false is needed")
+    if row.get("prompt") is None or row.get("completion") is None:
+        raise RowError("no column prompt or no column completion; add it")
+    return json.dumps(prompt_key(check_prompt(row["prompt"])))
+
+
+TRL_UNPAIRED = Format(
+    title="unpaired preferences",
+    matches=is_unpaired,
+    kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
+    group_key=labelled_prompt,
+)

@@ -1,0 +1,51 @@
+"""openbmb/UltraFeedback: {"instruction", "completions": [{"response", "overall_score", ...} x 4]}, rated by GPT-4.
+
+Around two thousand completions of the first release carry an overall score of 10 that its own critique contradicts;
+argilla/ultrafeedback-binarized-preferences-cleaned tells which. They are read as they stand.
+"""
+
+from collections.abc import Iterator
+
+from rlhf.data.formats.base import Format, Row, assistant, has, text_of, user
+from rlhf.data.schemas import RowError
+
+
+def comparisons(row: Row) -> Iterator[Row]:
+    """K = 4, ordered by `overall_score`; equal scores are a tie."""
+    rated = _rated(row)
+    completions, ratings = [text_of(one, "response") for one in rated], [one.get("overall_score") for one in rated]
+    if len(rated) >= 2:
+        yield {**_asked(row), "completions": completions, "ratings": ratings}
+
+
+def demonstrations(row: Row) -> Iterator[Row]:
+    """The completion with the highest score, the first of equals."""
+    (compared,) = list(comparisons(row)) or [None]
+    if compared is None:
+        return
+    ratings = compared["ratings"]
+    if not all(type(rating) in (int, float) for rating in ratings):
+        raise RowError("overall_score is not a number in every completion; it has to be")
+    yield _asked(row) | {"completion": assistant(compared["completions"][ratings.index(max(ratings))])}
+
+
+def prompts(row: Row) -> Iterator[Row]:
+    yield _asked(row)
+
+
+def _asked(row: Row) -> Row:
+    return {"prompt": user(text_of(row, "instruction")), "source": row.get("source")}
+
+
+def _rated(row: Row) -> list[Row]:
+    rated = row.get("completions")
+    if not isinstance(rated, list) or not all(isinstance(one, dict) for one in rated):
+        raise RowError("column completions is not a list of objects with response and overall_score; it has to be one")
+    return rated
+
+
+ULTRAFEEDBACK = Format(
+    title="UltraFeedback completions",
+    matches=has("instruction", "completions"),
+    kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
+)
