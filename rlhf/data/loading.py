@@ -104,7 +104,7 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
 
 
 def open_split(args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:
-    """The splits of the source, the one that `split` is read from, and those that have to be held out of the train rows.
+    """The splits of the source, the one that `split` is read from, and those to be held out of the train rows.
 
     Raises:
         InputError: no such source or split.

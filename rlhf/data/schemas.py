@@ -7,13 +7,15 @@
 | prompts | `prompt` |
 | pretraining | `text` |
 
-A prompt is text, or messages that end in the user's turn. Also read: TRL's `messages` as a demonstration of its last
-assistant turn, and `prompt`/`chosen`/`rejected`, or `chosen`/`rejected` as whole conversations, as a comparison with
-K = 2; and ratings, or a best and a worst completion, in place of ranks. Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional
-columns (`LABELS`, and `ratings` of a comparison) are kept; all others are left out.
+A prompt is text, or messages that end in the user's turn. Also read:
+- TRL's `messages` as a demonstration of its last assistant turn;
+- `prompt`/`chosen`/`rejected`, or `chosen`/`rejected` that begin with their prompt, as a comparison with K = 2;
+- `ratings` of completions, or the indices `best` and `worst`, in place of ranks.
+
+Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional columns
+(`LABELS`, and `ratings` of a comparison) are kept; all others are left out.
 """
 
-import os
 import re
 from typing import Any
 
@@ -167,9 +169,9 @@ def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
 
 def _common_words(a: str, b: str) -> str | None:
     """The words with which both texts begin, without the space after them; None if there are none."""
-    common = os.path.commonprefix([a, b])
-    cut = max((match.start() for match in re.finditer(r"\s", common)), default=0)  # not within a word
-    return common[:cut].rstrip() or None
+    length = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
+    spaces = [match.start() for match in re.finditer(r"\s", a[:length])]
+    return (a[: spaces[-1]].rstrip() or None) if spaces else None  # not within a word
 
 
 def _index(row: dict[str, Any], name: str, k: int) -> int:

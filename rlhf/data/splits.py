@@ -31,7 +31,7 @@ def conversation_hash(row: dict[str, Any]) -> float:
 
 
 def split_indices(hashes: Sequence[float], split: str, held_out: set[str], share: float = SHARE) -> np.ndarray:
-    """Which rows are in `split` when the splits `held_out` are taken out of the train rows by a hash of the conversation.
+    """Rows of `split` when the splits `held_out` are taken out of the train rows by a hash of the conversation.
 
     The hash knows only the conversation: its side stays the same when rows are added or reordered, and is the same for
     demonstrations, comparisons and prompts of different files. Only where a split would be empty, the conversation

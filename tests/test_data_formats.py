@@ -1,0 +1,348 @@
+"""Published formats: rows as their authors publish them become the rows that our schemas want, without being told."""
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
+from rlhf.data.formats import FORMATS, detect
+from rlhf.errors import InputError
+
+LOADERS = {"demonstrations": load_demonstrations, "comparisons": load_comparisons, "prompts": load_prompts}
+REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+HH = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a fruit.\n\nAssistant: A plum.",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a fruit.\n\nAssistant: No.",
+}
+POST = {"id": "t3_1", "post": "My cat ran off.", "title": "Cat", "subreddit": "pets", "site": None, "article": None}
+ARTICLE = {"id": "a", "post": None, "title": "Storm", "subreddit": None, "site": "cnn", "article": "It blew."}
+SUMMARIES = {
+    "info": POST,
+    "summaries": [{"text": " Cat gone.", "policy": "sup1", "note": ""}, {"text": "Cats!", "policy": "ref", "note": ""}],
+    "choice": 1,
+    "worker": "w7",
+    "batch": "batch3.json",
+    "split": "train",
+    "extra": {"confidence": 8},
+}
+TLDR = "SUBREDDIT: r/pets\n\nTITLE: Cat\n\nPOST: My cat ran off.\n\nTL;DR:"
+AXIS = [
+    {
+        "info": info,
+        "summary": {"text": text, "policy": "p", "note": "", "axes": axes},
+        "worker": worker,
+        "split": "test",
+    }
+    for info, text, worker, axes in [
+        (POST, "Cat gone.", "w1", {"overall": 6, "accuracy": 7, "coverage": 5, "coherence": 7}),
+        (ARTICLE, "Storm.", "w1", {"overall": 2}),
+        (POST, "Cats!", "w1", {"overall": 3}),
+        (POST, "Cats!", "w2", {"overall": 4}),
+        (POST, "A cat left.", "w1", {"overall": 6}),
+        (POST, "Unrated.", "w1", {"overall": None}),
+    ]
+]
+ULTRA = {
+    "source": "flan_v2",
+    "instruction": "Name a fruit.",
+    "models": ["alpaca-7b", "gpt-4", "bard", "falcon"],
+    "completions": [
+        {
+            "annotations": {"helpfulness": {"Rating": "4", "Rationale": "ok"}},
+            "custom_system_prompt": "Be brief.",
+            "critique": "fine",
+            "fine-grained_score": 4.0,
+            "model": "m",
+            "overall_score": score,
+            "principle": "helpfulness",
+            "response": text,
+        }
+        for text, score in [("No.", 2.0), ("A plum.", 8.5), ("Plum", 7.0), ("Pear", 7.0)]
+    ],
+    "correct_answers": ["None"],
+    "incorrect_answers": ["None"],
+}
+STEER = [
+    {"prompt": p, "response": r, "helpfulness": h, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1}
+    for p, r, h in [
+        ("c#", "A language.", 3),
+        ("c#", "A note.", 1),
+        ("Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Bye!", 4),
+    ]
+]
+STEER_PREFERENCE = {
+    "split": "train",
+    "prompt": "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye",
+    "response_1": "Bye!",
+    "response_2": "No.",
+    "preference_strength": -2,
+    "preference_statement": "Response 1 is better",
+    "preference_elaboration": "polite",
+    "three_most_similar_preferences": [],
+    "all_preferences_unprocessed": [],
+}
+STEER3 = {
+    "domain": "code",
+    "language": "python",
+    "context": [user("Hi"), assistant("Hello"), user("Bye")],
+    "response1": "No.",
+    "response2": "Bye!",
+    "overall_preference": 3,
+    "individual_preference": [{"score": 3, "reasoning": "", "feedback1": "", "feedback2": ""}],
+}
+ALPACA = [
+    {"instruction": "Add.", "input": "1, 2", "output": "3"},
+    {"instruction": "Hi", "input": "", "output": "Ho"},
+]
+DOLLY = {"instruction": "When?", "context": "In 1950 it rained.", "response": "In 1950.", "category": "closed_qa"}
+SEED = {
+    "id": "seed_task_1",
+    "name": "antonyms",
+    "instruction": "Is it rude?",
+    "instances": [{"input": "Hi", "output": "No"}, {"input": "", "output": "What?"}],
+    "is_classification": True,
+}
+CHAT = {"id": "0", "data": ["Hi", "Hello", "Bye", "Bye!"]}
+CONVERSATION = [user("Hi"), assistant("Hello"), user("Bye")]
+UNPAIRED = [
+    {"prompt": "Q", "completion": "good", "label": True},
+    {"prompt": "R", "completion": "fine", "label": True},
+    {"prompt": "Q", "completion": "bad", "label": False},
+    {"prompt": "Q", "completion": "great", "label": True},
+]
+FRUIT = [user("Hi"), assistant("Hello!"), user("Name a fruit.")]
+C_SHARP = {"prompt": [user("c#")], "completions": ["A language.", "A note."], "ranks": [0, 1], "ratings": [3.0, 1.0]}
+
+# format, rows as published, {kind: rows of the schema}
+CASES = [
+    ("hh_rlhf", [HH], {
+        "comparisons": [{"prompt": FRUIT, "completions": ["A plum.", "No."], "ranks": [0, 1]}],
+        "demonstrations": [{"prompt": FRUIT, "completion": [assistant("A plum.")]}],
+        "prompts": [{"prompt": FRUIT}],
+    }),
+    ("summarize_from_feedback", [SUMMARIES], {
+        "comparisons": [{"prompt": TLDR, "completions": [" Cat gone.", " Cats!"], "ranks": [1, 0], "labeler_id": "w7"}],
+        "prompts": [{"prompt": TLDR}],
+    }),
+    ("summarize_from_feedback_axis", AXIS, {
+        "comparisons": [{
+            "prompt": TLDR, "completions": [" Cat gone.", " Cats!", " A cat left."], "ranks": [0, 1, 0],
+            "ratings": [6.0, 3.0, 6.0], "labeler_id": "w1",
+        }],
+        "prompts": [{"prompt": p} for p in (TLDR, "TITLE: Storm\n\nARTICLE: It blew.\n\nTL;DR:", TLDR)],
+    }),
+    ("ultrafeedback", [ULTRA], {
+        "comparisons": [{
+            "prompt": [user("Name a fruit.")], "completions": ["No.", "A plum.", "Plum", "Pear"], "ranks": [2, 0, 1, 1],
+            "ratings": [2.0, 8.5, 7.0, 7.0], "source": "flan_v2",
+        }],
+        "demonstrations": [
+            {"prompt": [user("Name a fruit.")], "completion": [assistant("A plum.")], "source": "flan_v2"}
+        ],
+        "prompts": [{"prompt": [user("Name a fruit.")], "source": "flan_v2"}],
+    }),
+    ("helpsteer2", STEER, {
+        "comparisons": [C_SHARP],
+        "prompts": [{"prompt": [user("c#")]}, {"prompt": CONVERSATION}],
+    }),
+    ("helpsteer2_preference", [STEER_PREFERENCE, STEER_PREFERENCE | {"preference_strength": 0}], {
+        "comparisons": [
+            {"prompt": CONVERSATION, "completions": ["Bye!", "No."], "ranks": ranks} for ranks in ([0, 1], [0, 0])
+        ],
+        "prompts": [{"prompt": CONVERSATION}] * 2,
+    }),
+    ("helpsteer3", [STEER3], {
+        "comparisons": [
+            {"prompt": CONVERSATION, "completions": ["No.", "Bye!"], "ranks": [1, 0], "category": "code"}
+        ],
+        "prompts": [{"prompt": CONVERSATION, "category": "code"}],
+    }),
+    ("alpaca", ALPACA, {
+        "demonstrations": [
+            {"prompt": [user("Add.\n\n1, 2")], "completion": [assistant("3")]},
+            {"prompt": [user("Hi")], "completion": [assistant("Ho")]},
+        ],
+        "prompts": [{"prompt": [user("Add.\n\n1, 2")]}, {"prompt": [user("Hi")]}],
+    }),
+    ("dolly", [DOLLY], {
+        "demonstrations": [{
+            "prompt": [user("When?\n\nIn 1950 it rained.")], "completion": [assistant("In 1950.")],
+            "category": "closed_qa",
+        }],
+        "prompts": [{"prompt": [user("When?\n\nIn 1950 it rained.")], "category": "closed_qa"}],
+    }),
+    ("self_instruct", [SEED], {
+        "demonstrations": [
+            {"prompt": [user("Is it rude?\n\nHi")], "completion": [assistant("No")], "category": "classification"},
+            {"prompt": [user("Is it rude?")], "completion": [assistant("What?")], "category": "classification"},
+        ],
+        "prompts": [{"prompt": [user(t)], "category": "classification"} for t in ("Is it rude?\n\nHi", "Is it rude?")],
+    }),
+    ("ultrachat", [CHAT], {
+        "demonstrations": [{"prompt": CONVERSATION, "completion": [assistant("Bye!")]}],
+        "prompts": [{"prompt": CONVERSATION}],
+    }),
+    ("trl_unpaired", UNPAIRED, {
+        "comparisons": [{"prompt": "Q", "completions": ["good", "bad", "great"], "ranks": [0, 1, 0]}],
+        "demonstrations": [
+            {"prompt": p, "completion": c} for p, c in (("Q", "good"), ("Q", "great"), ("R", "fine"))
+        ],
+        "prompts": [{"prompt": "Q"}, {"prompt": "R"}],
+    }),
+]  # fmt: skip
+IDS = [name for name, _, _ in CASES]
+
+
+def write(path: Path, rows: list[dict]) -> DataArguments:
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataArguments(dataset_name=str(path))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize(("name", "rows", "expected"), CASES, ids=IDS)
+def test_rows_as_published(tmp_path, name, rows, expected, suffix):
+    args = write(tmp_path / f"rows.{suffix}", rows)
+    for kind, wanted in expected.items():
+        # Of at most two conversations nothing can be held out: they are all train rows.
+        assert [dict(row) for row in LOADERS[kind](args, "train")] == wanted, kind
+
+
+@pytest.mark.parametrize(("name", "rows", "expected"), CASES, ids=IDS)
+def test_columns_tell_one_format_from_all_others(name, rows, expected):
+    for row in rows:
+        assert [other for other, form in FORMATS.items() if form.matches(row)] == [name]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q"},
+        {"prompt": "Q", "completion": "A"},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"prompt": "Q", "completions": ["A", "B"], "ranks": [0, 1], "labeler_id": 1},
+        {"messages": CONVERSATION},
+        {"text": "T", "id": 3},
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+        {"prompt": "Q", "prompt_id": "1", "messages": CONVERSATION},
+    ],
+)
+def test_our_own_and_trls_formats_need_none(row):
+    assert detect(row) is None
+
+
+def test_trls_preferences_with_the_prompt_inside(tmp_path):
+    text = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    (row,) = load_comparisons(write(tmp_path / "text.jsonl", [text]), "train")
+    assert row == {"prompt": "The sky is", "completions": [" blue.", " black."], "ranks": [0, 1]}
+    # HuggingFaceH4/ultrafeedback_binarized: the prompt as text beside conversations that hold it
+    both = {"prompt": "Hi", "chosen": [user("Hi"), assistant("Hello")], "rejected": [user("Hi"), assistant("No.")]}
+    (row,) = load_comparisons(write(tmp_path / "both.jsonl", [both | {"score_chosen": 9.0}]), "train")
+    assert row == {"prompt": [user("Hi")], "completions": ["Hello", "No."], "ranks": [0, 1]}
+
+
+def test_ultrachat_200k_is_a_demonstration(tmp_path):
+    row = {"prompt": "Hi", "prompt_id": "f0", "messages": [*CONVERSATION, assistant("Bye!")]}
+    (got,) = load_demonstrations(write(tmp_path / "a.jsonl", [row]), "train")
+    assert got == {"prompt": CONVERSATION, "completion": [assistant("Bye!")]}
+
+
+def test_a_format_can_be_named_and_a_wrong_name_is_said(tmp_path):
+    args = write(tmp_path / "a.jsonl", [{"instruction": "Add.", "output": "3"}])
+    args.dataset_format = "dolly"
+    with pytest.raises(InputError, match="line 1: no text in column response; add it"):
+        load_demonstrations(args, "train")
+    with pytest.raises(InputError, match="dataset_format dollies is unknown; it is one of oasst, oasst_messages, hh_"):
+        DataArguments(dataset_name="a", dataset_format="dollies")
+
+
+def test_what_a_format_does_not_have_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"a.jsonl holds Dolly instructions, which have no comparisons"):
+        load_comparisons(write(tmp_path / "a.jsonl", [DOLLY]), "train")
+    with pytest.raises(InputError, match=r"a.jsonl holds hh-rlhf transcripts, which have no pretraining"):
+        load_pretraining(write(tmp_path / "a.jsonl", [HH]), "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "reason"),
+    [
+        (
+            "comparisons",
+            [HH | {"rejected": "\n\nHuman: Hey\n\nAssistant: A"}],
+            "line 1: columns chosen and rejected differ",
+        ),
+        ("comparisons", [HH | {"rejected": "A"}], "line 1: column rejected does not begin with"),
+        ("comparisons", [HH | {"chosen": "\n\nHuman: Hi\n\nAssistant: "}], "line 1: the last answer .* is empty"),
+        ("comparisons", [SUMMARIES | {"choice": 2}], "line 1: column choice is 2; 0 or 1"),
+        ("comparisons", [SUMMARIES | {"choice": True}], "line 1: column choice is True"),
+        ("comparisons", [SUMMARIES | {"summaries": ["a"]}], "line 1: column summaries is not a list of two"),
+        ("comparisons", [SUMMARIES | {"info": {"title": "T"}}], "line 1: no text in column post"),
+        ("comparisons", [AXIS[0], AXIS[1] | {"summary": "x"}], "line 2: a summary is not an object with text"),
+        (
+            "comparisons",
+            [AXIS[0] | {"summary": {"text": "a", "axes": {"overall": "7"}}}],
+            "line 1: the overall rating is '7'",
+        ),
+        ("comparisons", [ULTRA | {"completions": ["a", "b"]}], "line 1: column completions is not a list of objects"),
+        ("comparisons", [STEER[0], STEER[1] | {"helpfulness": "3"}], "line 2: column helpfulness is '3'"),
+        ("comparisons", [STEER_PREFERENCE | {"preference_strength": 4}], "line 1: column preference_strength is 4;"),
+        ("comparisons", [STEER3 | {"context": "Hi"}], "line 1: column context is not a list of messages"),
+        ("demonstrations", [{"instruction": "", "input": "", "output": "a"}], "line 1: column instruction is empty"),
+        ("demonstrations", [DOLLY | {"response": None}], "line 1: no text in column response"),
+        ("demonstrations", [SEED | {"instances": [3]}], "line 1: column instances is not a list of objects"),
+        ("demonstrations", [CHAT | {"data": ["Hi"]}], "line 1: column messages has no message of the user with"),
+        ("demonstrations", [CHAT | {"data": ["Hi", 3]}], r"line 1: content of messages\[1\] is a number"),
+        ("comparisons", [UNPAIRED[0], UNPAIRED[2] | {"prompt": ""}], "line 2: column prompt is empty"),
+        ("comparisons", [*UNPAIRED[:2], UNPAIRED[2] | {"completion": 4}], r"line 1: completions\[1\] is a number"),
+    ],
+)
+def test_faults_are_named(tmp_path, kind, rows, reason):
+    with pytest.raises(InputError, match=reason):
+        LOADERS[kind](write(tmp_path / "a.jsonl", rows), "train")
+
+
+def every_row(load, args, output_dir=None):
+    return [row for split in ("train", "validation", "test") for row in load(args, split, output_dir)]
+
+
+@pytest.mark.skipif(not (REAL / "hh_rlhf").exists(), reason="the hh-rlhf sample is not here")
+def test_real_hh_rlhf(tmp_path):
+    (path,) = (REAL / "hh_rlhf").glob("*.gz")
+    args = DataArguments(dataset_name=str(path), on_bad_rows="skip")
+    rows = every_row(load_comparisons, args, str(tmp_path))
+    skipped = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
+    with gzip.open(path) as file:
+        assert len(rows) + len(skipped) == sum(1 for _ in file) == 1500
+    assert len(skipped) < 30
+    assert all(row["ranks"] == [0, 1] and row["prompt"][-1]["role"] == "user" for row in rows)
+
+
+@pytest.mark.skipif(not (REAL / "self_instruct").exists(), reason="the self-instruct tasks are not here")
+@pytest.mark.parametrize(("name", "count"), [("seed_tasks", 175), ("user_oriented_instructions", 252)])
+def test_real_self_instruct(name, count):
+    rows = every_row(load_demonstrations, DataArguments(dataset_name=str(REAL / "self_instruct" / f"{name}.jsonl")))
+    assert len(rows) >= count and all(row["completion"][0]["content"].strip() for row in rows)
+
+
+@pytest.mark.skipif(not (REAL / "truthfulqa").exists(), reason="TruthfulQA is not here")
+def test_real_prompt_completion():
+    args = DataArguments(dataset_name=str(REAL / "truthfulqa" / "finetune_truth.jsonl"))
+    rows = every_row(load_demonstrations, args)
+    assert len(rows) == 22_434 and {row["completion"] for row in rows} == {" yes", " no"}
