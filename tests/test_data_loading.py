@@ -70,6 +70,14 @@ def test_files_of_a_folder_are_split_by_their_names(tmp_path):
     assert prompts == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
 
 
+def test_columns_that_only_late_rows_have(tmp_path):
+    """More rows than are written at a time; the first of them do not show all the columns."""
+    rows = [{"prompt": f"Q{i}"} | ({"user_id": i} if i > 2000 else {}) for i in range(2500)]
+    train = load_prompts(arguments(write_jsonl(tmp_path / "train.jsonl", rows), dataset_test_split="test"), "train")
+    assert train.column_names == ["prompt", "user_id"]
+    assert all(row["user_id"] == (row["prompt"][1:] if int(row["prompt"][1:]) > 2000 else None) for row in train)
+
+
 def test_text_files_are_one_document_a_line(tmp_path):
     (tmp_path / "train.txt").write_text("one\n\n  two  \n", encoding="utf-8")
     (tmp_path / "val.txt").write_text("three", encoding="utf-8")

@@ -201,12 +201,13 @@ def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None
     if first is None:
         return None
     path, seen = str(_scratch_folder() / f"{kind}-{next(_numbers)}.arrow"), set()
-    with ArrowWriter(features=_features(kind, first), path=path) as writer:
+    features = _features(kind, first)
+    with ArrowWriter(features=features, path=path) as writer:
         for row in itertools.chain([first], rows):
-            writer.write(row)
+            writer.write({name: row.get(name) for name in features})
             seen |= row.keys()
         writer.finalize()
-    return datasets.Dataset.from_file(path).select_columns([name for name in writer.schema.names if name in seen])
+    return datasets.Dataset.from_file(path).select_columns([name for name in features if name in seen])
 
 
 def _features(kind: str, row: dict[str, Any]) -> datasets.Features:
