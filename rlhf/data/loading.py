@@ -9,7 +9,7 @@ import itertools
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rlhf.data.files import Row
 from rlhf.data.formats import FORMATS, Groups, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import LABELS, RowError
-from rlhf.data.sources import Splits, find_splits
+from rlhf.data.sources import Splits, find_splits, rows_of_dataset
 from rlhf.data.splits import HELD_OUT, conversation_hash, split_indices
 from rlhf.errors import InputError
 
@@ -82,11 +82,8 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
     split = {"train": args.dataset_train_split, "validation": args.dataset_test_split}.get(split, split)
     size = args.dataset_size if split == args.dataset_train_split else args.dataset_eval_size
     if args.dataset_name == "sandbox":
-        from rlhf.sandbox import datasets as sandbox  # here, so that real data does not load the world
-
-        return getattr(sandbox, kind)(split, size=size, seed=args.dataset_seed)
-
-    source, origin, held_out = open_split(args, split)
+        return _sandbox(kind, split, size, args.dataset_seed)
+    source, origin, held_out = _open_split(kind, args, split)
     bad_rows = BadRows(args.on_bad_rows, output_dir)
     rows = checked_rows(kind, source[origin](), args, bad_rows)
     hashes = array("d")
@@ -103,15 +100,37 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
     return dataset if size is None else dataset.select(range(min(size, len(dataset))))
 
 
-def open_split(args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:
+def find_rows(kind: str, args: DataArguments) -> Splits:
+    """The splits that the source has itself; call one for its rows as they were read.
+
+    Raises:
+        InputError: no such source.
+    """
+    if args.dataset_name == "sandbox":
+        return {
+            split: partial(
+                rows_of_dataset, f"sandbox ({split})", _sandbox(kind, split, args.dataset_size, args.dataset_seed)
+            )
+            for split in ("train", *HELD_OUT)
+        }
+    # For OpenAssistant, dataset_config is the language and no configuration on the Hub.
+    chooses_language = args.dataset_format is not None and FORMATS[args.dataset_format].language is not None
+    return find_splits(args.dataset_name, None if chooses_language else args.dataset_config)
+
+
+def _sandbox(kind: str, split: str, size: int | None, seed: int) -> datasets.Dataset:
+    from rlhf.sandbox import datasets as sandbox  # here, so that real data does not load the world
+
+    return getattr(sandbox, {"votes": "comparisons"}.get(kind, kind))(split, size=size, seed=seed)
+
+
+def _open_split(kind: str, args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:
     """The splits of the source, the one that `split` is read from, and those to be held out of the train rows.
 
     Raises:
         InputError: no such source or split.
     """
-    # For OpenAssistant, dataset_config is the language and no configuration on the Hub.
-    chooses_language = args.dataset_format is not None and FORMATS[args.dataset_format].language is not None
-    source = find_splits(args.dataset_name, None if chooses_language else args.dataset_config)
+    source = find_rows(kind, args)
     held_out = _held_out(source, args)
     origin = args.dataset_train_split if split in held_out else split
     if origin not in source:

@@ -100,7 +100,7 @@ def stream_hub(name: str, config: str | None, split: str) -> datasets.IterableDa
 
 def _hub(name: str, config: str | None) -> Splits:
     splits = _load_from_hub(name, config)
-    return {split: partial(_rows_of_dataset, f"{name} ({split})", rows) for split, rows in splits.items()}
+    return {split: partial(rows_of_dataset, f"{name} ({split})", rows) for split, rows in splits.items()}
 
 
 def _load_from_hub(name: str, config: str | None, **options):
@@ -112,7 +112,8 @@ def _load_from_hub(name: str, config: str | None, **options):
         ) from error
 
 
-def _rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[Row]:
+def rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[Row]:
+    """Rows of a data set that is loaded, under the name that messages give it."""
     for number, content in enumerate(rows, 1):
         yield Row(name, f"row {number}", content)
 

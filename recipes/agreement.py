@@ -1,0 +1,29 @@
+"""How far the labelers of some comparisons agree with each other, as JSON.
+
+    python recipes/agreement.py --dataset_name path/to/comparisons.jsonl
+
+Reads every split of the source: comparisons with a `labeler_id`, or votes. `pairwise_agreement` is the share of pairs
+of labelers with the same verdict on the same two completions, with its 95 % interval over prompts.
+"""
+
+import json
+
+from rlhf.cli import parse, run
+from rlhf.data import DataArguments
+from rlhf.data.bad_rows import BadRows
+from rlhf.data.loading import checked_rows, find_rows
+from rlhf.evaluation.agreement import agreement_report
+
+
+def main() -> None:
+    (args,) = parse(DataArguments)
+    bad_rows = BadRows(args.on_bad_rows, output_dir=None)
+    splits = find_rows("votes", args)
+    comparisons = (row for rows in splits.values() for row in checked_rows("votes", rows(), args, bad_rows))
+    report = agreement_report(comparisons)
+    bad_rows.report()
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    run(main)
