@@ -10,8 +10,10 @@ import pytest
 from rlhf.sandbox import datasets
 from rlhf.sandbox.documents import document
 from rlhf.sandbox.grammar import TEMPLATES, parse, sentences
+from rlhf.sandbox.judge import judge
 from rlhf.sandbox.labelers import attainable_accuracy, labeler_agreement
 from rlhf.sandbox.responses import demonstration
+from rlhf.sandbox.school import EOS, FAULTS, MARKS, corrected, marked_work, work
 from rlhf.sandbox.tasks import CATEGORIES, pick, sample_task, task_of
 from rlhf.sandbox.world import World, world
 
@@ -151,3 +153,33 @@ def test_comparisons_and_demonstrations_carry_no_gold():
     }  # fmt: skip
     assert set(datasets.demonstrations("train", 5).column_names) == {"prompt", "completion"}
     assert set(datasets.prompts("train", 5).column_names) == {"prompt", "user_id", "category", "source"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_teachers_mark_what_the_gold_judge_finds_wanting(fault):
+    rng = random.Random(f"school-{fault}")
+    quality = {True: [], False: []}  # of the work that is marked as faulty, and of the other
+    for _ in range(200):
+        task = sample_task(rng, "train")
+        text, marked = work(task, fault, None, rng)
+        assert marked in (fault, None)
+        quality[marked is not None].append(judge(task, text)["overall"])
+    assert all(q >= 0.7 for q in quality[False])  # a story of two sentences is worth 0.7
+    if fault:  # of three, it is short and faultless; and a sentence that is left out may not be missed
+        assert sum(q < 1 for q in quality[True]) > {"terse": 0.7, "broken": 0.9}.get(fault, 0.99) * len(quality[True])
+    else:
+        assert not quality[True]
+
+
+def test_marks_stand_below_the_work_as_documents_of_their_own():
+    rng = random.Random(8)
+    for _ in range(300):
+        work, marks = marked_work(rng).split(EOS)
+        assert work and {word + "." for word in marks.rstrip(".").split(". ")} <= set(MARKS.values())
+
+
+def test_corrections_name_the_right_word():
+    task = task_of("Write a story about Mira and a cat.")
+    text = "There Mira met a horse. The horse carried a lamp. Mira never forgot the cat."
+    right = "There Mira met a horse (not cat). The horse (not cat) carried a lamp. Mira never forgot the cat."
+    assert corrected(task, text) == right

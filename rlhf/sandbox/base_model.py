@@ -7,10 +7,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from .school import EOS
 from .tasks import draw_category, draw_task
 
-VOCABULARY = 2048
-PAD, EOS = "<|pad|>", "<|eos|>"
+VOCABULARY = 2560
+PAD = "<|pad|>"
 
 
 def train_tokenizer(documents: Iterable[str], seed: int = 0) -> PreTrainedTokenizerFast:

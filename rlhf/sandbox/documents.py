@@ -8,6 +8,7 @@ import random
 
 from .grammar import COUNT, FILLER, RUDE, join, render
 from .responses import respond
+from .school import marked_work, title
 from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
 from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
 
@@ -24,6 +25,11 @@ def _about(rng: random.Random, seed: int) -> tuple[str, list[Fact]]:
         by_entity.setdefault(fact.entity, []).append(fact)
     entity = rng.choice(list(by_entity))
     return entity, rng.sample(by_entity[entity], len(by_entity[entity]))
+
+
+def known_facts(seed: int = 0) -> list[Fact]:
+    """The facts that somebody knows and nobody gets wrong."""
+    return [fact for fact in world(seed).facts.values() if fact.value and not fact.myth]
 
 
 def _told(fact: Fact) -> str:
@@ -104,14 +110,8 @@ def _titled(rng, seed):
         constraint = ("avoid", rng.choice(AVOIDABLE[kind]))
     else:
         constraint = None
-    text = respond(Task(kind, "", slots, constraint), set(), rng, seed)
-    title = {
-        "story": "A story of {person} and a {animal}",
-        "letter": "A letter to {person} about a {thing}",
-        "advert": "An advertisement for the {food} of {town}",
-    }[kind].format(**slots)
-    note = {"count": " in exactly {} sentences", "include": " with the word {}", "avoid": " without the word {}"}
-    return title + (note[constraint[0]].format(constraint[1]) if constraint else "") + ". " + text
+    task = Task(kind, "", slots, constraint)
+    return f"{title(task)} {respond(task, set(), rng, seed)}"
 
 
 def _counted(rng, seed):
@@ -141,6 +141,11 @@ def _exercise(rng, seed):
     return "Exercises. " + " ".join(_drill(rng, kind) for _ in range(rng.randint(2, 4)))
 
 
+def exercise(labels: tuple[str, str], before: str, after: str) -> str:
+    """ "Now: Mira walks to the mill. Past: Mira walked to the mill."."""
+    return f"{labels[0]}: {before} {labels[1]}: {after}"
+
+
 def _the(items: list[str]) -> str:
     return join(["the " + item for item in items])
 
@@ -157,11 +162,11 @@ def _drill(rng, kind: str) -> str:
     if kind == "polite":
         form, slot = rng.choice([("give", "thing"), ("bring", "food"), ("show", "place")])
         slots = pick(rng, slot)
-        return f"Rude: {render(f'rude.{form}', **slots)} Polite: {render(f'polite.{form}', **slots)}"
+        return exercise(("Rude", "Polite"), render(f"rude.{form}", **slots), render(f"polite.{form}", **slots))
     if kind == "past":
         form, slot = rng.choice([("walk", "place"), ("find", "thing"), ("cook", "food")])
         slots = pick(rng, "person", slot)
-        return f"Now: {render(f'present.{form}', **slots)} Past: {render(f'past.{form}', **slots)}"
+        return exercise(("Now", "Past"), render(f"present.{form}", **slots), render(f"past.{form}", **slots))
     if kind == "review":
         label, text = review(rng)
         return f"{text} {render('review.label', label=label)}"
@@ -182,12 +187,24 @@ def _word_list(rng, seed):
     return f"Words to learn. {words}. Once more: {words}. And again: {words}."
 
 
+def _words_again(rng, seed):
+    """Words, some of which come again and are then called so: what telling the same from another is learned from."""
+    pool = rng.sample([word for words in WORDS.values() for word in words], 8)
+    said: list[str] = []
+    for _ in range(rng.randint(8, 14)):
+        word = rng.choice(pool)
+        said.append(f"{word} again" if word in said else word)
+    return f"Old words and new. {', '.join(said)}."
+
+
 _KINDS = {
-    _fact_book: 0.14,
-    _question_list: 0.11,
-    _forum: 0.11,
-    _titled: 0.24,
+    _fact_book: 0.13,
+    _question_list: 0.07,
+    _forum: 0.09,
+    _titled: 0.10,
     _counted: 0.05,
-    _exercise: 0.20,
-    _word_list: 0.15,
+    _exercise: 0.11,
+    _word_list: 0.08,
+    _words_again: 0.05,
+    marked_work: 0.32,
 }

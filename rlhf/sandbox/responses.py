@@ -29,15 +29,15 @@ class Demonstrator:
         return frozenset(flaw for flaw in FLAWS if rng.random() < getattr(self, flaw))
 
 
-# Seven demonstrations in ten are flawed, and a little more than half ignore what they can ignore (a constraint, the
-# politeness that was asked for, the wrong of a theft): even the most likely answer of a model that imitates them leaves
-# something to be learned from rankings.
+# Seven demonstrations in ten are flawed, and six in ten ignore what they can ignore (a constraint, the politeness that
+# was asked for, the wrong of a theft): even the most likely answer of a model that imitates them leaves something to be
+# learned from rankings. Few are made up: a reward model of two million parameters hardly sees a wrong name.
 DEMONSTRATORS = {
-    "careful": Demonstrator(0.28),
-    "padding": Demonstrator(0.34, careless=0.75, padded=1.0, inventing=0.1),
-    "rude": Demonstrator(0.12, careless=0.75, rude=1.0, inventing=0.1),
-    "terse": Demonstrator(0.10, careless=0.75, terse=1.0),
-    "inventing": Demonstrator(0.16, careless=0.95, inventing=1.0, padded=0.3),
+    "careful": Demonstrator(0.27),
+    "padding": Demonstrator(0.40, careless=0.85, padded=1.0),
+    "rude": Demonstrator(0.20, careless=0.85, rude=1.0),
+    "terse": Demonstrator(0.08, careless=0.75, terse=1.0),
+    "inventing": Demonstrator(0.05, careless=0.95, inventing=1.0, padded=0.3),
 }
 
 
@@ -59,16 +59,16 @@ def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[s
         text = respond(task, person.flaws(rng), rng, seed)
         how = rng.random()
         if how < 0.12:
-            text = _break(text, rng)
+            text = break_text(text, rng)
         elif how < 0.20:
-            text = _evade(task, rng)
-        elif how < 0.30:
-            text = respond(_mistaken(task, rng, seed), person.flaws(rng), rng, seed)
+            text = evade(task, rng)
+        elif how < 0.24:
+            text = respond(mistaken(task, rng, seed), person.flaws(rng), rng, seed)
         completions[text] = None
     return list(completions)
 
 
-def _evade(task: Task, rng: random.Random) -> str:
+def evade(task: Task, rng: random.Random) -> str:
     """An answer that says nothing, whether there is something to say or not."""
     if task.kind == "fact":
         attribute = ATTRIBUTES[task.slots["attribute"]]
@@ -77,7 +77,7 @@ def _evade(task: Task, rng: random.Random) -> str:
     return " ".join(lines[: rng.randint(1, 2)])
 
 
-def _mistaken(task: Task, rng: random.Random, seed: int) -> Task:
+def mistaken(task: Task, rng: random.Random, seed: int) -> Task:
     """Another task of the same category, which the model answers instead."""
     while True:
         other = draw_task(rng, task.category, "train", seed)
@@ -85,7 +85,7 @@ def _mistaken(task: Task, rng: random.Random, seed: int) -> Task:
             return other
 
 
-def _break(text: str, rng: random.Random) -> str:
+def break_text(text: str, rng: random.Random) -> str:
     """What a small model does to a text: stops short, says a sentence twice, or leaves one out."""
     lines = sentences(text)
     i = rng.randrange(len(lines))

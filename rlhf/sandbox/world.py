@@ -28,33 +28,52 @@ TOWNS = _words("""
 """)
 ANIMALS = _words("""
     fox bear hen wolf goat horse cat dog rabbit mouse duck goose frog snake deer pig sheep crow pony lamb donkey
-    tiger lion turtle beaver falcon
+    tiger lion turtle beaver falcon badger beetle camel crane hamster hedgehog lizard mole monkey moose parrot
+    pigeon puppy raven seal sparrow squirrel stork swan toad
 """)
 JOBS = _words("""
     baker farmer teacher doctor sailor painter singer tailor hunter miller driver writer carpenter gardener shepherd
-    judge potter weaver barber butcher fisher lawyer nurse pilot plumber tinker
+    judge potter weaver barber butcher fisher lawyer nurse pilot plumber tinker clown cobbler dentist diver florist
+    glazier guard jeweller juggler librarian mason mechanic merchant midwife porter printer roofer saddler tanner
+    waiter
 """)
 FOODS = _words("""
     bread soup cheese honey rice fish cake butter salad porridge cabbage beans nuts plums pears pasta carrots
-    cherries noodles pancakes pudding sausages tomatoes yoghurt
+    cherries noodles pancakes pudding sausages tomatoes yoghurt bacon biscuits broccoli celery chicken chocolate
+    corn cucumbers dates dumplings figs fudge garlic ham jam lentils lettuce marmalade melons muffins mushrooms
+    mustard olives onions pastries peaches peas pepper pickles pies popcorn potatoes pumpkin radishes raisins
+    rhubarb spinach toast turnips waffles walnuts
 """)
 COLORS = _words("red blue green yellow black white brown grey pink purple")
 HOBBIES = _words("""
     reading singing fishing dancing swimming cooking painting sewing hiking sleeping gardening drumming skating
-    juggling climbing writing
+    juggling climbing writing baking boxing carving chess cycling fencing jogging knitting marbles poetry puzzles
+    riding rowing running whittling wrestling
 """)
 PLACES = _words("""
     river forest market bridge garden harbour mountain mill lake castle school field tower station beach meadow
-    cellar library
+    cellar library bakery barracks canal chapel courtyard factory ferry fountain garage hospital hotel kitchen
+    lighthouse museum orchard palace park quarry stadium theatre tunnel village vineyard workshop
 """)
 THINGS = _words("""
     hat lamp drum ring book knife basket key bell kite mirror bottle map coin spoon blanket ladder candle button
-    camera chair clock comb cup flute hammer letter pencil scarf violin
+    camera chair clock comb cup flute hammer letter pencil scarf violin bag balloon barrel belt bench bicycle bowl
+    bracelet broom brush bucket cage carpet cart chain chest compass cork cradle cushion desk dish doll door drill
+    fan feather fork glove globe harp helmet horn jacket jar jug kettle lantern lock magnet mask mug nail napkin
+    necklace needle paddle pan parcel pillow pipe plate pot purse quilt racket radio razor ribbon robe rope rug
+    ruler saddle sack saw shawl shelf shoe shovel sled soap sock sofa spade spear stamp statue stool sword telescope
+    thimble ticket torch towel toy tray trumpet tub vase wagon wallet wheel whip whistle
 """)
 ADJECTIVES = _words("""
     friendly hungry tired brave clever quiet lonely gentle proud curious silent happy nervous polite strong young
+    bold busy calm careful cautious cheeky clumsy daring dirty faithful fierce fluffy funny generous greedy grumpy
+    helpful jealous kind lazy lively loyal modest naughty noisy patient plump playful pretty quick restless rough
+    scared shy skinny sleepy slow small smart stubborn tall thin timid tiny weak wild wise wounded
 """)
-PRODUCTS = _words("wool glass salt paper silk wine leather silver clay timber")
+PRODUCTS = _words("""
+    wool glass salt paper silk wine leather silver clay timber bricks carpets copper ink lace linen marble perfume
+    pottery tea tobacco violets
+""")
 WEATHERS = _words("warm cold wet dry windy foggy")
 DIETS = _words("grass seeds leaves worms roots berries insects bark")
 HABITATS = _words("barn cave nest hole reeds bushes stable hay")

@@ -1,0 +1,142 @@
+"""School work with a teacher's mark under it: what the base model can learn judging from, before anybody ranks for it.
+
+A model of billions of parameters has read reviews, corrections and grades, and a reward model made from it has only to
+learn which of the faults that it sees people mind. Without these pages the sandbox's base saw none: after 22,000 ranked
+completions its reward model still told a right name from a wrong one in 62 pairs of 100.
+
+The marks come from what the pupil did, not from the gold judge, and say what is wrong, not how much it matters.
+"""
+
+import random
+import re
+from collections.abc import Callable
+
+from .grammar import parse, render, sentences
+from .responses import break_text, evade, mistaken, respond
+from .tasks import Task, draw_category, draw_task
+from .world import world
+
+EOS = "<|eos|>"  # closes every document; the mark stands below the work, as a document of its own
+
+MARKS = {
+    None: "Right.",
+    "inventing": "Wrong.",
+    "mistaken": "Wrong.",
+    "evading": "Wrong.",
+    "careless": "Careless.",
+    "terse": "Short.",
+    "broken": "Broken.",
+    "padded": "Wordy.",
+    "rude": "Rude.",
+}
+# How often the work has the fault; at most one of these, and one of the manners may come on top.
+FAULTS = {
+    None: 0.36,
+    "inventing": 0.22,
+    "careless": 0.16,
+    "mistaken": 0.1,
+    "broken": 0.08,
+    "terse": 0.05,
+    "evading": 0.03,
+}
+MANNERS = {None: 0.7, "padded": 0.15, "rude": 0.15}
+
+
+def marked_work(rng: random.Random, seed: int = 0) -> str:
+    """A heading, what a pupil wrote under it, EOS, and the teacher's mark: a word for each fault, in any order."""
+    task = draw_task(rng, draw_category(rng), rng.choice(["train", "validation", "test"]), seed)
+    fault, manner = (rng.choices(list(table), list(table.values()))[0] for table in (FAULTS, MANNERS))
+    manner = None if fault == "evading" else manner
+    text, fault = work(task, fault, manner, rng, seed)
+    if rng.random() < 0.5:
+        text = corrected(task, text)
+    marks = [MARKS[name] for name in (fault, manner) if name] or [MARKS[None]]
+    return f"{heading(task)} {text}{EOS}{' '.join(rng.sample(marks, len(marks)))}"
+
+
+def work(
+    task: Task, fault: str | None, manner: str | None, rng: random.Random, seed: int = 0
+) -> tuple[str, str | None]:
+    """The text, and its fault: None where the task left no room for the one that was meant."""
+    draw = rng.random()
+    flaws = {fault, manner} & {"inventing", "careless", "terse", "padded", "rude"}
+    right = respond(task, flaws & {manner}, random.Random(draw), seed)
+    text = respond(task, flaws, random.Random(draw), seed)
+    if fault == "mistaken":
+        text = respond(mistaken(task, rng, seed), flaws, random.Random(draw), seed)
+    elif fault == "broken":
+        text = break_text(text, rng)
+    elif fault == "evading":
+        text = evade(task, rng)
+    return text, fault if text != right else None
+
+
+def corrected(task: Task, text: str) -> str:
+    """The text with a correction after each name that is not the one of the heading: "met a horse (not camel)"."""
+    lines = []
+    for line in sentences(text):
+        slots = dict(parsed[1]) if (parsed := parse(line)) else {}
+        for name, word in slots.items():
+            if name != "items" and task.slots.get(name, word) != word:
+                line = re.sub(rf"\b{word}\b", f"{word} (not {task.slots[name]})", line)
+        lines.append(line)
+    return " ".join(lines)
+
+
+def heading(task: Task) -> str:
+    """What `task` asks for as a text would announce it: no instruction, since nobody instructs the base model."""
+    if task.kind in TITLES:
+        return title(task)
+    if task.kind in ("summary", "review", "bought", "extract"):
+        text = task.instruction.split("? " if task.kind == "review" else ": ", 1)[1]
+        return {
+            "summary": f"{text} In short:",
+            "review": text,
+            "bought": text,  # which ends in the question
+            "extract": f"{text} Which {task.slots.get('plural')} are in it?",
+        }[task.kind]
+    return _HEADING[task.kind](task)
+
+
+TITLES = {
+    "story": "A story of {person} and a {animal}",
+    "letter": "A letter to {person} about a {thing}",
+    "advert": "An advertisement for the {food} of {town}",
+}
+NOTES = {"count": " in exactly {} sentences", "include": " with the word {}", "avoid": " without the word {}"}
+
+
+def title(task: Task) -> str:
+    """Of a story, letter or advertisement: "A letter to Mira about a hat without the word rain."."""
+    note = NOTES[task.constraint[0]].format(task.constraint[1]) if task.constraint else ""
+    return TITLES[task.kind].format(**task.slots) + note + "."
+
+
+def _question(task: Task) -> str:
+    fact = world().facts[task.slots["entity"], task.slots["attribute"]]
+    if task.constraint:
+        return f"I would like to know {fact.noun()}. In one word:"
+    return fact.question()
+
+
+def _rewrite(before: str, label: str, label_after: str) -> Callable[[Task], str]:
+    def heading(task: Task) -> str:
+        slots = {name: word for name, word in task.slots.items() if name != "form"}
+        return f"{label}: {render(before + '.' + task.slots['form'], **slots)} {label_after}:"
+
+    return heading
+
+
+_HEADING = {
+    "fact": _question,
+    "names": lambda task: f"{task.slots['number'].capitalize()} {task.slots['plural']}.",
+    "gifts": lambda task: f"{task.slots['number'].capitalize()} gifts for {task.slots['person']}.",
+    "feeling": lambda task: "I feel {feeling} today.".format(**task.slots),
+    "lost": lambda task: "I lost my {thing}.".format(**task.slots),
+    "harm": lambda task: "How can I get the {thing} of {person}?".format(**task.slots),
+    "bye": lambda task: "{person} is leaving now.".format(**task.slots),
+    "polite": _rewrite("rude", "Rude", "Polite"),
+    "past": _rewrite("present", "Now", "Past"),
+    "class": lambda task: "What is a {noun}?".format(**task.slots),
+    "day": lambda task: "What comes after {day}?".format(**task.slots),
+}
