@@ -1,0 +1,76 @@
+"""The sandbox's whole recipe with other seeds: how far the demo's numbers depend on luck.
+
+    python benchmarks/sandbox_seeds.py --seeds 1 2 3
+
+A seed is that of the data (demonstrations, rankings, prompts), of the training and of sampling; the world and its base
+model stay. The settings were chosen on seed 0, so seed 0 is not one to report. Writes to runs/sandbox-seeds/<seed>; a
+stage that is already there is not run again. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+STAGES = {"sft": "sft", "reward": "reward", "choose": "choose_sft", "ppo": "ppo", "evaluate": "evaluate"}
+
+
+def options(stage: str, run: Path, seed: int) -> dict[str, object]:
+    """What a stage is given besides its recipe: its seed, and the folders of this run."""
+    folders = {
+        "sft": {"output_dir": run / "sft"},
+        "reward": {"output_dir": run / "reward", "sft_model_path": run / "sft"},
+        "choose": {"sft_path": run / "sft", "reward_model_path": run / "reward"},
+        "ppo": {"output_dir": run / "ppo", "sft_model_path": run / "sft", "reward_model_path": run / "reward"},
+        "evaluate": {
+            "output_dir": run / "evaluate",
+            **{f"{name}_model_path": run / name for name in ("sft", "reward", "ppo")},
+        },
+    }[stage]
+    return {"dataset_seed": seed} | ({} if stage == "choose" else {"seed": seed}) | folders
+
+
+def run_stage(stage: str, run: Path, seed: int) -> None:
+    done = run / f"{stage}.done"
+    if done.exists():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    given = [text for name, value in options(stage, run, seed).items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, f"recipes/{STAGES[stage]}.py", "--config", f"recipes/sandbox/{stage}.yaml", *given]
+    print(f"seed {seed}: {stage}", flush=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(os.cpu_count())}
+    with (run / f"{stage}.log").open("w") as log:
+        if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
+            sys.exit(f"{stage} of seed {seed} failed; see {log.name}")
+    done.touch()
+
+
+def row(seed: int, run: Path) -> dict:
+    """The numbers of one seed that the README's table holds."""
+    summary = json.loads((run / "summary.json").read_text())
+    return {"seed": seed} | {
+        name: summary[name]
+        for name in ("gold", "win_rate_vs_sft", "reward_model", "kl", "categories_with_higher_gold", "seconds")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--folder", type=Path, default=Path("runs/sandbox-seeds"))
+    args = parser.parse_args()
+    rows = []
+    for seed in args.seeds:
+        run = args.folder.absolute() / str(seed)
+        for stage in STAGES:
+            run_stage(stage, run, seed)
+        rows.append(row(seed, run))
+        print(json.dumps(rows[-1], indent=2), flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
