@@ -48,10 +48,8 @@ def config(kind: str = "llama", **changes):
             **TOKENS, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=64, word_embed_proj_dim=16, **changes,
         )  # fmt: skip
-    return LlamaConfig(
-        **TOKENS, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, **changes,
-    )  # fmt: skip
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaConfig(**{**TOKENS, **sizes, "max_position_embeddings": 64, **changes})
 
 
 CAUSAL = {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel, "opt": OPTForCausalLM}

@@ -158,6 +158,7 @@ class SeparateActorCritic(ActorCritic):
     Args:
         reference: None takes the policy with its adapter disabled.
         reward: None if reward functions alone give the score.
+        ref_adapter: without `reference`, the policy's adapter that is the reference; None: no adapter.
     """
 
     def __init__(
@@ -166,8 +167,10 @@ class SeparateActorCritic(ActorCritic):
         value: PreTrainedModel | PeftModel,
         reference: PreTrainedModel | None = None,
         reward: PreTrainedModel | PeftModel | None = None,
+        ref_adapter: str | None = None,
     ):
         super().__init__(policy.config)
+        self.ref_adapter = ref_adapter
         check_classifier(value, "value")
         self.policy, self.value, self.reference, self.reward = policy, value, reference, freeze_reward(reward)
         self.has_reward = reward is not None
@@ -179,8 +182,12 @@ class SeparateActorCritic(ActorCritic):
         by_adapter = role == "reference" and self.reference is None
         model = self.reference if role == "reference" and not by_adapter else self.policy
         inputs = model_inputs(base_of(model), input_ids, attention_mask, position_ids)
-        with self.policy.disable_adapter() if by_adapter else nullcontext():
+        with self.without_training() if by_adapter else nullcontext():
             return model(**inputs, logits_to_keep=logits_to_keep).logits
+
+    def without_training(self):
+        """Context in which the policy answers as the reference."""
+        return use_adapter(self.policy, self.ref_adapter) if self.ref_adapter else self.policy.disable_adapter()
 
     def scalars(self, role, input_ids, attention_mask, position_ids):
         model = self.value if role == "value" else self.reward
@@ -214,8 +221,16 @@ def build_actor_critic(
     reward_model: PreTrainedModel | PeftModel | None,
     value_model: PreTrainedModel | PeftModel | None,
     peft_config: PeftConfig | None,
+    model_adapter_name: str | None = None,
+    ref_adapter_name: str | None = None,
 ) -> ActorCritic:
     """The layout that the arguments of `PPOTrainer` describe; InputError for combinations that would train wrongly."""
+    named = {"model_adapter_name": model_adapter_name, "ref_adapter_name": ref_adapter_name}
+    for option, name in named.items():
+        if name is not None and name not in getattr(model, "peft_config", {}):
+            raise InputError(f"{option} is {name}, and the policy, a {type(model).__name__}, has no such adapter.")
+    if ref_adapter_name is not None and ref_model is not None:
+        raise InputError("ref_model and ref_adapter_name are both given; the reference is one of them.")
     if isinstance(model, SharedBase):
         if any(argument is not None for argument in (ref_model, value_model, peft_config)):
             raise InputError("a SharedBase has reference and value: leave out ref_model, value_model and peft_config.")
@@ -232,13 +247,26 @@ def build_actor_critic(
         if isinstance(model, PeftModel):
             raise InputError("the policy already has an adapter; leave out peft_config, or merge the adapter first.")
         model = get_peft_model(model, peft_config)
+    if model_adapter_name is not None:
+        model.set_adapter(model_adapter_name)
     if ref_model is None and not isinstance(model, PeftModel):
         ref_model = copy.deepcopy(model)
-    return SeparateActorCritic(model, value_model, ref_model, reward_model)
+    return SeparateActorCritic(model, value_model, ref_model, reward_model, ref_adapter_name)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def use_adapter(model: PeftModel, name: str):
+    """The model with another of its adapters. Only for passes without gradients: PEFT freezes what is not active."""
+    active = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
 
 
 def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:

@@ -99,7 +99,7 @@ class PPOConfig(_BaseConfig):
         default=None, metadata={"help": "Scores, scaled if they are, are clipped to +- score_clip."}
     )
     reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of the reward functions, which are added to the reward model's score."}
+        default=None, metadata={"help": "Weights of the reward_funcs, which are added to the reward model's score."}
     )
     whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards to variance 1 (the mean is kept)."})
 
@@ -150,6 +150,19 @@ class PPOConfig(_BaseConfig):
     ema_decay: float | None = field(
         default=0.992, metadata={"help": "Decay per optimizer step of the policy average that is saved; None: none."}
     )
+
+    # TRL's fields for policies with several adapters and for ZeRO-3, and those that it computes
+    model_adapter_name: str | None = field(
+        default=None, metadata={"help": "The adapter of a PEFT policy that is trained; None: the active one."}
+    )
+    ref_adapter_name: str | None = field(
+        default=None, metadata={"help": "The adapter of a PEFT policy that is the reference; None: no adapter."}
+    )
+    ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Accepted; sampling needs no such choice."})
+    num_total_batches: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
+    micro_batch_size: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
+    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
 
     # What the recipe reads and the run leaves behind
     num_sample_generations: int = field(

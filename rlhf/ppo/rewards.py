@@ -1,30 +1,82 @@
-"""The score of a response: reward functions, and what the configuration makes of the sum."""
+"""The score of a response: reward functions and models, and what the configuration makes of the sum."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.data.encode import Prompt, encode_completion, encode_prompt
 from rlhf.errors import InputError
+from rlhf.models import context_length
+from rlhf.ppo.actor_critic import classifier_scalars, freeze_reward
+
+logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Sequence[float]]
 
 
+class ModelReward:
+    """A reward model that reads text: one with a tokenizer of its own.
+
+    Prompt and response are encoded as in its own training: through its chat template if prompts are messages, and with
+    its EOS if the response came to its end.
+
+    Args:
+        model: sequence classifier with one label; it is frozen.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = freeze_reward(model).eval(), tokenizer
+        self.context = context_length(model.config)
+        self.warned = False
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Prompt], completions: list[str], ended: list[bool]) -> list[float]:
+        rows = [self.encode(*row) for row in zip(prompts, completions, ended, strict=True)]
+        device = next(self.model.parameters()).device
+        ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)  # [B, T]
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=device) for row in rows], batch_first=True)
+        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+        scores = classifier_scalars(self.model, ids, mask, positions)  # [B, T]
+        return scores.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).tolist()
+
+    def encode(self, prompt: Prompt, completion: str, ended: bool) -> list[int]:
+        answer = encode_completion(self.tokenizer, prompt, completion)
+        ids = encode_prompt(self.tokenizer, prompt) + (answer if ended else answer[:-1])
+        if self.context is None or len(ids) <= self.context:
+            return ids
+        if not self.warned:
+            self.warned = True
+            logger.warning(
+                "a prompt and response of %d tokens exceed a reward model's context of %d; it reads the end of such.",
+                len(ids), self.context,
+            )  # fmt: skip
+        return ids[-self.context :]
+
+
 def function_scores(
-    functions: list[RewardFunction],
+    functions: list[RewardFunction | ModelReward],
     weights: list[float] | None,
     prompts: list[Any],
     completions: list[str],
+    ended: list[bool] | None = None,
     **columns: list[Any],
 ) -> Tensor:
-    """Weighted sum of Python reward functions.
+    """Weighted sum of reward functions and of reward models that read text.
 
     Args:
-        functions: each is called as `f(prompts=..., completions=..., **columns)` and returns one float per completion.
+        functions: each function is called as `f(prompts=..., completions=..., **columns)` and returns one float per
+            completion.
         weights: one per function; None: all 1.
         prompts: text or messages, as in the dataset.
         completions: decoded responses without special tokens.
+        ended: for the models, whether each response came to its end.
         columns: the dataset's other columns for these rows.
 
     Returns:
@@ -32,12 +84,43 @@ def function_scores(
     """
     total = torch.zeros(len(completions))
     for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
-        scores = function(prompts=prompts, completions=completions, **columns)
+        if isinstance(function, ModelReward):
+            scores = function(prompts, completions, ended)
+        else:
+            scores = function(prompts=prompts, completions=completions, **columns)
         if len(scores) != len(completions):
             name = getattr(function, "__name__", type(function).__name__)
             raise InputError(f"reward function {name} gave {len(scores)} scores for {len(completions)} completions.")
         total += weight * torch.tensor([float(score) for score in scores])
     return total
+
+
+def text_rewards(
+    functions: Sequence[RewardFunction | PreTrainedModel],
+    weights: Sequence[float] | None,
+    tokenizers: Sequence[PreTrainedTokenizerBase | None] | None,
+    policy_tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[RewardFunction | ModelReward], list[float]]:
+    """`reward_funcs` with the models among them as `ModelReward`s, and their weights.
+
+    Raises:
+        InputError: not as many weights or tokenizers as functions.
+    """
+    tokenizers = [None] * len(functions) if tokenizers is None else list(tokenizers)
+    weights = [1.0] * len(functions) if weights is None else list(weights)
+    for name, given in (("reward_weights", weights), ("reward_processing_classes", tokenizers)):
+        if len(given) != len(functions):
+            raise InputError(f"{len(given)} {name} for {len(functions)} reward_funcs.")
+    rewards = [
+        ModelReward(function, tokenizer or policy_tokenizer) if isinstance(function, torch.nn.Module) else function
+        for function, tokenizer in zip(functions, tokenizers, strict=True)
+    ]
+    return rewards, weights
+
+
+def reads_text(tokenizer: PreTrainedTokenizerBase | None, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a reward model with this tokenizer cannot read the policy's ids."""
+    return tokenizer is not None and tokenizer.get_vocab() != policy_tokenizer.get_vocab()
 
 
 def shape_scores(

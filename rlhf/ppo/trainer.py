@@ -45,7 +45,7 @@ from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs
 from rlhf.ppo.returns import explained_variance
-from rlhf.ppo.rewards import RewardFunction, function_scores, shape_scores
+from rlhf.ppo.rewards import ModelReward, RewardFunction, function_scores, reads_text, shape_scores, text_rewards
 from rlhf.ppo.rollout import (
     MicroBatch,
     Rollout,
@@ -70,7 +70,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         model: the policy, or a `SharedBase` with the adapters policy, sft (the reference), value and, unless the reward
             comes from elsewhere, reward.
         ref_model: reference of the KL penalty. None: the policy without its adapter if it has one, else a copy.
-        reward_model: sequence classifier with one label and the policy's tokenizer; None if `reward_funcs` are given.
+        reward_model: sequence classifier with one label; None if `reward_funcs` are given.
         train_dataset: prompts: `prompt` (text or messages) or `input_ids`; further columns go to the reward functions.
         value_model: sequence classifier that is trained; None: a copy of the reward model.
         data_collator: accepted for TRL's sake; prompts are padded here, with masks that are never guessed from ids.
@@ -78,9 +78,12 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         optimizers: optimizer and scheduler to use instead of AdamW with a learning rate for each of policy and value.
         callbacks: as in transformers.Trainer.
         peft_config: puts an adapter on `model`; the reference is then `model` without it.
-        reward_funcs: Python functions whose weighted sum is added to the reward model's score; see
+        reward_funcs: Python functions and reward models whose weighted sum is added to the reward model's score; see
             `rlhf.ppo.rewards.function_scores`.
         pretrain_dataset: rows with `text`, or several such sources, in memory or streamed, for PPO-ptx (`ptx_coef`).
+        reward_processing_class: tokenizer of the reward model if it has another than the policy; it then reads the
+            decoded text instead of the sampled ids.
+        reward_processing_classes: tokenizer of each of `reward_funcs` that is a model; None: the policy's.
 
     Raises:
         InputError: arguments or data that cannot be used, each with the remedy.
@@ -107,18 +110,32 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         optimizers: tuple = (None, None),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
-        reward_funcs: RewardFunction | list[RewardFunction] | None = None,
+        reward_funcs: RewardFunction | PreTrainedModel | Sequence[RewardFunction | PreTrainedModel] | None = None,
         pretrain_dataset: Dataset | IterableDataset | Sequence[Dataset | IterableDataset] | None = None,
+        reward_processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Sequence[PreTrainedTokenizerBase | None] | None = None,
     ):
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts.")
         if processing_class.pad_token_id is None:
             raise InputError("the tokenizer has no pad token; set one that is not its EOS.")
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
-        if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
-            raise InputError(f"{len(args.reward_weights)} reward_weights for {len(self.reward_funcs)} reward_funcs.")
+        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
+        self.reward_funcs, self.reward_weights = text_rewards(
+            functions, args.reward_weights, reward_processing_classes, processing_class
+        )
+        from_text = reward_model is not None and reads_text(reward_processing_class, processing_class)
+        if from_text:
+            if value_model is None and not isinstance(model, SharedBase):
+                raise InputError("value_model is missing; the reward model has another tokenizer and cannot be copied.")
+            self.reward_funcs.append(ModelReward(reward_model, reward_processing_class))
+            self.reward_weights.append(1.0)
+            reward_model = None
 
-        actor_critic = build_actor_critic(model, ref_model, reward_model, value_model, peft_config)
+        actor_critic = build_actor_critic(
+            model, ref_model, reward_model, value_model, peft_config, args.model_adapter_name, args.ref_adapter_name
+        )
+        if from_text:
+            actor_critic.has_reward = False  # not the adapter `reward` besides
         if not actor_critic.has_reward and not self.reward_funcs:
             raise InputError("there is no reward: give a reward_model, a `reward` adapter or reward_funcs.")
         for role in ("policy", "value"):
@@ -149,6 +166,9 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        for reward in self.reward_funcs:
+            if isinstance(reward, ModelReward):
+                reward.model.to(self.accelerator.device)
         self.model_accepts_loss_kwargs = False  # so that the Trainer divides the loss by the accumulation
         self.rollout: Rollout | None = None
         self.ema = EMA(actor_critic.parameters_of("policy"), args.ema_decay) if args.ema_decay else None
@@ -252,7 +272,7 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
             if self.actor_critic.has_reward:
                 batch.scores += model(task="reward", **inputs)
             if self.reward_funcs:
-                batch.scores += self.function_scores(rows, columns, responses).to(device)
+                batch.scores += self.function_scores(batch, columns, responses).to(device)
             for name in ("logprobs", "ref_logprobs", "values", "scores"):
                 if not torch.isfinite(getattr(batch, name)).all():
                     self.stop_non_finite(f"{name} of a rollout are not finite", [batch])
@@ -268,12 +288,15 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         for batch in batches:
             batch.shaped_scores = shape_scores(batch.scores, batch.ended, *options)
 
-    def function_scores(self, rows: list[int], columns: dict[str, list], responses: list[list[int]]) -> Tensor:
-        chosen = {name: [column[i] for i in rows] for name, column in columns.items()}
-        ids = chosen.pop("input_ids")
-        prompts = chosen.pop("prompt", None) or self.processing_class.batch_decode(ids)
-        completions = self.processing_class.batch_decode([responses[i] for i in rows], skip_special_tokens=True)
-        return function_scores(self.reward_funcs, self.args.reward_weights, prompts, completions, **chosen)
+    def function_scores(self, batch: MicroBatch, columns: dict[str, list], responses: list[list[int]]) -> Tensor:
+        chosen = {name: [column[i] for i in batch.rows] for name, column in columns.items()}
+        ids, decode = chosen.pop("input_ids"), self.processing_class.batch_decode
+        prompts = chosen.pop("prompt", None) or decode(ids, skip_special_tokens=True)
+        completions = decode([responses[i] for i in batch.rows], skip_special_tokens=True)
+        with self.accelerator.autocast():
+            return function_scores(
+                self.reward_funcs, self.reward_weights, prompts, completions, batch.ended.tolist(), **chosen
+            )
 
     # ---- Update -----------------------------------------------------------------------------------------------------
 
@@ -426,6 +449,11 @@ class PPOTrainer(WholeCheckpoints, _BaseTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
+
+    def generate_completions(self, sampling: bool = False) -> None:
+        """What TRL's scripts end with: evaluates, if there are prompts for it, which appends to samples.jsonl."""
+        if self.eval_dataset is not None:
+            self.evaluate()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
