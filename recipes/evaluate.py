@@ -38,12 +38,20 @@ class EvaluateArguments:
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
     batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time."})
+    best_of_n: int = field(
+        default=0,
+        metadata={"help": "One more row: of so many answers of SFT, the reward model's choice."},
+    )
     seed: int = field(default=0, metadata={"help": "Of sampling and of the bootstrap."})
 
     def __post_init__(self):
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.best_of_n and (self.best_of_n < 2 or not (self.sft_model_path and self.reward_model_path)):
+            raise InputError(
+                f"best_of_n is {self.best_of_n}; it must be at least 2, with sft_model_path and reward_model_path."
+            )
 
 
 @dataclass
@@ -76,6 +84,7 @@ def main() -> None:
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         seed=args.seed,
+        best_of=args.best_of_n,
     )
     with open(Path(args.output_dir) / "completions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -88,6 +97,7 @@ def main() -> None:
         "model": model_args.model_name_or_path or shared.lm.name_or_path,
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
+        "best_of_n": args.best_of_n,
         **labeler_limits(data_args.dataset_name, data_args.dataset_seed),
     }
     results = {name: stage.result for name, stage in stages.items()}

@@ -10,7 +10,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "ppo": "#d0702b"}
+COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "sft_best": "#6f9f6b", "ppo": "#d0702b"}
 INK = "#3c4650"
 
 STYLE = {

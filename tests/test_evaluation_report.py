@@ -9,7 +9,7 @@ from rlhf.evaluation.preferences import ARMS
 from rlhf.evaluation.report import duration, faults, read_stages, render, write_report
 from rlhf.evaluation.summary import summarise
 
-SETTINGS = {"dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
+SETTINGS = {"best_of_n": 16, "dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
 LIMITS = {"labeler_agreement": 0.73, "attainable_accuracy": 0.78}
 
 

@@ -1,11 +1,16 @@
 """Sampling, log-probabilities and rewards against plain loops over single, unpadded sequences."""
 
+import math
+
 import pytest
 import torch
+from datasets import Dataset
 from trl import ModelConfig
 
 from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
+from rlhf.evaluation.answers import judged_answers
+from rlhf.evaluation.best_of_n import best_of_n, best_of_n_kl
 from rlhf.evaluation.sample import completion_logprobs, completion_rewards, sample_completions, stop_ids
 from rlhf.models import lora_config
 
@@ -128,3 +133,36 @@ def test_reward_is_read_at_the_last_token_of_the_ids_as_sampled(shared):
 def test_prompt_that_leaves_no_room_is_refused(shared, tokenizer):
     with pytest.raises(InputError, match=r"prompt 1 has 250 tokens.*max_new_tokens 8.*context of 256"):
         sample(shared, tokenizer, prompts=[[5], [5] * 250])
+
+
+# ---- Best of n
+
+
+def test_the_best_of_the_samples_is_chosen(shared, tokenizer):
+    options = {"max_new_tokens": 6, "progress": False}
+    rounds = [sample_completions(shared, "sft", PROMPTS, tokenizer, seed=7 + k, **options) for k in range(4)]
+    rewards = [completion_rewards(shared, "reward", PROMPTS, [c.ids for c in completions]) for completions in rounds]
+    best = best_of_n(shared, "sft", PROMPTS, tokenizer, 4, seed=7, **options)
+    winners = [max(range(4), key=lambda k: rewards[k][i]) for i in range(len(PROMPTS))]
+    assert best == [rounds[k][i] for i, k in enumerate(winners)]
+    assert len(set(winners)) > 1
+    assert best_of_n(shared, "sft", PROMPTS, tokenizer, 1, seed=7, **options) == rounds[0]
+
+
+def test_the_kl_is_that_of_the_best_of_n_of_a_continuous_score():
+    """The best of n uniform scores has density n x^(n-1), hence KL = E[log(n x^(n-1))]: integrated numerically."""
+    for n in (1, 2, 4, 64):
+        x = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
+        density = n * x ** (n - 1)
+        assert best_of_n_kl(n) == pytest.approx((density * density.log()).nan_to_num().mean().item(), abs=1e-4)
+    assert best_of_n_kl(16) == pytest.approx(math.log(16) - 15 / 16)
+
+
+def test_it_is_one_more_arm_of_the_evaluation(shared, tokenizer):
+    prompts = Dataset.from_dict({"prompt": ["User: What", "User: Name three"]})
+    options = {"models": ["base", "sft"], "judge": None, "max_new_tokens": 6}
+    plain = judged_answers(shared, tokenizer, prompts, **options)
+    rows = judged_answers(shared, tokenizer, prompts, **options, best_of=3)
+    assert rows[: len(plain)] == plain
+    assert [row["arm"] for row in rows[len(plain) :]] == ["sft_best"] * 2
+    assert all(isinstance(row["reward"], float) for row in rows)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.adapters import SharedBase
 from rlhf.data.encode import encode_prompt, plain_messages, prompt_key
+from rlhf.evaluation.best_of_n import best_of_n
 from rlhf.evaluation.gold import Judge
 from rlhf.evaluation.preferences import Row
 from rlhf.evaluation.sample import Completion, completion_logprobs, completion_rewards, sample_completions
@@ -24,6 +25,7 @@ def judged_answers(
     max_new_tokens: int,
     batch_size: int = 64,
     seed: int = 0,
+    best_of: int = 0,
 ) -> list[Row]:
     """One row (see `rlhf.evaluation.preferences`) for each arm and prompt.
 
@@ -33,6 +35,7 @@ def judged_answers(
         prompts: columns `prompt` and optionally `category`.
         models: of `base`, `sft`, `ppo`.
         judge: gold judge, or None.
+        best_of: n of the arm `sft_best`, which needs the adapters `sft` and `reward`; 0 leaves it out.
     """
     prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts["prompt"]]
     rows: list[Row] = []
@@ -52,12 +55,29 @@ def judged_answers(
             batch_size=batch_size,
             description=f"{model}, {'sampled' if temperature else 'greedy'}",
         )
-        measured = _measure(shared, arm, prompt_ids, completions, batch_size)
-        for i, completion in enumerate(completions):
-            rows.append(_row(i, prompts[i], arm, completion) | {name: column[i] for name, column in measured.items()})
+        rows += _rows(shared, arm, prompts, prompt_ids, completions, batch_size)
+    if best_of:
+        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": 1000 * seed + len(arms)}
+        completions = best_of_n(shared, "sft", prompt_ids, tokenizer, best_of, **options)
+        rows += _rows(shared, "sft_best", prompts, prompt_ids, completions, batch_size)
     for row in tqdm(rows, desc="judging", unit="answer", disable=judge is None):
         row["gold"] = judge(row["prompt"], row["response"], ended=row["ended"]) if judge else None
     return rows
+
+
+def _rows(
+    shared: SharedBase,
+    arm: str,
+    prompts: Dataset,
+    prompt_ids: list[list[int]],
+    completions: list[Completion],
+    batch_size: int,
+) -> list[Row]:
+    measured = _measure(shared, arm, prompt_ids, completions, batch_size)
+    return [
+        _row(i, prompts[i], arm, completion) | {name: column[i] for name, column in measured.items()}
+        for i, completion in enumerate(completions)
+    ]
 
 
 def _row(prompt_id: int, prompt: dict[str, Any], arm: str, completion: Completion) -> Row:

@@ -3,7 +3,8 @@
 A row is one judged answer, a line of completions.jsonl:
 `prompt_id` (position in the evaluation set), `key` (equal for equal prompts: the cluster), `category`, `prompt`, `arm`,
 `response`, `ended`, `tokens`, `reward` (None without a reward model), `gold` (None without a gold judge), and for PPO's
-samples `kl`. An arm is a model and its decoding: `sft` samples at temperature 1, `sft_greedy` decodes greedily.
+samples `kl`. An arm is a model and its decoding: `sft` samples at temperature 1, `sft_greedy` decodes greedily,
+`sft_best` is the best of n samples of `sft` by the reward model.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,9 +16,9 @@ from rlhf.evaluation.statistics import Estimate, cluster_difference, cluster_mea
 Row = dict[str, Any]
 Score = Callable[[Row], float | None]
 
-NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}  # for readers
+NAMES = {"base": "Base", "sft": "SFT", "sft_best": "SFT, best of n", "ppo": "RLHF"}  # for readers
 MODELS = tuple(NAMES)
-ARMS = (*MODELS, *(f"{model}_greedy" for model in MODELS))
+ARMS = (*MODELS, *(f"{model}_greedy" for model in MODELS if model != "sft_best"))
 
 
 @dataclass(frozen=True)

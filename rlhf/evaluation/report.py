@@ -116,7 +116,7 @@ def _wins(summary: dict[str, Any]) -> str | None:
     """Gold's verdicts first; the reward model's on RLHF only, unless it is the only judge."""
     rows, names = [], {**NAMES, "base": "base"}
     for judge, suffix in (("gold", ""), ("reward model", "_by_reward_model")):
-        for model, rival in (("ppo", "sft"), ("sft", "base")):
+        for model, rival in (("ppo", "sft"), ("sft_best", "sft"), ("sft", "base")):
             if model == "sft" and suffix and summary["gold"]:
                 continue
             wins = summary[f"win_rate_vs_{rival}{suffix}"] or {}

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from rlhf.evaluation.best_of_n import best_of_n_kl
 from rlhf.evaluation.preferences import (
     AXES,
     Row,
@@ -33,12 +34,13 @@ def summarise(
     Args:
         rows: judged answers, see `rlhf.evaluation.preferences`.
         results: stage -> its result.json, or None if the stage was not run.
-        settings: dataset, model, split, seed, max_new_tokens, and the limits of
+        settings: dataset, model, split, seed, max_new_tokens, best_of_n (or nothing), and the limits of
             `rlhf.evaluation.gold.labeler_limits`.
         seconds: that the evaluation itself took.
     """
     seed = settings["seed"]
     overall = _by_arm(rows, gold("overall"), seed)
+    best = settings.get("best_of_n")
     return {
         **{name: settings.get(name) for name in SETTINGS},
         "prompts": len({row["prompt_id"] for row in rows}),
@@ -53,6 +55,7 @@ def summarise(
         "win_rate_vs_base_by_reward_model": _against(rows, "base", reward, seed) or None,
         "reward": _by_arm(rows, reward, seed) or None,
         "reward_model": _reward_model(rows, results.get("reward"), settings, seed),
+        "best_of_n": {"n": settings["best_of_n"], "kl": best_of_n_kl(settings["best_of_n"])} if best else None,
         "kl": _mean_or_none(mean_score(rows, "ppo", lambda row: row.get("kl"), seed)),
         "kl_interval": _plain(mean_score(rows, "ppo", lambda row: row.get("kl"), seed)),
         "tokens": _by_arm(rows, lambda row: row["tokens"], seed),
