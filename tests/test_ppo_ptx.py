@@ -21,7 +21,7 @@ def gradients(tmp_path, layout, **changes):
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
-def test_the_gradient_is_ppos_and_gamma_times_that_of_the_mean_token_loss(tmp_path, layout):
+def test_fault_31_the_gradient_is_ppos_and_gamma_times_that_of_the_mean_token_loss(tmp_path, layout):
     layouts = {"shared": shared_base, "separate": separate}
     _, alone = gradients(tmp_path, layouts[layout](), ptx_coef=0.0)
     ppo, both = gradients(tmp_path, layouts[layout]())

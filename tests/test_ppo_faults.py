@@ -1,0 +1,56 @@
+"""The faults of TRL's PPOTrainer: docs/ppo.md names a test for each; here are those that fit nowhere else."""
+
+import re
+from pathlib import Path
+
+import torch
+from ppo_toys import VOCAB, ppo_config, separate, shared_base, trainer
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+ROOT = Path(__file__).parent.parent
+NOT_TESTED = {16, 20}  # they need hardware
+
+
+def test_the_page_names_a_test_for_every_fault():
+    page = (ROOT / "docs" / "ppo.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| .* \| (.*) \|$", page, flags=re.MULTILINE))
+    assert list(map(int, rows)) == list(range(1, 33))
+    written = {
+        name for path in ROOT.glob("tests/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for number, text in rows.items():
+        named = re.findall(r"`(test_\w+)`", text)
+        assert set(named) <= written, f"fault {number}"
+        assert bool(named) != (int(number) in NOT_TESTED), f"fault {number}"
+    by_name = {int(k) for name in written for k in re.findall(r"\d\d", name.partition("fault_")[2])}
+    assert by_name | NOT_TESTED | {12, 30} >= set(range(1, 33)) - {2, 10}
+
+
+def test_fault_21_24_it_is_a_trainer_and_returns_what_trainers_return(tmp_path):
+    ppo = trainer(ppo_config(tmp_path))
+    assert isinstance(ppo, Trainer)
+    assert vars(ppo).keys() >= vars(Trainer(separate()["model"], ppo_config(tmp_path / "plain"))).keys()
+    output = ppo.train()
+    assert isinstance(output, TrainOutput)
+    assert output.global_step == 2
+
+
+def test_fault_25_26_logits_are_of_response_positions_and_none_are_kept(tmp_path):
+    """Prompts have up to 9 tokens and responses 6 at most, so logits of more positions are those of prompts."""
+    layout, positions = separate(), []
+    for name in ("model", "ref_model"):
+        layout[name].lm_head.register_forward_hook(lambda m, i, logits: positions.append(logits.shape[1]))
+    ppo = trainer(ppo_config(tmp_path), layout)
+    ppo.train()
+    assert max(positions) <= 6
+    kept = [value for batch in ppo.rollout.micro_batches() for value in vars(batch).values()]
+    assert all(value.ndim < 3 and VOCAB not in value.shape for value in kept if isinstance(value, torch.Tensor))
+
+
+def test_fault_27_four_roles_have_one_base(tmp_path):
+    ppo = trainer(ppo_config(tmp_path), shared_base())
+    names = [name for name, _ in ppo.actor_critic.named_parameters()]
+    assert sum("embed_tokens" in name for name in names) == 1
+    for role in ("policy", "sft", "value", "reward"):
+        assert any(f".{role}." in name for name in names), role
