@@ -50,11 +50,15 @@ def main() -> None:
     if (args.ptx_coef == 0) != (text_args.pretrain_dataset_name is None):
         raise InputError("PPO-ptx needs both ptx_coef and pretrain_dataset_name; one of them is given alone.")
     if script.ppo_trainer == "trl":
+        if args.reward_ensemble_paths:
+            raise InputError("TRL's PPOTrainer takes one reward model; leave reward_ensemble_paths out.")
         require_trl_ppo()
     sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
     base_name = model_args.model_name_or_path or base_of(check_adapter(sft), sft)
     check_adapter(sft, base_name)
-    check_reward_adapter(reward, base_name)
+    ensemble = [adapter_folder(path) for path in args.reward_ensemble_paths or ()]
+    for folder in (reward, *ensemble):
+        check_reward_adapter(folder, base_name)
     model_args = replace(model_args, model_name_or_path=base_name)
     config = load_config(base_name, model_args.model_revision)
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
@@ -88,6 +92,11 @@ def main() -> None:
     base.add_adapter("reward", folder=reward, head=True)
     base.add_adapter("policy", copy_of="sft", trainable=True)
     base.add_adapter("value", copy_of="reward", trainable=True, head=True)
+    for number, folder in enumerate(ensemble, 2):
+        base.add_adapter(f"reward_{number}", folder=folder, head=True)
+    if ensemble:
+        members = [name for name in base.heads if name.startswith("reward")]
+        base.add_ensemble("reward", members, args.reward_ensemble)
 
     # Training
     trainer = PPOTrainer(

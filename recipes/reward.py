@@ -1,14 +1,20 @@
 """Reward model from human rankings (arXiv 2203.02155, section 3.5), on TRL's RewardTrainer with LoRA.
 
-accelerate launch recipes/reward.py --config recipes/sandbox/reward.yaml --sft_model_path runs/sandbox/sft
+    accelerate launch recipes/reward.py --config recipes/sandbox/reward.yaml --sft_model_path runs/sandbox/sft
+    make reward ARGS="--cross_validate labelers"
 
 Leaves in output_dir the adapter with its score head, calibration.json, the tokenizer, and result.json with pairwise
-accuracy overall, by K and by labeler group, and the reliability of its margins.
+accuracy overall, by K, by labeler group and by margin, the calibration of its margins and the part that length plays;
+report.md and reliability.svg show the same. `--cross_validate` leaves its result in a folder of its own below.
 """
 
+import copy
 import time
+from pathlib import Path
 
 from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
 from rlhf.adapter_files import write_calibration
@@ -20,54 +26,92 @@ from rlhf.models import context_length, load_config, load_tokenizer, resolve_mod
 from rlhf.resume import find_checkpoint
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.calibration import calibrate, load_calibration_rows
+from rlhf.reward.cross_validation import cross_validate, cross_validation_text
+from rlhf.reward.labeler_gap import LabelerGapWarning
 from rlhf.reward.model import check_sft_start, load_reward_start
+from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
-from rlhf.runs import MetricsCallback, start_run, write_result
+from rlhf.runs import MetricsCallback, is_first_process, start_run, write_result
 
 
 def main() -> None:
     args, model_args, data_args = parse(KWiseRewardConfig, ModelConfig, DataArguments)
-    started, folder = time.monotonic(), args.output_dir
+    started = time.monotonic()
     base_name = resolve_model_name(model_args.model_name_or_path)
     if args.sft_model_path is not None:
         check_sft_start(args.sft_model_path, model_args)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     checkpoint = find_checkpoint(args)
-    start_run(folder, args, model_args, data_args, stage="reward")
+    if args.cross_validate:  # the model that may be in output_dir already stays as it is
+        args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
+        args.save_strategy = "no"
+    start_run(args.output_dir, args, model_args, data_args, stage="reward")
     push = take_over_push(args)
 
     # Data
     tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision)
     rows = {}
     for split in ("train", "validation"):
-        dataset = tokenize_comparisons(load_comparisons(data_args, split, folder), tokenizer)
+        dataset = tokenize_comparisons(load_comparisons(data_args, split, args.output_dir), tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
-        rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, folder)
+        rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, args.output_dir)
+
+    if args.cross_validate:
+        result = run_folds(args, model_args, tokenizer, rows)
+        write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
+        return
     demonstrations = load_calibration_rows(args, data_args, tokenizer)
 
     # Training
-    set_seed(args.seed)  # the head is random
-    trainer = KWiseRewardTrainer(
-        load_reward_start(model_args, tokenizer, args.sft_model_path),
-        args,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
-        processing_class=tokenizer,
-        callbacks=[MetricsCallback(folder)],
-    )
+    callbacks = [MetricsCallback(args.output_dir), LabelerGapWarning()]
+    trainer = make_trainer(args, model_args, tokenizer, rows["train"], rows["validation"], callbacks)
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
-    trainer.save_model(folder)
+    trainer.save_model(args.output_dir)
 
     # Evaluation and calibration
     report = trainer.report()
     calibration = calibrate(trainer, demonstrations)
     if trainer.is_world_process_zero():
         if calibration is not None:
-            write_calibration(folder, calibration["bias"], calibration)
+            write_calibration(args.output_dir, calibration["bias"], calibration)
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), **report, "calibration": calibration}
-        write_result(folder, result | {"seconds": time.monotonic() - started})
+        write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
+        write_report(args.output_dir, report)
     trainer.accelerator.wait_for_everyone()
-    finish_run(folder, "reward", push)
+    finish_run(args.output_dir, "reward", push)
+
+
+def make_trainer(
+    args: KWiseRewardConfig,
+    model_args: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    evaluation: Dataset,
+    callbacks: list[TrainerCallback],
+) -> KWiseRewardTrainer:
+    set_seed(args.seed)  # the head is random
+    return KWiseRewardTrainer(
+        load_reward_start(model_args, tokenizer, args.sft_model_path),
+        args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def run_folds(args: KWiseRewardConfig, model_args: ModelConfig, tokenizer, rows: dict[str, Dataset]) -> dict:
+    """Trains a model without each fold in turn; prints the table and writes it to report.md."""
+
+    def fold_trainer(train: Dataset, evaluation: Dataset) -> KWiseRewardTrainer:
+        return make_trainer(copy.copy(args), model_args, tokenizer, train, evaluation, callbacks=[])
+
+    result = cross_validate(fold_trainer, rows["train"], rows["validation"], args.cross_validate)
+    if is_first_process():
+        text = cross_validation_text(result)
+        (Path(args.output_dir) / "report.md").write_text(text, encoding="utf-8")
+        print(f"\n{text}")
+    return result
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from operator import attrgetter
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
@@ -51,6 +53,7 @@ class SharedBase(nn.Module):
     Attributes:
         peft_model: the base, wrapped in a `PeftModel` once it has its first adapter.
         heads: adapter name -> `nn.Linear(hidden, 1)` in float32.
+        ensembles: name -> the adapters whose scores `scalars(name)` combines, and how; see `add_ensemble`.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -58,6 +61,7 @@ class SharedBase(nn.Module):
         base.requires_grad_(False)
         self.peft_model: PeftModel | PreTrainedModel = base
         self.heads = nn.ModuleDict()
+        self.ensembles: dict[str, tuple[tuple[str, ...], str]] = {}
         self._layers: list[nn.Module] = []  # those that hold adapters
         self._active: str | None = None
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
@@ -136,6 +140,23 @@ class SharedBase(nn.Module):
             parameter.requires_grad_(trainable)
         self.train(self.training)  # else the dropout of the new layers is on in a model that is in evaluation mode
         self._select(None)
+
+    def add_ensemble(self, name: str, members: Sequence[str], how: Literal["mean", "min"]) -> None:
+        """Lets `scalars(name)` be the mean, or the worst case, of what the heads of several adapters say.
+
+        Reward models that differ in the seed of their training err in different places; a policy gains less from the
+        error of one when the others are heard, most of all when the lowest score counts (arXiv 2310.02743).
+
+        Args:
+            name: may be that of a member, which itself stays as it is: `reward` for `reward`, `reward_2`, ...
+            members: adapters with heads. Their scores are taken as they are, each calibrated on its own, so they should
+                come from trainings that differ in nothing but seed and order.
+        """
+        if missing := [member for member in members if member not in self.heads]:
+            raise ValueError(
+                f"no adapter with a head {', '.join(missing)}; there are {', '.join(self.heads) or 'none'}"
+            )
+        self.ensembles[name] = tuple(members), how
 
     def save_adapter(self, name: str, folder: str | Path) -> None:
         """Writes adapter `name` as PEFT would, so that plain PEFT loads it.
@@ -230,9 +251,16 @@ class SharedBase(nn.Module):
         """The head of adapter `name` on the last hidden state at every token: [B, T] float32.
 
         For `reward` the calibrated reward of the text up to that token, of which the last token's is the score; for
-        `value` the value estimate.
+        `value` the value estimate. Of an ensemble, the mean or the least at every token.
         """
         inputs = self._inputs(input_ids, attention_mask, position_ids)
+        if name in self.ensembles:
+            members, how = self.ensembles[name]
+            scores = torch.stack([self._scalars(member, inputs) for member in members])  # [M, B, T]
+            return scores.mean(0) if how == "mean" else scores.amin(0)
+        return self._scalars(name, inputs)
+
+    def _scalars(self, name: str, inputs: dict) -> Tensor:
         backbone = getattr(self.lm, self.lm.base_model_prefix)
         with self.use(name):
             hidden = backbone(**inputs).last_hidden_state

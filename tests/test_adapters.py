@@ -434,6 +434,26 @@ def test_shared_base_scores_as_the_classifier_does(base, reward_adapter):
     torch.testing.assert_close(padded[:, -3], scores, rtol=0, atol=1e-5)
 
 
+def test_an_ensemble_scores_the_mean_or_the_worst_case(shared):
+    add(shared, "reward_2", 7, head=True)
+    add(shared, "reward_3", 8, head=True)
+    members = ("reward", "reward_2", "reward_3")
+    with torch.no_grad():
+        for name in members:
+            shared.heads[name].bias -= shared.scalars(name, INPUT_IDS, MASK).mean()
+    scores = torch.stack([shared.scalars(name, INPUT_IDS, MASK) for name in members])
+    value = shared.scalars("value", INPUT_IDS, MASK)
+    assert len(set(scores.argmin(0).flatten().tolist())) > 1  # each is the worst case somewhere
+    shared.add_ensemble("reward", members, "mean")
+    torch.testing.assert_close(shared.scalars("reward", INPUT_IDS, MASK), scores.mean(0))
+    shared.add_ensemble("reward", members, "min")
+    torch.testing.assert_close(shared.scalars("reward", INPUT_IDS, MASK), scores.min(0).values)
+    assert torch.equal(shared.scalars("value", INPUT_IDS, MASK), value)
+    assert torch.equal(shared.scalars("reward_2", INPUT_IDS, MASK), scores[1])
+    with pytest.raises(ValueError, match="reward_4"):
+        shared.add_ensemble("reward", ("reward", "reward_4"), "min")
+
+
 def test_load_reward_model_scores_as_the_classifier_does(reward_adapter):
     folder, model = reward_adapter
     loaded = load_reward_model(folder)

@@ -32,6 +32,8 @@ def stages(tmp_path_factory) -> Path:
     base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
     base.save_adapter("sft", folder / "sft")
     base.save_adapter("reward", folder / "reward")
+    base.add_adapter("other", lora_config=lora(init_lora_weights=False), head=True)
+    base.save_adapter("other", folder / "reward-other")
     prompts(16).to_json(folder / "prompts" / "train.jsonl")
     prompts(4, seed=9).to_json(folder / "prompts" / "validation.jsonl")
     return folder
@@ -80,6 +82,8 @@ def test_the_recipe_mixes_pretraining_text_in(monkeypatch, stages, tmp_path):
         ({"ptx_coef": 1.0}, "needs both ptx_coef and pretrain_dataset_name"),
         ({"reward_model_path": None}, "sft_model_path and reward_model_path are needed"),
         ({"sft_model_path": "/nowhere/sft"}, "/nowhere/sft does not exist"),
+        ({"reward_ensemble_paths": "/nowhere/reward"}, "/nowhere/reward does not exist"),
+        ({"reward_ensemble": "max"}, "invalid choice"),
         ({"batch_size": 10}, "batch_size 10 is not a multiple"),
         ({"max_prompt_length": 3}, "more than max_prompt_length 3"),
         ({"max_prompt_length": 60}, "exceeds the model's context of 64"),
@@ -93,6 +97,24 @@ def test_mistakes_end_in_one_sentence(monkeypatch, capsys, stages, tmp_path, opt
     printed = capsys.readouterr().err.strip().splitlines()[-1]
     assert printed.startswith("error: ")
     assert message in printed
+
+
+def test_the_worst_case_of_several_reward_models(monkeypatch, stages, tmp_path):
+    """The first rollout comes from the same policy, so its mean score is at most that of each member alone."""
+    other = stages / "reward-other"
+    runs = {
+        "one": {},
+        "other": {"reward_model_path": other},
+        "mean": {"reward_ensemble_paths": other},
+        "min": {"reward_ensemble_paths": other, "reward_ensemble": "min"},
+    }
+    scores = {}
+    for name, options in runs.items():
+        run(monkeypatch, stages, tmp_path / name, total_episodes=8, **options)
+        scores[name] = next(row["objective/score"] for row in read_metrics(tmp_path / name) if "objective/score" in row)
+    assert scores["mean"] == pytest.approx((scores["one"] + scores["other"]) / 2, abs=1e-5)
+    assert scores["min"] <= min(scores["one"], scores["other"]) + 1e-6
+    assert scores["min"] < scores["mean"] - 1e-4
 
 
 def test_long_prompts_can_be_left_out(monkeypatch, stages, tmp_path):

@@ -248,6 +248,41 @@ def test_starts_from_the_sft_adapter(base, tokenizer, tmp_path):
         )
 
 
+def test_shuffled_pairs_are_rows_of_their_own(base, tokenizer, tmp_path):
+    rows = comparisons(4)
+    ours = trainer(base, tokenizer, tmp_path, rows, shuffled_pairs=True)
+    whole = trainer(base, tokenizer, tmp_path, rows)
+    expected = [
+        [whole_row["completions_ids"][i], whole_row["completions_ids"][j]]
+        for whole_row in whole.train_dataset
+        for i, a in enumerate(whole_row["ranks"])
+        for j, b in enumerate(whole_row["ranks"])
+        if a < b
+    ]
+    assert len(expected) > len(rows)
+    assert sorted(ours.train_dataset["completions_ids"]) == sorted(expected)
+    assert all(ranks == [0, 1] for ranks in ours.train_dataset["ranks"])
+    assert len(ours.eval_dataset) == len(rows)  # accuracy is measured on the comparisons as they are
+    pairs = ours.data_collator(list(ours.train_dataset))
+    loss = ours.compute_loss(ours.model, pairs)
+    with torch.no_grad():
+        chosen, rejected = ours.score(ours.model, pairs).view(-1, 2).T
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(rejected - chosen).mean())
+
+
+def test_a_gap_between_labelers_is_logged_at_evaluation(base, tokenizer, tmp_path):
+    trained_on = comparisons().filter(lambda row: row["labeler_group"] == "training")
+    ours = trainer(base, tokenizer, tmp_path, trained_on)
+    ours.eval_dataset = ours._prepare_dataset(comparisons(), tokenizer, ours.args, "eval")
+    metrics = ours.evaluate()
+    expected = metrics["eval_accuracy_training"] - metrics["eval_accuracy_heldout"]
+    assert metrics["eval_labeler_gap"] == pytest.approx(expected)
+    assert metrics["eval_labeler_gap_low"] < expected
+    lengths = ours.predictions(ours.eval_dataset).lengths
+    row = ours.eval_dataset[1]
+    assert lengths[1][:3].tolist() == [len(ids) - row["prompt_length"] for ids in row["completions_ids"]]
+
+
 def test_a_completion_beyond_max_length_is_reported(base, tokenizer, tmp_path):
     with pytest.raises(InputError, match="max_length 10"):
         trainer(base, tokenizer, tmp_path, max_length=10)

@@ -34,7 +34,7 @@ def comparison(i):
     k = 2 + i % 4
     texts = [f"Answer {i} it is.", "no", "Apples and pears", "no no no", "?"][:k]
     row = {"prompt": [{"role": "user", "content": f"Question {i}?"}], "completions": texts, "ranks": list(range(k))}
-    return {**row, "labeler_group": "heldout" if i % 3 == 0 else "training"}
+    return {**row, "labeler_group": "heldout" if i % 3 == 0 else "training", "labeler_id": f"labeler {i % 6}"}
 
 
 def launch(recipe, config, *options):
@@ -125,6 +125,37 @@ def test_reward_learns_reports_and_calibrates(home, reward):
     assert sum(scores) / len(scores) == pytest.approx(0.0, abs=1e-4)
 
 
+def test_reward_draws_what_it_reports(reward):
+    result = read_result(reward)
+    assert f"| all | {result['accuracy']:.3f} |" in (reward / "report.md").read_text()
+    assert "<svg" in (reward / "reliability.svg").read_text()
+    assert len(result["accuracy_by_margin"]) == 5
+    assert 0 <= result["calibration_error"] <= 1
+    assert -1 <= result["length"]["correlation_within_prompts"] <= 1
+    assert result["labeler_gap"] is None  # both groups are trained on
+
+
+def test_cross_validation_by_labelers(home, tmp_path):
+    options = ["--cross_validate", "labelers", "--num_train_epochs", 6, "--gradient_accumulation_steps", 1]
+    config = yaml.safe_load((home / "reward.yaml").read_text())
+    del config["sft_model_path"]
+    config["output_dir"] = str(tmp_path / "reward")
+    (tmp_path / "reward.yaml").write_text(yaml.safe_dump(config))
+    process = launch("reward", tmp_path / "reward.yaml", *options)
+    assert process.returncode == 0, process.stderr[-3000:]
+    folder = tmp_path / "reward" / "cross_validate_labelers"
+    assert [path.name for path in (tmp_path / "reward").iterdir()] == [folder.name]
+    assert not any(path.name.startswith(("checkpoint", "adapter")) for path in folder.iterdir())
+    result = read_result(folder)
+    assert sorted(name for fold in result["folds"] for name in fold["held_out"]) == [f"labeler {i}" for i in range(6)]
+    assert sum(fold["n_pairs"] for fold in result["folds"]) == result["n_pairs"]
+    assert result["accuracy"] > 0.7
+    assert result["training_labelers"]["n_pairs"] > 0
+    text = (folder / "report.md").read_text()
+    assert text in process.stdout
+    assert f"| all |  | {result['accuracy']:.3f} |" in text
+
+
 def test_reward_loads_with_plain_peft(home, reward):
     classifier = AutoModelForSequenceClassification.from_pretrained(home / "base", num_labels=1)
     model = PeftModel.from_pretrained(classifier, reward).eval()
@@ -205,6 +236,8 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
         ("reward", ["--lora_r", 8], "lora_r 4, not 8"),
         ("reward", ["--max_length", 12], "more than max_length 12"),
         ("reward", ["--calibration_dataset", tmp_path / "none"], "does not exist"),
+        ("reward", ["--cross_validate", "labels"], "invalid choice"),
+        ("reward", ["--cross_validate", "labelers", "--resume_from_checkpoint", "true"], "keeps no checkpoints"),
         ("choose_sft", ["--reward_model_path", sft], "is not a reward model"),
         ("choose_sft", ["--sft_path", tmp_path], "missing"),
         ("reward", {**row, "completions": ["one"], "ranks": [0]}, "K = 1"),

@@ -170,6 +170,13 @@ class PPOConfig(_BaseConfig):
     )
     sft_model_path: str | None = field(default=None, metadata={"help": "SFT adapter or model: policy and reference."})
     reward_model_path: str | None = field(default=None, metadata={"help": "Reward model: scores and initial values."})
+    reward_ensemble_paths: list[str] | None = field(
+        default=None,
+        metadata={"help": "More reward adapters on the same base, whose scores are taken together with it."},
+    )
+    reward_ensemble: Literal["mean", "min"] = field(
+        default="mean", metadata={"help": "Score of the ensemble: mean, or min for the worst case."}
+    )
 
     def __post_init__(self):
         log_per_rollout, eval_with_log = self.logging_steps is None, self.eval_steps is None

@@ -1,8 +1,11 @@
 """Configuration of the reward model stage."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trl import RewardConfig
+
+from rlhf.errors import InputError
 
 
 @dataclass
@@ -33,6 +36,20 @@ class KWiseRewardConfig(RewardConfig):
             "length), which changes the memory needed and not the loss."
         },
     )
+    shuffled_pairs: bool = field(
+        default=False,
+        metadata={
+            "help": "The paper's ablation: every pair is an example of its own, shuffled over the data set, and "
+            "batches are counted in pairs. A completion is then trained on K - 1 times an epoch, which overfits."
+        },
+    )
+    cross_validate: Literal["labelers", "labeler_groups", "prompts"] | None = field(
+        default=None,
+        metadata={
+            "help": "Train and evaluate in five folds of the training data instead, each time without one fifth of "
+            "the labelers or prompts, or without one group of labelers; no model is kept."
+        },
+    )
     sft_model_path: str | None = field(
         default=None,
         metadata={"help": "Folder or Hub id of the SFT adapter whose LoRA weights the reward model starts from."},
@@ -50,3 +67,5 @@ class KWiseRewardConfig(RewardConfig):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+        if self.cross_validate and self.resume_from_checkpoint not in (None, "false"):
+            raise InputError("cross_validate keeps no checkpoints to resume from; leave resume_from_checkpoint out.")

@@ -1,6 +1,7 @@
 """TRL's RewardTrainer over K ranked completions a prompt (arXiv 2203.02155, section 3.5)."""
 
 import logging
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
-from rlhf.data.encode import encode_completion, encode_prompt, prompt_key
+from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.schemas import RowError, comparison
+from rlhf.data.splits import conversation_key
 from rlhf.errors import InputError
 from rlhf.resume import WholeCheckpoints
-from rlhf.reward.accuracy import PADDING, accuracy_report, flat_metrics
+from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
@@ -43,6 +45,7 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
 
     def __init__(self, model, args: KWiseRewardConfig | None = None, **kwargs):
         self.labeler_groups: list[str] = []  # labeler_group_id -> name, filled by _prepare_dataset
+        self.training_groups: frozenset[str] = frozenset()  # those whose rankings are trained on
         args = KWiseRewardConfig() if args is None else args
         kwargs.setdefault("compute_metrics", self._compute_metrics)
         data_collator = kwargs.pop("data_collator", None)
@@ -121,27 +124,35 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
         return self.accelerator.gather(prompts).sum()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Returns the loss, scores [B, K], and labels (ranks [B, K], prompt ids [B], labeler groups [B])."""
+        """Returns the loss, scores [B, K], and labels (ranks, lengths [B, K], prompt ids, labeler groups [B])."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
         sizes = inputs["group_sizes"].tolist()
-        scores, ranks = (
+        lengths = inputs["last_token"] + 1 - inputs["prompt_length"].repeat_interleave(inputs["group_sizes"])
+        scores, ranks, lengths = (
             pad_sequence(values.split(sizes), batch_first=True, padding_value=PADDING)
-            for values in (outputs["scores"], inputs["ranks"])
+            for values in (outputs["scores"], inputs["ranks"], lengths)
         )
-        return loss, scores, (ranks, inputs["prompt_id"], inputs["labeler_group_id"])
+        return loss, scores, (ranks, lengths, inputs["prompt_id"], inputs["labeler_group_id"])
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return flat_metrics(accuracy_report(prediction.predictions, *prediction.label_ids, self.labeler_groups))
+        return flat_metrics(self._report(Predictions(prediction.predictions, *prediction.label_ids)))
+
+    def _report(self, predictions: Predictions) -> dict[str, Any]:
+        return accuracy_report(predictions, self.labeler_groups, self.training_groups)
+
+    def predictions(self, dataset: Dataset) -> Predictions:
+        """Scores of a prepared dataset (`train_dataset`, `eval_dataset`) beside its labels; logs the plain numbers."""
+        output = self.predict(dataset, metric_key_prefix="eval")
+        self.log(output.metrics)
+        return Predictions(output.predictions, *output.label_ids)
 
     def report(self) -> dict[str, Any]:
         """Evaluates on `eval_dataset`: `eval_loss` and the report of `rlhf.reward.accuracy`; logs the plain numbers."""
-        output = self.predict(self.eval_dataset, metric_key_prefix="eval")
-        self.log(output.metrics)
-        report = accuracy_report(output.predictions, *output.label_ids, self.labeler_groups)
+        report = self._report(self.predictions(self.eval_dataset))
         return {"eval_loss": report.pop("loss"), **report}
 
     def _record(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
@@ -170,9 +181,13 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
             return dataset
         if "completions_ids" not in dataset.column_names:
             dataset = tokenize_comparisons(dataset, processing_class)
+        if dataset_name == "train" and args.shuffled_pairs:
+            dataset = as_pairs(dataset)
         _check_lengths(dataset, args.max_length, dataset_name)
         groups = dataset["labeler_group"]
         self.labeler_groups += sorted(set(groups) - {""} - set(self.labeler_groups))
+        if dataset_name == "train":
+            self.training_groups = frozenset(self.labeler_groups)
         ids = [self.labeler_groups.index(group) if group else NO_GROUP for group in groups]
         return dataset.add_column("labeler_group_id", ids).select_columns(COLUMNS)
 
@@ -186,7 +201,8 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
 
     Returns:
         columns `completions_ids` (K lists: prompt, completion, EOS), `ranks`, `prompt_length` in tokens, `prompt_id`
-        (equal for equal prompts), `labeler_group` (empty where the comparison has none).
+        (equal for conversations that begin with the same message, which are one cluster), `labeler_id` and
+        `labeler_group` (empty where the comparison has none).
     """
 
     def encode(row, number):
@@ -196,12 +212,37 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
             raise InputError(f"row {number + 1} of the comparisons: {error}.") from error
         prompt_ids = encode_prompt(tokenizer, row["prompt"])
         ids = [prompt_ids + encode_completion(tokenizer, row["prompt"], text) for text in row["completions"]]
-        labels = {"prompt_key": prompt_key(row["prompt"]), "labeler_group": row.get("labeler_group", "")}
-        return {"completions_ids": ids, "ranks": row["ranks"], "prompt_length": len(prompt_ids), **labels}
+        labels = {name: row.get(name, "") for name in ("labeler_id", "labeler_group")}
+        conversation = {"prompt_length": len(prompt_ids), "conversation": conversation_key(row)}
+        return {"completions_ids": ids, "ranks": row["ranks"], **conversation, **labels}
 
     dataset = dataset.map(encode, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing comparisons")
-    prompt_ids = np.unique(dataset["prompt_key"], return_inverse=True)[1]
-    return dataset.remove_columns("prompt_key").add_column("prompt_id", prompt_ids)
+    prompt_ids = np.unique(dataset["conversation"], return_inverse=True)[1]
+    return dataset.remove_columns("conversation").add_column("prompt_id", prompt_ids)
+
+
+def as_pairs(dataset: Dataset) -> Dataset:
+    """Each strictly ordered pair of each comparison as a row of its own, for the ablation `shuffled_pairs`.
+
+    Args:
+        dataset: rows of `tokenize_comparisons`.
+
+    Returns:
+        rows with the same columns and K = 2, the chosen completion first.
+    """
+
+    def split(batch):
+        rows = {name: [] for name in batch}
+        for number, ranks in enumerate(batch["ranks"]):
+            for better, worse in permutations(range(len(ranks)), 2):
+                if ranks[better] < ranks[worse]:
+                    ids = batch["completions_ids"][number]
+                    pair = {"completions_ids": [ids[better], ids[worse]], "ranks": [0, 1]}
+                    for name in rows:
+                        rows[name].append(pair[name] if name in pair else batch[name][number])
+        return rows
+
+    return dataset.map(split, batched=True, batch_size=100, desc="One row for each pair")
 
 
 def _check_lengths(dataset: Dataset, max_length: int | None, dataset_name: str) -> None:

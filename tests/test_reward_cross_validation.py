@@ -1,0 +1,121 @@
+"""Folds, what leaks between them, and their numbers, with a trainer that scores by a known rule."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from rlhf.errors import InputError
+from rlhf.reward.accuracy import Predictions
+from rlhf.reward.cross_validation import (
+    assign_folds,
+    cross_validate,
+    cross_validation_text,
+    fold_rows,
+    length_differences,
+)
+
+
+def rows(n=40, labelers=("ann", "ben", "cleo", "dan", "eve", "fay"), rows_per_prompt=2):
+    """K = 3, the prompt one token; the longest is ranked first by `ann`, last by the others."""
+    made = []
+    for i in range(n):
+        labeler = labelers[i % len(labelers)]
+        ids = [[1, 5], [1, 5, 6], [1, 5, 6, 7, 8]]
+        ranks = [2, 1, 0] if labeler == "ann" else [0, 1, 2]
+        row = {"completions_ids": ids, "ranks": ranks, "prompt_length": 1, "prompt_id": i // rows_per_prompt}
+        made.append({**row, "labeler_id": labeler, "labeler_group": "north" if labeler < "c" else "south"})
+    return Dataset.from_list(made)
+
+
+class ShortestFirst:
+    """Scores are minus the length, whatever it is trained on."""
+
+    def __init__(self, train, evaluation):
+        self.train_dataset, self.eval_dataset = train, evaluation
+        self.labeler_groups = sorted({*train["labeler_group"], *evaluation["labeler_group"]})
+
+    def train(self):
+        pass
+
+    def predictions(self, dataset):
+        lengths = np.array([[len(ids) - 1 for ids in row["completions_ids"]] for row in dataset])
+        groups = np.array([self.labeler_groups.index(group) for group in dataset["labeler_group"]])
+        return Predictions(
+            -lengths.astype(float), np.array(dataset["ranks"]), lengths, np.array(dataset["prompt_id"]), groups
+        )
+
+
+@pytest.mark.parametrize(
+    ("by", "sizes"), [("labelers", [4, 4, 4, 5, 6]), ("labeler_groups", [1, 4]), ("prompts", [4, 4, 5, 5, 5])]
+)
+def test_folds_keep_keys_together_and_are_of_about_one_size(by, sizes):
+    keys = {"labelers": list("aaaaaabbbbbccccddddeefg"), "labeler_groups": list("nnnns"), "prompts": [*range(23)]}[by]
+    fold_of = assign_folds(keys, by)
+    assert sorted(Counter(fold_of).values()) == sizes
+    assert len({(key, fold) for key, fold in zip(keys, fold_of, strict=True)}) == len(set(keys))
+    assert fold_of == assign_folds(keys, by)
+
+
+def test_the_seed_divides_otherwise():
+    assert assign_folds([*range(30)], "prompts", 0) != assign_folds([*range(30)], "prompts", 1)
+
+
+def test_a_conversation_is_never_on_both_sides():
+    data = rows()
+    fold_of = assign_folds(data["labeler_id"], "labelers")
+    validation = rows(12)
+    for fold in range(5):
+        train, evaluation = fold_rows(data, validation, fold_of, fold, "labelers")
+        held_out = evaluation.filter(lambda row: row["labeler_group"] == "heldout")
+        known = evaluation.filter(lambda row: row["labeler_group"] == "training")
+        assert set(train["labeler_group"]) == {"training"}
+        assert len(held_out) == fold_of.count(fold)
+        assert not set(train["prompt_id"]) & set(held_out["prompt_id"])
+        assert not set(train["labeler_id"]) & set(held_out["labeler_id"])
+        assert set(known["labeler_id"]) <= set(train["labeler_id"])
+        assert not set(known["prompt_id"]) & set(data["prompt_id"])  # two splits, two numberings
+
+
+def test_hand_worked_numbers():
+    """30 rows of six labelers; ann prefers long answers, the model and the other five short ones."""
+    result = cross_validate(ShortestFirst, rows(30, rows_per_prompt=1), rows(12), "labelers")
+    assert (result["n_pairs"], result["accuracy"]) == (90, pytest.approx(5 / 6))
+    by_labeler = {name: fold["accuracy"] for fold in result["folds"] for name in fold["held_out"]}
+    assert by_labeler["ann"] in (0.0, 0.5)  # in a fold of its own, or with one of the other five
+    # In each fold most of those trained on prefer short answers, so the length model says what this model says.
+    assert result["length_only"]["accuracy"] == result["accuracy"]
+    assert result["ahead_of_length_only"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    assert result["fold_mean"] == pytest.approx(np.mean([fold["accuracy"] for fold in result["folds"]]))
+    assert result["training_labelers"]["n_prompts"] == 6
+    assert result["labeler_gap"]["difference"] == pytest.approx(
+        result["training_labelers"]["accuracy"] - result["accuracy"]
+    )
+    text = cross_validation_text(result)
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
+        *("| fold", "| ---", "| 1", "| 2", "| 3", "| 4", "| 5", "| all")
+    ]
+
+
+def test_by_prompts_there_are_no_labelers_to_compare():
+    result = cross_validate(ShortestFirst, rows(30), rows(12), "prompts")
+    assert sum(fold["held_out"] for fold in result["folds"]) == 15
+    assert result["training_labelers"]["accuracy"] is None
+    assert result["labeler_gap"] is None
+    assert "| - |" in cross_validation_text(result)
+
+
+def test_what_cannot_be_held_out_is_one_sentence():
+    with pytest.raises(InputError, match="needs the column labeler_id"):
+        assign_folds(["ann", ""], "labelers")
+    with pytest.raises(InputError, match="at least 2 different"):
+        assign_folds(["ann", "ann"], "labelers")
+    same_prompt = Dataset.from_list([{**row, "prompt_id": 0} for row in rows(6)])
+    with pytest.raises(InputError, match="nothing to train on"):
+        cross_validate(ShortestFirst, same_prompt, rows(6), "labelers")
+
+
+def test_length_differences_of_the_labelers_choices():
+    assert sorted(length_differences(rows(1)).tolist()) == [1, 2, 3]  # ann: the longest first
+    assert sorted(length_differences(rows(1, labelers=("eve",))).tolist()) == [-3, -2, -1]
