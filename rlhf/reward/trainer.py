@@ -80,15 +80,16 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
     def _score_with_shared_prompts(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         sizes, last_token = inputs["group_sizes"], inputs["last_token"]
         rows_of = torch.arange(len(last_token), device=sizes.device).split(sizes.tolist())
-        order = inputs["prompt_length"].argsort()
-        scores = torch.empty(len(last_token), device=last_token.device)
-        for prompts in order.tensor_split(self._num_parts(inputs, most=len(sizes))):
+        parts = inputs["prompt_length"].argsort().tensor_split(self._num_parts(inputs, most=len(sizes)))
+        order, scores = [], []
+        for prompts in parts:
             rows = torch.cat([rows_of[prompt] for prompt in prompts.tolist()])
             batch = share_prompts(
                 inputs["input_ids"][rows], last_token[rows], inputs["prompt_length"][prompts], sizes[prompts]
             )
-            scores = scores.index_copy(0, rows, model(**vars(batch), use_cache=False).logits.squeeze(-1))
-        return scores
+            scores.append(model(**vars(batch), use_cache=False).logits.squeeze(-1))
+            order.append(rows)
+        return torch.cat(scores)[torch.cat(order).argsort()]
 
     def _score(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         last_token = inputs["last_token"]
