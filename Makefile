@@ -30,7 +30,7 @@ endif
 DEMO_STAGES := sft reward choose ppo evaluate
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format pretrain sft reward choose ppo evaluate compare push
+.PHONY: help install demo test lint format data pretrain sft reward choose ppo evaluate compare push
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -65,6 +65,9 @@ lint: $(INSTALLED) ## ruff: rules and format
 format: $(INSTALLED) ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+data: $(INSTALLED) ## raw prompts -> train, validation and test without duplicates and personal data, and a card
+	@$(VENV)/bin/python recipes/prepare.py --config recipes/$(RECIPE)/data.yaml $(ARGS)
 
 pretrain: $(INSTALLED) ## train the sandbox's base model on the sandbox's documents
 	$(call STAGE,pretrain,pretrain)

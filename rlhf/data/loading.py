@@ -107,12 +107,7 @@ def find_rows(kind: str, args: DataArguments) -> Splits:
         InputError: no such source.
     """
     if args.dataset_name == "sandbox":
-        return {
-            split: partial(
-                rows_of_dataset, f"sandbox ({split})", _sandbox(kind, split, args.dataset_size, args.dataset_seed)
-            )
-            for split in ("train", *HELD_OUT)
-        }
+        return {split: partial(_sandbox_rows, kind, split, args) for split in ("train", *HELD_OUT)}
     # For OpenAssistant, dataset_config is the language and no configuration on the Hub.
     chooses_language = args.dataset_format is not None and FORMATS[args.dataset_format].language is not None
     return find_splits(args.dataset_name, None if chooses_language else args.dataset_config)
@@ -122,6 +117,10 @@ def _sandbox(kind: str, split: str, size: int | None, seed: int) -> datasets.Dat
     from rlhf.sandbox import datasets as sandbox  # here, so that real data does not load the world
 
     return getattr(sandbox, {"votes": "comparisons"}.get(kind, kind))(split, size=size, seed=seed)
+
+
+def _sandbox_rows(kind: str, split: str, args: DataArguments) -> Iterator[Row]:
+    return rows_of_dataset(f"sandbox ({split})", _sandbox(kind, split, args.dataset_size, args.dataset_seed))
 
 
 def _open_split(kind: str, args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:

@@ -1,0 +1,111 @@
+"""Personal data in text: what identifies or reaches a person by its form alone.
+
+phonenumbers (Google's rules for every country) knows telephone numbers, python-stdnum the check digits of cards and
+accounts; both are small, kept up and work offline. Names and postal addresses have no form: finding those takes a
+language model of its own, and a person's look at the data.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rlhf.errors import InputError
+
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]+)++")
+CARD = re.compile(r"(?<!\d)[3-6](?:[ -]?\d){12,18}(?!\d)")
+IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+US_SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
+IP_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
+SEVEN_DIGITS = re.compile(r"\d(?:\D{0,3}\d){6}")  # the shortest telephone number, however it is written
+
+
+@dataclass(frozen=True)
+class Found:
+    """Personal data at text[start:end]."""
+
+    kind: str
+    start: int
+    end: int
+
+
+class PersonalData:
+    """Finds personal data; one object for all texts, since the libraries take a moment to load.
+
+    Args:
+        region: country code (US, DE, ...) of telephone numbers that are written without one.
+
+    Raises:
+        InputError: the libraries are not installed, or the region is unknown.
+    """
+
+    def __init__(self, region: str = "US"):
+        try:
+            import phonenumbers
+            from stdnum import iban, luhn
+            from stdnum.us import ssn
+        except ImportError as error:
+            raise InputError(
+                "finding personal data needs two packages: pip install 'instruct-rlhf[data]', "
+                "or keep it with --personal_data keep."
+            ) from error
+        if region not in phonenumbers.SUPPORTED_REGIONS:
+            raise InputError(f"phone_region {region} is not a country code such as US or DE.")
+        self.region = region
+        self._phonenumbers = phonenumbers
+        self._patterns: list[tuple[str, re.Pattern, Callable[[str], bool]]] = [
+            ("email address", EMAIL, lambda text: True),
+            ("card number", CARD, lambda text: luhn.is_valid(re.sub("[ -]", "", text))),
+            ("bank account", IBAN, iban.is_valid),
+            ("social security number", US_SSN, ssn.is_valid),
+            ("IP address", IP_ADDRESS, _is_public_address),
+        ]
+
+    def find(self, text: str) -> list[Found]:
+        """All that was found, in order and without overlap."""
+        if "@" not in text and not any(map(str.isdigit, text)):
+            return []  # everything below has one or the other
+        found: list[Found] = []
+        for candidate in self._candidates(text):
+            if all(candidate.end <= other.start or candidate.start >= other.end for other in found):
+                found.append(candidate)
+        return sorted(found, key=lambda one: one.start)
+
+    def _candidates(self, text: str) -> Iterator[Found]:
+        for kind, pattern, is_valid in self._patterns:
+            for match in pattern.finditer(text):
+                end = _valid_end(match.group(), is_valid)
+                if end:
+                    yield Found(kind, match.start(), match.start() + end)
+        if SEVEN_DIGITS.search(text):
+            yield from self._telephones(text)
+
+    def _telephones(self, text: str) -> Iterator[Found]:
+        numbers = self._phonenumbers
+        for match in numbers.PhoneNumberMatcher(text, self.region, leniency=numbers.Leniency.POSSIBLE):
+            # A number within its town (555-0142) is never valid by itself; hyphens tell it from any other number.
+            if numbers.is_valid_number(match.number) or re.search(r"\d[-)]", match.raw_string):
+                yield Found("telephone number", match.start, match.end)
+
+
+def mask(text: str, found: list[Found]) -> str:
+    """The text with what was found replaced by its kind: "Write to [email address]."."""
+    for one in reversed(found):
+        text = f"{text[: one.start]}[{one.kind}]{text[one.end :]}"
+    return text
+
+
+def _valid_end(text: str, is_valid: Callable[[str], bool]) -> int:
+    """Length of the longest valid beginning that ends before a space; 0 if there is none."""
+    while not is_valid(text):
+        text, space, _ = text.rpartition(" ")
+        if not space:
+            return 0
+    return len(text)
+
+
+def _is_public_address(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False

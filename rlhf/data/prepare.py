@@ -1,0 +1,146 @@
+"""Prompts as the paper prepared them (section 3.2, appendix A.2), from a source of any size.
+
+Each prompt is looked at once, in the order of the source, and dropped for the first of these reasons:
+
+    longer than max_prompt_length tokens
+    personal data, in the training split
+    shares a long common prefix with an earlier prompt
+    its user has max_per_user prompts already
+
+The split is by a hash of the user, so no user is on two sides, and a user is on the same side in every data set that is
+prepared so. What has to be remembered of earlier prompts, 16 bytes of each, is in a temporary file.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.data.encode import Prompt, plain_messages, prompt_key, prompt_text
+from rlhf.data.personal import Found, PersonalData
+from rlhf.data.splits import HELD_OUT, SHARE, conversation_hash, hash_share
+from rlhf.errors import InputError
+
+TOO_LONG, PERSONAL, DUPLICATE, TOO_MANY = REASONS = (
+    "too long",
+    "personal data",
+    "long prefix in common with an earlier prompt",
+    "user has enough prompts",
+)
+
+
+@dataclass
+class PrepareArguments:
+    """How prompts are prepared; the defaults are the paper's where it names them."""
+
+    output_dir: str = field(metadata={"help": "Folder for the prepared prompts and their card."})
+    model_name_or_path: str = field(metadata={"help": "Model whose tokenizer counts the tokens of a prompt."})
+    max_prompt_length: int = field(default=1000, metadata={"help": "Longest prompt in tokens, template included."})
+    max_per_user: int = field(default=200, metadata={"help": "Most prompts of one user_id."})
+    duplicate_prefix: int = field(
+        default=200,
+        metadata={"help": "Prompts that share their first N characters (or all, if shorter) are duplicates."},
+    )
+    held_out_share: float = field(default=SHARE, metadata={"help": "Share of the users in validation, and in test."})
+    personal_data: Literal["drop", "keep"] = field(
+        default="drop", metadata={"help": "drop: training prompts with personal data are left out."}
+    )
+    phone_region: str = field(default="US", metadata={"help": "Country of telephone numbers without a country code."})
+
+    def __post_init__(self):
+        for name in ("max_prompt_length", "max_per_user", "duplicate_prefix"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
+        if not 0 < self.held_out_share < 0.5:
+            raise InputError(
+                f"held_out_share is {self.held_out_share}; two such shares have to leave some for training."
+            )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a prompt.
+
+    Attributes:
+        row: of the schema of prompts.
+        split: train, validation or test.
+        tokens: length of the encoded prompt.
+        reason: one of `REASONS` if it is dropped, None if it is kept.
+        found: its personal data, if it was looked for; positions in `prompt_text` of the prompt.
+    """
+
+    row: dict[str, Any]
+    split: str
+    tokens: int
+    reason: str | None
+    found: list[Found] = field(default_factory=list)
+
+
+def decide(
+    rows: Iterable[dict[str, Any]],
+    args: PrepareArguments,
+    count_tokens: Callable[[Prompt], int],
+    personal: PersonalData | None,
+) -> Iterator[Decision]:
+    """A decision for every row, in the order of the rows.
+
+    Args:
+        rows: of the schema of prompts.
+        count_tokens: length of an encoded prompt.
+        personal: finds personal data in training prompts; None leaves it in.
+    """
+    seen = _Seen()
+    for row in rows:
+        prompt, split = row["prompt"], split_of(row, args.held_out_share)
+        tokens, found, reason = count_tokens(prompt), [], None
+        if tokens > args.max_prompt_length:
+            reason = TOO_LONG
+        elif personal is not None and split == "train" and (found := personal.find(prompt_text(prompt))):
+            reason = PERSONAL
+        elif seen.has_prefix(prefix_key(prompt, args.duplicate_prefix)):
+            reason = DUPLICATE
+        elif row.get("user_id") is not None and seen.count_user(row["user_id"]) > args.max_per_user:
+            reason = TOO_MANY
+        yield Decision(row, split, tokens, reason, found)
+
+
+def split_of(row: dict[str, Any], share: float) -> str:
+    """Side of the row's user, or where it has none, of its conversation, by a hash."""
+    user = row.get("user_id")
+    value = conversation_hash(row) if user is None else hash_share(f"user {user}")
+    return next((name for i, name in enumerate(HELD_OUT, 1) if value < i * share), "train")
+
+
+def prefix_key(prompt: Prompt, length: int) -> str:
+    """Equal for duplicates: prompts whose last messages begin with the same `length` characters, or if shorter, are
+    the same, after the same conversation. Case and the amount of white space do not count.
+    """
+    before, last = ([], prompt) if isinstance(prompt, str) else (plain_messages(prompt[:-1]), prompt[-1]["content"])
+    return prompt_key(before) + " ".join(last.casefold().split())[:length]
+
+
+class _Seen:
+    """Prefixes and users of earlier prompts, in a temporary file."""
+
+    def __init__(self):
+        self._table = sqlite3.connect(
+            "", isolation_level=None
+        )  # a file that SQLite deletes, its recent pages in memory
+        self._table.execute("BEGIN")
+        self._table.execute("CREATE TABLE prefixes (hash PRIMARY KEY) WITHOUT ROWID")
+        self._table.execute("CREATE TABLE users (hash PRIMARY KEY, prompts) WITHOUT ROWID")
+
+    def has_prefix(self, key: str) -> bool:
+        """Whether the key was asked for before."""
+        return self._table.execute("INSERT OR IGNORE INTO prefixes VALUES (?)", (_digest(key),)).rowcount == 0
+
+    def count_user(self, user: str) -> int:
+        """How often the user was asked for, this time included."""
+        add = "INSERT INTO users VALUES (?, 1) ON CONFLICT DO UPDATE SET prompts = prompts + 1 RETURNING prompts"
+        ((count,),) = self._table.execute(add, (_digest(user),)).fetchall()
+        return count
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
