@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
 from rlhf.data.encode import prompt_key
+from rlhf.data.formats import FORMATS
 from rlhf.data.splits import conversation_hash, split_indices
 from rlhf.errors import InputError
 
@@ -256,6 +257,47 @@ def loads_or_explains(path: Path, **kwargs) -> None:
                 prompt_key(row["prompt"] if "prompt" in row else row["text"]).encode()
         except InputError as error:
             assert str(error).strip().endswith(".")
+
+
+PUBLISHED = {
+    "oasst_messages": ["message_id", "message_tree_id", "parent_id", "text", "role", "rank"],
+    "hh_rlhf": ["chosen", "rejected"],
+    "summarize_from_feedback": ["info", "summaries", "choice", "worker"],
+    "summarize_from_feedback_axis": ["info", "summary", "worker"],
+    "ultrafeedback": ["instruction", "completions", "source"],
+    "helpsteer2": ["prompt", "response", "helpfulness"],
+    "helpsteer2_preference": ["prompt", "response_1", "response_2", "preference_strength"],
+    "helpsteer3": ["context", "response1", "response2", "overall_preference", "domain"],
+    "alpaca": ["instruction", "input", "output"],
+    "dolly": ["instruction", "context", "response", "category"],
+    "self_instruct": ["instruction", "instances", "is_classification"],
+    "ultrachat": ["id", "data"],
+    "trl_unpaired": ["prompt", "completion", "label"],
+    "votes": ["prompt", "completions", "votes"],
+}
+OBJECT = st.dictionaries(
+    st.sampled_from(["text", "post", "article", "title", "axes", "overall", "response", "overall_score", "input", "output"]
+                    + ["better", "worse", "tied", "labeler_id"]),
+    st.text(max_size=4) | st.integers(-1, 3) | st.lists(st.integers(0, 2), max_size=3) | JSON, max_size=5,
+)  # fmt: skip
+CELL = (
+    st.text(max_size=5) | st.integers(-1, 3) | OBJECT | st.lists(OBJECT, max_size=3) | st.sampled_from(["q", "\n\nHuman: a"])
+    | st.lists(st.text(max_size=3), max_size=4) | st.lists(MESSAGE, max_size=3) | st.booleans() | JSON
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), name=st.sampled_from(sorted(PUBLISHED)), forced=st.booleans())
+def test_any_cells_of_a_published_format_are_read_or_explained(tmp_path_factory, data, name, forced):
+    columns = PUBLISHED[name]
+    cells = st.fixed_dictionaries(dict.fromkeys(columns, CELL)) | st.dictionaries(st.sampled_from(columns), CELL)
+    path = write_jsonl(tmp_path_factory.mktemp("published") / "a.jsonl", data.draw(st.lists(cells, max_size=4)))
+    policy = data.draw(st.sampled_from(["error", "skip"]))
+    loads_or_explains(path, on_bad_rows=policy, dataset_format=name if forced else None)
+
+
+def test_all_formats_are_tried():
+    assert set(PUBLISHED) | {"oasst"} == set(FORMATS)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
