@@ -90,7 +90,10 @@ def save_process(folder: Path, process: int, rollout: Rollout | None, meter: Met
 
 def load_history(folder: Path, parts: Mapping[str, Stateful | None]) -> int:
     """Reads what `save_history` wrote; returns the number of processes of that run."""
-    state = json.loads((folder / HISTORY_NAME).read_text(encoding="utf-8"))
+    path = folder / HISTORY_NAME
+    if not path.exists():
+        raise InputError(f"{path} is missing; {folder} is not a checkpoint of this trainer.")
+    state = json.loads(path.read_text(encoding="utf-8"))
     for name, part in parts.items():
         if (part is None) != (state.get(name) is None):
             raise InputError(

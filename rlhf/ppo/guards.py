@@ -4,11 +4,11 @@ Each has a history that belongs into a checkpoint: `state_dict` and `load_state_
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf.ppo.returns import moments, precise
 
@@ -139,5 +139,7 @@ class CollapseWatch:
         self.first, self.flags = state["first"], state["flags"]
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether all gradients on this process are finite; one number leaves the device, however many there are."""
+    gradients = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in parameters if p.grad is not None]
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
