@@ -2,10 +2,10 @@
 
     python benchmarks/corrupt_data.py --cases 10000
 
-Every second case is a good file with one row made bad in a known place: with `on_bad_rows: skip` the loader has to leave
-out that row and no other, and name its file, its place and a reason. The other cases are good files with some bytes
-overwritten, cut or doubled anywhere: the loader has to read them or refuse them in one sentence. Anything else counts as
-a failure, of which the first ones are printed.
+Every second case is a good file with one row made bad in a known place: with `on_bad_rows: skip` the loader has to
+leave out that row and no other, and name its file, its place and a reason. The other cases are good files with some
+bytes overwritten, cut or doubled anywhere: the loader has to read them or refuse them in one sentence. Anything else
+counts as a failure, of which the first ones are printed.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def bad_row_case(rng: random.Random, folder: Path) -> str:
     zipped = rng.random() < 0.3
     path = folder / f"train.jsonl{'.gz' if zipped else ''}"
     path.write_bytes(gzip.compress(data) if zipped else data)
-    args = DataArguments(dataset_name=str(path), dataset_test_split="test", on_bad_rows="skip")
+    args = DataArguments(dataset_name=str(path), on_bad_rows="skip")
     splits = ("train", "validation", "test") if count > 4 else ("train",)  # too few are not split
     read = sum(len(LOADERS[kind](args, split, str(folder))) for split in splits)
     records = [json.loads(line) for line in (folder / "skipped_rows.jsonl").read_text().splitlines()]

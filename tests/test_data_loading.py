@@ -18,7 +18,7 @@ from rlhf.errors import InputError
 
 
 def select_split(rows: list[dict], split: str, held_out: set[str]) -> list[dict]:
-    return [rows[i] for i in split_indices([conversation_hash(row) for row in rows], split, held_out)]
+    return [rows[i] for i in split_indices([conversation_hash(row) for row in rows], split, held_out, "rows")]
 
 
 LOADERS = [load_demonstrations, load_comparisons, load_prompts, load_pretraining]
@@ -275,14 +275,14 @@ PUBLISHED = {
     "trl_unpaired": ["prompt", "completion", "label"],
     "votes": ["prompt", "completions", "votes"],
 }
+KEYS = "text post article title axes overall response overall_score input output better worse tied labeler_id"
 OBJECT = st.dictionaries(
-    st.sampled_from(["text", "post", "article", "title", "axes", "overall", "response", "overall_score", "input", "output"]
-                    + ["better", "worse", "tied", "labeler_id"]),
+    st.sampled_from(KEYS.split()),
     st.text(max_size=4) | st.integers(-1, 3) | st.lists(st.integers(0, 2), max_size=3) | JSON, max_size=5,
 )  # fmt: skip
 CELL = (
-    st.text(max_size=5) | st.integers(-1, 3) | OBJECT | st.lists(OBJECT, max_size=3) | st.sampled_from(["q", "\n\nHuman: a"])
-    | st.lists(st.text(max_size=3), max_size=4) | st.lists(MESSAGE, max_size=3) | st.booleans() | JSON
+    st.text(max_size=5) | st.integers(-1, 3) | OBJECT | st.lists(OBJECT, max_size=3) | st.booleans() | JSON
+    | st.sampled_from(["q", "\n\nHuman: a"]) | st.lists(st.text(max_size=3), max_size=4) | st.lists(MESSAGE, max_size=3)
 )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
             f"{args.dataset_name} has no {kind} in its {origin} split ({len(bad_rows)} rows were skipped)."
         )
     if hashes:
-        dataset = dataset.select(split_indices(hashes, split, held_out))
+        dataset = dataset.select(split_indices(hashes, split, held_out, args.dataset_name))
     return dataset if size is None else dataset.select(range(min(size, len(dataset))))
 
 

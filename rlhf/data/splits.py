@@ -30,7 +30,9 @@ def conversation_hash(row: dict[str, Any]) -> float:
     return hash_share(conversation_key(row))
 
 
-def split_indices(hashes: Sequence[float], split: str, held_out: set[str], share: float = SHARE) -> np.ndarray:
+def split_indices(
+    hashes: Sequence[float], split: str, held_out: set[str], name: str, share: float = SHARE
+) -> np.ndarray:
     """Rows of `split` when the splits `held_out` are taken out of the train rows by a hash of the conversation.
 
     The hash knows only the conversation: its side stays the same when rows are added or reordered, and is the same for
@@ -40,6 +42,7 @@ def split_indices(hashes: Sequence[float], split: str, held_out: set[str], share
     Args:
         hashes: [rows] `conversation_hash` of all rows of the source.
         held_out: subset of {"validation", "test"}.
+        name: of the source, for messages.
         share: part of the conversations in each held-out split: held_out[i] has the hashes in [i * share, (i + 1) *
             share).
 
@@ -54,7 +57,7 @@ def split_indices(hashes: Sequence[float], split: str, held_out: set[str], share
     different = np.unique(hashes)
     if split in held_out and len(different) <= len(names):
         raise InputError(
-            f"no {split} split can be held out of {len(different)} different prompts; "
+            f"{name}: no {split} split can be held out of {len(different)} different prompts; "
             f"give at least {len(held_out) + 1} of them, or a file with {split} in its name."
         )
     ends = _ends(different, len(names), share) if len(different) > len(names) else []
