@@ -1,0 +1,363 @@
+"""PPO of this library beside TRL's own PPOTrainer: same models, prompts, lengths, batches and optimizer steps.
+
+    python benchmarks/ppo_vs_trl.py
+    python benchmarks/ppo_vs_trl.py --shapes smollm2-135m --smollm2 models/SmolLM2-135M --repeats 3
+
+The two take turns, each run in a process of its own, so that peak memory is its own. Policy and value are LoRA adapters
+on all linear layers on both sides. TRL takes the reference from the policy without its adapter, which is the least memory
+that it can do with, and has two full models more: reward and value. Ours has one base for all four.
+
+The tokenizer's EOS lies outside of the vocabulary, so no response ends before `response_length` and both sides sample,
+score and train on equally many tokens; that finished responses leave the batch does not count here. TRL gets the whole
+rollout as one batch of the device, because with accumulation it leaves out optimizer steps; minibatches pass its update
+in one piece, and ours too. Both count their optimizer steps, and the numbers have to be equal.
+
+Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second
+(medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's of the growth of peak memory over
+what the process had before it made the models; `raw_memory_ratio` has Python and the libraries in it.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    set_seed,
+)
+from trl import ModelConfig
+
+from rlhf.adapters import SharedBase
+from rlhf.models import load_base
+from rlhf.ppo import PPOConfig, PPOTrainer
+from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_config
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and the work that it does. Prompts have between half of `prompt_length` tokens and all of it."""
+
+    name: str
+    model: str | dict  # `sandbox`, a folder, or the fields of a LlamaConfig for random weights
+    prompt_length: int
+    response_length: int
+    batch: int  # episodes per rollout
+    minibatches: int
+    rollouts: int = 3  # of a run; the first is not timed
+    lora_r: int = 16
+
+
+SMOLLM2_135M = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                    num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)  # fmt: skip
+VOCAB_49K = dict(vocab_size=49152, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
+                 num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True)  # fmt: skip
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("sandbox", "sandbox", prompt_length=32, response_length=72, batch=128, minibatches=4),
+        Shape("vocab49k", VOCAB_49K, prompt_length=64, response_length=64, batch=32, minibatches=4),
+        Shape("smollm2-135m", SMOLLM2_135M, prompt_length=32, response_length=48, batch=8, minibatches=2, rollouts=2),
+    )
+}
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.side:
+        print(json.dumps(measure(args.side, Shape(**json.loads(args.shape)))))
+        return
+    shapes = [SHAPES[name] for name in args.shapes]
+    if args.smollm2:
+        shapes = [dataclasses.replace(s, model=args.smollm2) if s.name == "smollm2-135m" else s for s in shapes]
+    print(json.dumps([compare(shape, args.repeats) for shape in shapes]))
+
+
+def compare(shape: Shape, repeats: int) -> dict:
+    """Both sides in turns, `repeats` runs each."""
+    runs = {"ours": [], "trl": []}
+    for turn in range(repeats):
+        for side in ("ours", "trl") if turn % 2 == 0 else ("trl", "ours"):
+            runs[side].append(in_own_process(side, shape))
+            last = runs[side][-1]
+            print(f"{shape.name} {side}: {shape.batch / statistics.median(last['rollouts_s']):.3g} episodes/s, "
+                  f"{last['memory_mb'] - last['memory_before_mb']:.0f} MB", flush=True)  # fmt: skip
+    return summary(shape, runs)
+
+
+def summary(shape: Shape, runs: dict[str, list[dict]]) -> dict:
+    """What is printed about a shape; refuses to compare sides that did not do the same work."""
+
+    def median(side: str, value) -> float:
+        return statistics.median(value(run) for run in runs[side])
+
+    def each(value) -> dict[str, float]:
+        return {side: median(side, value) for side in runs}
+
+    for name in ("optimizer_steps", "response_tokens", "adapter_parameters"):
+        if len({run[name] for side in runs.values() for run in side}) > 1:
+            raise SystemExit(f"{shape.name}: the sides differ in {name}: {runs}")
+    seconds = {side: statistics.median(s for run in side_runs for s in run["rollouts_s"])
+               for side, side_runs in runs.items()}  # fmt: skip
+    memory = each(lambda run: run["memory_mb"] - run["memory_before_mb"])
+    raw = each(lambda run: run["memory_mb"])
+    timed = [s / statistics.median(run["rollouts_s"]) for side in runs.values() for run in side
+             for s in run["rollouts_s"]]  # fmt: skip
+    return {
+        "shape": shape.name,
+        "speedup": seconds["trl"] / seconds["ours"],
+        "memory_ratio": memory["ours"] / memory["trl"],
+        "raw_memory_ratio": raw["ours"] / raw["trl"],
+        "episodes_per_s": {side: shape.batch / s for side, s in seconds.items()},
+        "peak_memory_mb": memory,
+        "raw_peak_memory_mb": raw,
+        "seconds": {part: each(lambda run, part=part: run["seconds"][part]) for part in ("rollout", "score", "update")},
+        "optimizer_steps_per_rollout": shape.minibatches,
+        "spread": max(timed) / min(timed),
+        "weights": "random" if isinstance(shape.model, dict) else "pretrained",
+        "threads": runs["ours"][0]["threads"],
+        "work": {k: v for k, v in dataclasses.asdict(shape).items() if k not in ("name", "model")},
+    }
+
+
+def in_own_process(side: str, shape: Shape) -> dict:
+    command = [sys.executable, __file__, "--side", side, "--shape", json.dumps(dataclasses.asdict(shape))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{shape.name}, {side}:\n{result.stderr[-4000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+# ---- One side -----------------------------------------------------------------------------------------------------------
+
+
+def measure(side: str, shape: Shape) -> dict:
+    """One run of one side: seconds of each rollout but the first, their parts, and memory before and at its peak."""
+    before = memory(peak=False)
+    set_seed(0)
+    clock, steps = Clock(shape), []
+    trainer = (our_trainer if side == "ours" else trl_trainer)(shape, clock)
+    adapters = [p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad and "lora_" in name]
+    reset_peak()
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    trainer.train()
+    hook.remove()
+    return {
+        "rollouts_s": [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)],
+        "seconds": clock.parts() if side == "trl" else logged_parts(trainer),
+        "memory_before_mb": before,
+        "memory_mb": memory(peak=True),
+        "optimizer_steps": len(steps),
+        "response_tokens": clock.response_tokens if side == "trl" else logged_tokens(trainer, shape),
+        "adapter_parameters": sum(adapters),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class Clock(TrainerCallback):
+    """When rollouts end, and for TRL's trainer, which measures nothing itself, when sampling and update begin."""
+
+    def __init__(self, shape: Shape):
+        self.shape = shape
+        self.ends: list[float] = []
+        self.sampled: list[tuple[float, float]] = []
+        self.updates: list[float] = []
+        self.response_tokens = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        steps = getattr(args, "steps_per_rollout", 1)  # TRL's trainer calls this once a rollout
+        if state.global_step % steps == 0:
+            synchronize()
+            self.ends.append(time.perf_counter())
+
+    def parts(self) -> dict[str, float]:
+        """Medians over all rollouts but the first."""
+        rows = list(zip(self.sampled, self.updates, self.ends, strict=True))[1:]
+        return {
+            "rollout": statistics.median(sampled - start for (start, sampled), _, _ in rows),
+            "score": statistics.median(update - sampled for (_, sampled), update, _ in rows),
+            "update": statistics.median(end - update for _, update, end in rows),
+        }
+
+    def watch(self, trainer) -> None:
+        """Takes the time at TRL's `batch_generation`, and at the first forward that training makes after it."""
+        module = sys.modules[type(trainer).__module__]
+        generate = module.batch_generation
+
+        def timed(model, queries, *args):
+            start = time.perf_counter()
+            sequences, logits = generate(model, queries, *args)
+            synchronize()
+            self.sampled.append((start, time.perf_counter()))
+            self.response_tokens += sequences[:, queries.shape[1] :].numel()
+            return sequences, logits
+
+        def forward(*_):
+            if len(self.updates) < len(self.sampled):
+                synchronize()
+                self.updates.append(time.perf_counter())
+
+        module.batch_generation = timed
+        trainer.model.register_forward_pre_hook(forward)
+
+
+def logged_parts(trainer: PPOTrainer) -> dict[str, float]:
+    logs = [row for row in trainer.state.log_history if "time/update" in row][1:]
+    return {part: statistics.median(row[f"time/{part}"] for row in logs) for part in ("rollout", "score", "update")}
+
+
+def logged_tokens(trainer: PPOTrainer, shape: Shape) -> int:
+    lengths = [row["rollout/length"] for row in trainer.state.log_history if "rollout/length" in row]
+    return round(sum(lengths) * shape.batch)
+
+
+def our_trainer(shape: Shape, clock: Clock) -> PPOTrainer:
+    base = SharedBase(language_model(shape))
+    base.add_adapter("sft", lora_config=lora(shape))
+    base.add_adapter("reward", lora_config=lora(shape), head=True)
+    base.add_adapter("policy", copy_of="sft", trainable=True)
+    base.add_adapter("value", copy_of="reward", trainable=True, head=True)
+    return PPOTrainer(
+        args=config(shape),
+        processing_class=tokenizer(base.config.vocab_size),
+        model=base,
+        train_dataset=prompts(shape, base.config.vocab_size),
+        callbacks=[clock],
+    )
+
+
+def trl_trainer(shape: Shape, clock: Clock):
+    _, trainer_class = require_trl_ppo()
+    policy = language_model(shape)
+    reward, value = (classifier(policy) for _ in range(2))
+    trainer = trainer_class(
+        args=trl_ppo_config(config(shape)),
+        processing_class=tokenizer(policy.config.vocab_size),
+        model=policy,
+        ref_model=None,
+        reward_model=reward,
+        value_model=get_peft_model(value, lora(shape, task_type="SEQ_CLS")),
+        train_dataset=prompts(shape, policy.config.vocab_size),
+        peft_config=lora(shape, task_type="CAUSAL_LM"),
+        callbacks=[clock],
+    )
+    clock.watch(trainer)
+    return trainer
+
+
+def config(shape: Shape) -> PPOConfig:
+    return PPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        batch_size=shape.batch,
+        mini_batch_size=shape.batch // shape.minibatches,
+        per_device_train_batch_size=shape.batch // shape.minibatches,
+        local_rollout_forward_batch_size=min(64, shape.batch),
+        total_episodes=shape.batch * shape.rollouts,
+        response_length=shape.response_length,
+        ema_decay=None,  # TRL's trainer has none
+        num_sample_generations=0,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+def lora(shape: Shape, **kwargs) -> LoraConfig:
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=shape.lora_r, lora_alpha=2 * shape.lora_r, target_modules=linear, **kwargs)
+
+
+def language_model(shape: Shape):
+    if isinstance(shape.model, dict):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape.model, pad_token_id=PAD), dtype=torch.float32)
+    else:
+        model = load_base(ModelConfig(model_name_or_path=shape.model, dtype="float32"))
+    model.config.pad_token_id = PAD
+    model.generation_config.eos_token_id = model.config.eos_token_id = model.config.vocab_size  # never sampled
+    return model
+
+
+def classifier(policy):
+    """The policy's body with a random score."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    getattr(model, model.base_model_prefix).load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())
+    return model
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Never used on text. Its EOS is the first id that the model does not have."""
+    words = {"<pad>": PAD, **{str(i): i for i in range(1, vocabulary)}, "<eos>": vocabulary}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="1")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        padding_side="left",
+    )
+
+
+def prompts(shape: Shape, vocabulary: int) -> Dataset:
+    rng = random.Random(0)
+    lengths = [rng.randint(shape.prompt_length // 2, shape.prompt_length) for _ in range(shape.batch)]
+    return Dataset.from_dict({"input_ids": [[rng.randrange(1, vocabulary) for _ in range(n)] for n in lengths]})
+
+
+# ---- Memory -------------------------------------------------------------------------------------------------------------
+
+
+def memory(peak: bool) -> float:
+    """MB of this process on the device that trains: of the GPU's allocator, or resident in main memory."""
+    if torch.cuda.is_available():
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM" if peak else "VmRSS"].split()[0]) / 1024
+
+
+def reset_peak() -> None:
+    """From here on: what it took to load the models is not what it takes to train."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each side")
+    parser.add_argument("--smollm2", help="folder or Hub id of SmolLM2-135M; without it, random weights of its shape")
+    parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)  # of the processes it starts
+    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
