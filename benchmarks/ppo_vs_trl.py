@@ -4,17 +4,20 @@
     python benchmarks/ppo_vs_trl.py --shapes smollm2-135m --smollm2 models/SmolLM2-135M --repeats 3
 
 The two take turns, each run in a process of its own, so that peak memory is its own. Policy and value are LoRA adapters
-on all linear layers on both sides. TRL takes the reference from the policy without its adapter, which is the least memory
-that it can do with, and has two full models more: reward and value. Ours has one base for all four.
+on all linear layers on both sides. TRL takes the reference from the policy without its adapter, which is the least
+memory that it can do with, and has two full models more: reward and value. Ours has one base for all four. Weights and
+arithmetic are float32, or with `--dtype bfloat16` bfloat16 with float32 adapters (TRL's trainer ignores `bf16`, its
+models are in bfloat16 all the same).
 
-The tokenizer's EOS lies outside of the vocabulary, so no response ends before `response_length` and both sides sample,
-score and train on equally many tokens; that finished responses leave the batch does not count here. TRL gets the whole
-rollout as one batch of the device, because with accumulation it leaves out optimizer steps; minibatches pass its update
-in one piece, and ours too. Both count their optimizer steps, and the numbers have to be equal.
+Each prompt has a response length, the same on both sides: there the EOS is put in place of what was sampled. Lengths
+are spread evenly from an eighth of `response_length` to all of it, or with `--lengths full` are all `response_length`,
+so that nothing can be gained by trimming. TRL gets the whole rollout as one batch of the device, because with
+accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too. Optimizer steps,
+response tokens and parameters of the adapters are counted on both sides and have to be equal.
 
 Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second
-(medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's of the growth of peak memory over
-what the process had before it made the models; `raw_memory_ratio` has Python and the libraries in it.
+(medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's of the growth of peak memory
+over what the process had before it made the models; `raw_memory_ratio` has Python and the libraries in it.
 """
 
 import argparse
@@ -50,7 +53,7 @@ from rlhf.models import load_base
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_config
 
-PAD = 0
+PAD, LORA_R = 0, 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Shape:
     batch: int  # episodes per rollout
     minibatches: int
     rollouts: int = 3  # of a run; the first is not timed
-    lora_r: int = 16
+    lengths: str = "varied"
+    dtype: str = "float32"
 
 
 SMOLLM2_135M = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
@@ -86,7 +90,8 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure(args.side, Shape(**json.loads(args.shape)))))
         return
-    shapes = [SHAPES[name] for name in args.shapes]
+    options = {"lengths": args.lengths, "dtype": args.dtype}
+    shapes = [dataclasses.replace(SHAPES[name], **options) for name in args.shapes]
     if args.smollm2:
         shapes = [dataclasses.replace(s, model=args.smollm2) if s.name == "smollm2-135m" else s for s in shapes]
     print(json.dumps([compare(shape, args.repeats) for shape in shapes]))
@@ -147,15 +152,15 @@ def in_own_process(side: str, shape: Shape) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-# ---- One side -----------------------------------------------------------------------------------------------------------
+# ---- One side --------------------------------------------------------------------------------------------------------
 
 
 def measure(side: str, shape: Shape) -> dict:
     """One run of one side: seconds of each rollout but the first, their parts, and memory before and at its peak."""
     before = memory(peak=False)
     set_seed(0)
-    clock, steps = Clock(shape), []
-    trainer = (our_trainer if side == "ours" else trl_trainer)(shape, clock)
+    clock, steps = Clock(), []
+    trainer, lengths = (our_trainer if side == "ours" else trl_trainer)(shape, clock)
     adapters = [p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad and "lora_" in name]
     reset_peak()
     hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
@@ -167,7 +172,7 @@ def measure(side: str, shape: Shape) -> dict:
         "memory_before_mb": before,
         "memory_mb": memory(peak=True),
         "optimizer_steps": len(steps),
-        "response_tokens": clock.response_tokens if side == "trl" else logged_tokens(trainer, shape),
+        "response_tokens": lengths.tokens,
         "adapter_parameters": sum(adapters),
         "threads": torch.get_num_threads(),
     }
@@ -176,8 +181,7 @@ def measure(side: str, shape: Shape) -> dict:
 class Clock(TrainerCallback):
     """When rollouts end, and for TRL's trainer, which measures nothing itself, when sampling and update begin."""
 
-    def __init__(self, shape: Shape):
-        self.shape = shape
+    def __init__(self):
         self.ends: list[float] = []
         self.sampled: list[tuple[float, float]] = []
         self.updates: list[float] = []
@@ -203,13 +207,12 @@ class Clock(TrainerCallback):
         module = sys.modules[type(trainer).__module__]
         generate = module.batch_generation
 
-        def timed(model, queries, *args):
+        def timed(*args):
             start = time.perf_counter()
-            sequences, logits = generate(model, queries, *args)
+            output = generate(*args)
             synchronize()
             self.sampled.append((start, time.perf_counter()))
-            self.response_tokens += sequences[:, queries.shape[1] :].numel()
-            return sequences, logits
+            return output
 
         def forward(*_):
             if len(self.updates) < len(self.sampled):
@@ -220,48 +223,104 @@ class Clock(TrainerCallback):
         trainer.model.register_forward_pre_hook(forward)
 
 
+class Lengths:
+    """The length of the response to each prompt, and the tokens that were sampled at these lengths."""
+
+    def __init__(self, shape: Shape, prompts: list[list[int]], eos: int):
+        shortest = shape.response_length if shape.lengths == "full" else max(1, shape.response_length // 8)
+        span = shape.response_length - shortest
+        order = random.Random(1).sample(range(len(prompts)), len(prompts))
+        evenly = {i: shortest + round(span * k / max(1, len(prompts) - 1)) for k, i in enumerate(order)}
+        self.of = {tuple(prompt): evenly[i] for i, prompt in enumerate(prompts)}
+        self.eos, self.tokens = eos, 0
+
+    def look_up(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Lengths [B] of the responses to prompts [B, P], padded on the left; no prompt has PAD in it."""
+        found = [self.of[tuple(i for i in row if i != PAD)] for row in input_ids.tolist()]
+        self.tokens += sum(found)
+        return torch.tensor(found, device=input_ids.device)
+
+    def in_ours(self) -> None:
+        """Puts the EOS where it is due while sampling, so that the row may leave."""
+        module = sys.modules["rlhf.ppo.rollout"]
+        decode = module.decode
+
+        def due(lm, input_ids, attention_mask, choose, stop_ids, length):
+            lengths = self.look_up(input_ids)
+
+            def forced(logits, rows, step):
+                ids = choose(logits, rows, step)
+                ids = torch.where(ids == self.eos, 1, ids)
+                return torch.where(lengths[rows] == step + 1, self.eos, ids)
+
+            return decode(lm, input_ids, attention_mask, forced, stop_ids, length)
+
+        module.decode = due
+
+    def in_trl(self) -> None:
+        """Puts the EOS where it is due after sampling: `generate` keeps rows that have ended, so it is the same work."""
+        module = sys.modules["trl.experimental.ppo.ppo_trainer"]
+        generate = module.batch_generation
+
+        def due(model, queries, *args):
+            sequences, logits = generate(model, queries, *args)
+            responses = sequences[:, queries.shape[1] :]  # a view
+            position = torch.arange(1, responses.shape[1] + 1, device=responses.device)
+            lengths = self.look_up(queries)[:, None]
+            responses[(responses == self.eos) | (responses == PAD)] = 1
+            responses[position == lengths] = self.eos
+            responses[position > lengths] = PAD
+            return sequences, logits
+
+        module.batch_generation = due
+
+
 def logged_parts(trainer: PPOTrainer) -> dict[str, float]:
     logs = [row for row in trainer.state.log_history if "time/update" in row][1:]
     return {part: statistics.median(row[f"time/{part}"] for row in logs) for part in ("rollout", "score", "update")}
 
 
-def logged_tokens(trainer: PPOTrainer, shape: Shape) -> int:
-    lengths = [row["rollout/length"] for row in trainer.state.log_history if "rollout/length" in row]
-    return round(sum(lengths) * shape.batch)
-
-
-def our_trainer(shape: Shape, clock: Clock) -> PPOTrainer:
+def our_trainer(shape: Shape, clock: Clock) -> tuple[PPOTrainer, Lengths]:
     base = SharedBase(language_model(shape))
-    base.add_adapter("sft", lora_config=lora(shape))
-    base.add_adapter("reward", lora_config=lora(shape), head=True)
+    base.add_adapter("sft", lora_config=lora())
+    base.add_adapter("reward", lora_config=lora(), head=True)
     base.add_adapter("policy", copy_of="sft", trainable=True)
     base.add_adapter("value", copy_of="reward", trainable=True, head=True)
-    return PPOTrainer(
+    vocabulary = base.config.vocab_size
+    data = prompts(shape, vocabulary)
+    lengths = Lengths(shape, data, vocabulary - 1)
+    lengths.in_ours()
+    trainer = PPOTrainer(
         args=config(shape),
-        processing_class=tokenizer(base.config.vocab_size),
+        processing_class=tokenizer(vocabulary),
         model=base,
-        train_dataset=prompts(shape, base.config.vocab_size),
+        train_dataset=Dataset.from_dict({"input_ids": data}),
         callbacks=[clock],
     )
+    return trainer, lengths
 
 
 def trl_trainer(shape: Shape, clock: Clock):
     _, trainer_class = require_trl_ppo()
     policy = language_model(shape)
+    vocabulary = policy.config.vocab_size
     reward, value = (classifier(policy) for _ in range(2))
+    data = prompts(shape, vocabulary)
     trainer = trainer_class(
         args=trl_ppo_config(config(shape)),
-        processing_class=tokenizer(policy.config.vocab_size),
+        processing_class=tokenizer(vocabulary),
         model=policy,
         ref_model=None,
         reward_model=reward,
-        value_model=get_peft_model(value, lora(shape, task_type="SEQ_CLS")),
-        train_dataset=prompts(shape, policy.config.vocab_size),
-        peft_config=lora(shape, task_type="CAUSAL_LM"),
+        value_model=get_peft_model(value, lora(task_type="SEQ_CLS")),
+        train_dataset=Dataset.from_dict({"input_ids": data}),
+        peft_config=lora(task_type="CAUSAL_LM"),
         callbacks=[clock],
     )
+    lengths = Lengths(shape, data, vocabulary - 1)
+    lengths.in_trl()
     clock.watch(trainer)
-    return trainer
+    return trainer, lengths
 
 
 def config(shape: Shape) -> PPOConfig:
@@ -276,7 +335,7 @@ def config(shape: Shape) -> PPOConfig:
         ema_decay=None,  # TRL's trainer has none
         num_sample_generations=0,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=shape.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
@@ -284,18 +343,19 @@ def config(shape: Shape) -> PPOConfig:
     )
 
 
-def lora(shape: Shape, **kwargs) -> LoraConfig:
+def lora(**kwargs) -> LoraConfig:
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    return LoraConfig(r=shape.lora_r, lora_alpha=2 * shape.lora_r, target_modules=linear, **kwargs)
+    return LoraConfig(r=LORA_R, lora_alpha=2 * LORA_R, target_modules=linear, **kwargs)
 
 
 def language_model(shape: Shape):
     if isinstance(shape.model, dict):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape.model, pad_token_id=PAD), dtype=torch.float32)
+        config = LlamaConfig(**shape.model)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
     else:
-        model = load_base(ModelConfig(model_name_or_path=shape.model, dtype="float32"))
+        model = load_base(ModelConfig(model_name_or_path=shape.model, dtype=shape.dtype))
     model.config.pad_token_id = PAD
-    model.generation_config.eos_token_id = model.config.eos_token_id = model.config.vocab_size  # never sampled
+    model.config.eos_token_id = model.generation_config.eos_token_id = model.config.vocab_size - 1
     return model
 
 
@@ -303,14 +363,14 @@ def classifier(policy):
     """The policy's body with a random score."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
     getattr(model, model.base_model_prefix).load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())
     return model
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Never used on text. Its EOS is the first id that the model does not have."""
-    words = {"<pad>": PAD, **{str(i): i for i in range(1, vocabulary)}, "<eos>": vocabulary}
+    """Never used on text. Its EOS is the last id."""
+    words = {"<pad>": PAD, **{str(i): i for i in range(1, vocabulary - 1)}, "<eos>": vocabulary - 1}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="1")),
         pad_token="<pad>",
@@ -319,13 +379,13 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def prompts(shape: Shape, vocabulary: int) -> Dataset:
+def prompts(shape: Shape, vocabulary: int) -> list[list[int]]:
     rng = random.Random(0)
     lengths = [rng.randint(shape.prompt_length // 2, shape.prompt_length) for _ in range(shape.batch)]
-    return Dataset.from_dict({"input_ids": [[rng.randrange(1, vocabulary) for _ in range(n)] for n in lengths]})
+    return [[rng.randrange(1, vocabulary - 1) for _ in range(n)] for n in lengths]
 
 
-# ---- Memory -------------------------------------------------------------------------------------------------------------
+# ---- Memory ----------------------------------------------------------------------------------------------------------
 
 
 def memory(peak: bool) -> float:
@@ -353,6 +413,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=2, help="runs of each side")
+    parser.add_argument("--lengths", choices=("varied", "full"), default="varied", help="of the responses")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--smollm2", help="folder or Hub id of SmolLM2-135M; without it, random weights of its shape")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)  # of the processes it starts
     parser.add_argument("--shape", help=argparse.SUPPRESS)

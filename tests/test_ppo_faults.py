@@ -36,14 +36,20 @@ def test_fault_21_24_it_is_a_trainer_and_returns_what_trainers_return(tmp_path):
     assert output.global_step == 2
 
 
-def test_fault_25_26_logits_are_of_response_positions_and_none_are_kept(tmp_path):
-    """Prompts have up to 9 tokens and responses 6 at most, so logits of more positions are those of prompts."""
-    layout, positions = separate(), []
+def test_fault_25_26_logits_are_of_response_positions_and_none_are_kept(tmp_path, monkeypatch):
+    """Logits are [rows, 1, V] while sampling and else [tokens, V] of response tokens, here 3 at a time."""
+    monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", 3 * VOCAB)
+    layout, shapes = separate(), []
     for name in ("model", "ref_model"):
-        layout[name].lm_head.register_forward_hook(lambda m, i, logits: positions.append(logits.shape[1]))
-    ppo = trainer(ppo_config(tmp_path), layout)
+        layout[name].lm_head.register_forward_hook(lambda m, i, logits: shapes.append(tuple(logits.shape[:-1])))
+    ppo = trainer(ppo_config(tmp_path, total_episodes=8, num_ppo_epochs=1), layout)
     ppo.train()
-    assert max(positions) <= 6
+    shapes.remove((1, 2)), shapes.remove((1, 2))  # `unembeds_plainly` compares two positions
+    assert {shape[1] for shape in shapes if len(shape) == 2} == {1}
+    chunks = [shape[0] for shape in shapes if len(shape) == 1]
+    assert max(chunks) == 3
+    tokens = sum(batch.response_mask.sum().item() for batch in ppo.rollout.micro_batches())
+    assert sum(chunks) == 4 * tokens  # policy and reference when scored, policy in forward and again in backward
     kept = [value for batch in ppo.rollout.micro_batches() for value in vars(batch).values()]
     assert all(value.ndim < 3 and VOCAB not in value.shape for value in kept if isinstance(value, torch.Tensor))
 

@@ -123,12 +123,12 @@ def test_a_policy_with_two_adapters(tmp_path):
     assert moved == {n for n in before if ".new." in n}
     assert all(".new." in n for n in recorder.gradients[0] if "policy" in n)
 
-    ids, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)
+    ids = torch.tensor([[5, 6, 7]])
     policy.set_adapter("old")
     expected = policy(ids).logits
     policy.set_adapter("new")
-    with torch.no_grad():
-        found = ppo.actor_critic.logits("reference", ids, mask, None, torch.arange(3))
+    with torch.no_grad(), ppo.actor_critic.acting("reference") as lm:
+        found = lm(ids).logits
     torch.testing.assert_close(found, expected)
     assert policy.active_adapter == "new"
     with pytest.raises(InputError, match="ref_adapter_name is old, and the policy, a LlamaForCausalLM, has no such"):

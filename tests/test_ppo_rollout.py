@@ -12,8 +12,8 @@ from scipy.stats import chisquare
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
 from rlhf.ppo.rollout import (
-    InverseCDFSampler,
     encode_prompts,
+    inverse_cdf,
     longest_prompt,
     micro_batch,
     prompt_rows,
@@ -95,8 +95,7 @@ def test_prompt_and_response_have_to_fit_the_context():
 def test_samples_follow_the_softmax():
     logits = torch.tensor([2.0, 0.0, 1.0, -1.0, -torch.inf])
     n = 4000
-    sampler = InverseCDFSampler(sampling_noise(n, 1, 5), prompt_length=3, temperature=0.5)
-    chosen = sampler(torch.zeros(n, 3, dtype=torch.long), logits.expand(n, -1)).argmax(-1)
+    chosen = inverse_cdf(logits.expand(n, -1), sampling_noise(n, 1, 5)[:, 0], temperature=0.5)
     expected = torch.softmax(logits.double() / 0.5, -1) * n
     counts = torch.bincount(chosen, minlength=5)
     assert counts[4] == 0

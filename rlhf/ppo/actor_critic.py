@@ -6,25 +6,25 @@ Every pass goes through `ActorCritic.forward`, so that DDP, FSDP, DeepSpeed and 
 import copy
 import inspect
 from collections.abc import Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
+from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 
 
 class ActorCritic(nn.Module):
     """What the two layouts (adapters on one base, separate models) have in common.
 
     A sequence is [left padding | prompt | response | right padding]; masks and positions are always given, never
-    inferred from token ids. The subclass provides `logits`, `scalars`, `generate` and the parameters of each network.
+    inferred from token ids. The subclass provides `acting`, `scalars` and the parameters of each network.
     """
 
     has_reward: bool
@@ -33,6 +33,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         # A copy: Trainer writes use_cache and special tokens into `model.config`; the policy's is to be saved as it is.
         self.config = copy.deepcopy(config)
+        self._plain_unembedding: bool | None = None  # see `unembeds_plainly`; found out in the first pass
 
     def forward(
         self,
@@ -60,18 +61,36 @@ class ActorCritic(nn.Module):
             scores = self.scalars("reward", input_ids, attention_mask, position_ids)[:, -length:]
             return scores.gather(1, response_mask.sum(1, keepdim=True) - 1).squeeze(1)
         context = input_ids[:, :-1], attention_mask[:, :-1], position_ids[:, :-1]  # the last token predicts nothing
-        # As an index, not as a number: the slice that transformers takes for a number is not contiguous, and for such
-        # an input torch.matmul chooses its algorithm by the weight's requires_grad, so that a policy and its frozen
-        # copy would differ in the last bit.
-        keep = torch.arange(context[0].shape[1] - length, context[0].shape[1], device=input_ids.device)
-        logits = self.logits("reference" if task == "reference" else "policy", *context, logits_to_keep=keep)
-        logprobs = token_logprobs(logits, input_ids[:, -length:], temperature) * response_mask
+        role = "reference" if task == "reference" else "policy"
+        logprobs = self.logprobs(role, *context, input_ids[:, -length:], response_mask, temperature)
         if task != "policy_and_value":
             return logprobs
         return logprobs, self.scalars("value", *context)[:, -length:] * response_mask
 
-    def logits(self, role: str, input_ids, attention_mask, position_ids, logits_to_keep: Tensor) -> Tensor:
-        """[B, T, V] at the T positions `logits_to_keep`; role "policy" or "reference"."""
+    def logprobs(self, role: str, input_ids, attention_mask, position_ids, responses, mask, temperature) -> Tensor:
+        """[B, T] float32: log-probabilities of `responses` [B, T] after the last T positions, zero outside `mask`.
+
+        Neither padding nor prompt gets logits, and those of the responses exist for a few tokens at a time.
+        """
+        length, wanted = responses.shape[1], responses[mask]  # [N]
+
+        def unembed(hidden: Tensor) -> Tensor:
+            with self.acting(role) as lm:  # when backward calls it, no context is left
+                return lm.get_output_embeddings()(hidden)
+
+        with self.acting(role) as lm:
+            inputs = model_inputs(lm, input_ids, attention_mask, position_ids)
+            if self._plain_unembedding is None:
+                self._plain_unembedding = unembeds_plainly(lm, input_ids)
+            if self._plain_unembedding:
+                hidden = getattr(lm, lm.base_model_prefix)(**inputs).last_hidden_state[:, -length:][mask]  # [N, H]
+                found = chunked_logprobs(unembed, hidden, wanted, temperature, lm.config.get_text_config().vocab_size)
+            else:
+                found = token_logprobs(lm(**inputs).logits[:, -length:][mask], wanted, temperature)
+        return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, found)
+
+    def acting(self, role: str) -> AbstractContextManager[PreTrainedModel]:
+        """Context that gives a causal LM which, as long as it lasts, is the "policy" or the "reference"."""
         raise NotImplementedError
 
     def scalars(self, role: str, input_ids, attention_mask, position_ids) -> Tensor:
@@ -82,10 +101,6 @@ class ActorCritic(nn.Module):
         """(name, parameter) of the trainable parameters of "policy" or "value"."""
         raise NotImplementedError
 
-    def generate(self, **kwargs) -> Tensor:
-        """The policy's `generate`."""
-        raise NotImplementedError
-
     def save(self, role: str, folder: str | Path) -> None:
         """Saves "policy" or "value" as users load it: a PEFT adapter or a whole model."""
         raise NotImplementedError
@@ -94,16 +109,6 @@ class ActorCritic(nn.Module):
     def language_model(self) -> PreTrainedModel:
         """The causal LM below the adapters."""
         raise NotImplementedError
-
-    @contextmanager
-    def plain_generation_config(self):
-        """Hides the model's own generation config: `generate` would fill our gaps with its penalties and processors."""
-        model, own = self.language_model, self.language_model.generation_config
-        model.generation_config = GenerationConfig()
-        try:
-            yield
-        finally:
-            model.generation_config = own
 
     def _named(self, parameters: Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
         wanted = {id(parameter) for parameter in parameters}
@@ -123,9 +128,10 @@ class SharedActorCritic(ActorCritic):
         self.has_reward = reward is not None or "reward" in base.heads
         remove_dropout(self)
 
-    def logits(self, role, input_ids, attention_mask, position_ids, logits_to_keep):
-        adapter = "sft" if role == "reference" else "policy"
-        return self.base.logits(adapter, input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep)
+    @contextmanager
+    def acting(self, role):
+        with self.base.use("sft" if role == "reference" else "policy"):
+            yield self.base.lm
 
     def scalars(self, role, input_ids, attention_mask, position_ids):
         if role == "reward" and self.reward is not None:
@@ -134,9 +140,6 @@ class SharedActorCritic(ActorCritic):
 
     def parameters_of(self, role):
         return self._named(self.base.trainable_parameters(role))
-
-    def generate(self, **kwargs):
-        return self.base.generate("policy", **kwargs)
 
     def save(self, role, folder):
         self.base.save_adapter(role, folder)
@@ -172,18 +175,21 @@ class SeparateActorCritic(ActorCritic):
         super().__init__(policy.config)
         self.ref_adapter = ref_adapter
         check_classifier(value, "value")
+        if isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning:
+            raise InputError("the policy's adapter is a learned prompt; use one in the layers, such as LoRA.")
         self.policy, self.value, self.reference, self.reward = policy, value, reference, freeze_reward(reward)
         self.has_reward = reward is not None
         if reference is not None:
             reference.requires_grad_(False)
         remove_dropout(self)
 
-    def logits(self, role, input_ids, attention_mask, position_ids, logits_to_keep):
-        by_adapter = role == "reference" and self.reference is None
-        model = self.reference if role == "reference" and not by_adapter else self.policy
-        inputs = model_inputs(base_of(model), input_ids, attention_mask, position_ids)
-        with self.without_training() if by_adapter else nullcontext():
-            return model(**inputs, logits_to_keep=logits_to_keep).logits
+    @contextmanager
+    def acting(self, role):
+        if role == "reference" and self.reference is None:
+            with self.without_training():
+                yield base_of(self.policy)
+        else:
+            yield base_of(self.reference if role == "reference" else self.policy)
 
     def without_training(self):
         """Context in which the policy answers as the reference."""
@@ -195,9 +201,6 @@ class SeparateActorCritic(ActorCritic):
 
     def parameters_of(self, role):
         return self._named((self.policy if role == "policy" else self.value).parameters())
-
-    def generate(self, **kwargs):
-        return self.policy.generate(**kwargs)
 
     def save(self, role, folder):
         (self.policy if role == "policy" else self.value).save_pretrained(folder)
@@ -299,22 +302,6 @@ def model_inputs(model: nn.Module, input_ids, attention_mask, position_ids) -> d
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = position_ids
     return inputs
-
-
-def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) at `ids`, in float32 whatever the logits are.
-
-    Args:
-        logits: [B, T, V].
-        ids: [B, T].
-
-    Returns:
-        [B, T] float32.
-    """
-    logits = logits.float()
-    if temperature != 1:
-        logits = logits / temperature
-    return -F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
 
 
 def remove_dropout(module: nn.Module) -> None:

@@ -12,18 +12,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic
+from rlhf.ppo.decode import decode
 from rlhf.ppo.returns import precise
 
 
@@ -104,21 +98,21 @@ def sampling_noise(size: int, length: int, *key: int | str) -> Tensor:
     return torch.rand(size, length, generator=random_generator("noise", *key), dtype=torch.float64)
 
 
-class InverseCDFSampler(LogitsProcessor):
-    """Samples from softmax(logits / temperature) with random numbers that were drawn beforehand.
+def inverse_cdf(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Samples from softmax(logits / temperature): the first i with cdf_i > u.
 
-    Token = first i with cdf_i > u. Unlike with torch.multinomial, what an episode gets does not depend on which others
-    are in its batch. The choice is returned as a one-hot distribution, which greedy search then takes.
+    Unlike with torch.multinomial, what an episode gets does not depend on which others are in its batch.
+
+    Args:
+        logits: [B, V].
+        noise: [B] float64, the u.
+
+    Returns:
+        ids [B].
     """
-
-    def __init__(self, noise: Tensor, prompt_length: int, temperature: float):
-        self.noise, self.prompt_length, self.temperature = noise, prompt_length, temperature
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cdf = torch.softmax(precise(scores) / self.temperature, dim=-1).cumsum(-1)
-        threshold = self.noise[:, input_ids.shape[1] - self.prompt_length, None] * cdf[:, -1:]
-        choice = torch.searchsorted(cdf, threshold, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, choice, 0.0)
+    cdf = torch.softmax(precise(logits) / temperature, dim=-1).cumsum(-1)
+    choice = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)
+    return choice.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -137,32 +131,26 @@ def sample(
     """Samples a response of at most `noise.shape[1]` tokens to each prompt: ids up to and with the first stop token."""
     length = noise.shape[1]
     noise = noise.float() if device.type == "mps" else noise  # see `precise`
-    config = GenerationConfig(
-        max_new_tokens=length, do_sample=False, eos_token_id=stop_ids, pad_token_id=pad_id, use_cache=True
-    )
     responses: list[list[int]] = [[]] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     was_training = model.training
     model.eval()  # in training mode activation checkpointing would switch the key-value cache off
     bar = tqdm(total=len(prompts), desc=progress, leave=False, disable=not progress)
-    with model.plain_generation_config(), bar:
+    with model.acting("policy") as lm, bar:
         for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+            drawn = noise[chunk].to(device)
+
+            def choose(logits: Tensor, rows: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
+                return inverse_cdf(logits, drawn[rows, step], temperature)
+
             batch = pad_left([prompts[i] for i in chunk], pad_id, device)
-            sampler = InverseCDFSampler(noise[chunk].to(device), batch["input_ids"].shape[1], temperature)
-            output = model.generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([sampler]))
-            for i, ids in zip(chunk, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                responses[i] = until_stop(ids, stop_ids)
+            for i, response in zip(
+                chunk, decode(lm, **batch, choose=choose, stop_ids=stop_ids, length=length), strict=True
+            ):
+                responses[i] = response
             bar.update(len(chunk))
     model.train(was_training)
     return responses
-
-
-def until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:
-    """`ids` up to and with the first stop token: generation pads finished rows, with what id does not matter here."""
-    for i, token in enumerate(ids):
-        if token in stop_ids:
-            return ids[: i + 1]
-    return ids
 
 
 def pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
