@@ -4,6 +4,7 @@ accelerate launch recipes/sft.py --config recipes/sandbox/sft.yaml --learning_ra
 
 Leaves in output_dir the adapter of the chosen epoch, the tokenizer, every epoch's checkpoint, and result.json with the
 validation loss of each. With --reward_model_path a reward model chooses; recipes/choose_sft.py does so afterwards.
+`--num_train_epochs 2 --pretrain_mix 0.1 --pretrain_dataset_name <text>` trains as the paper did for PPO to start from.
 """
 
 import time
@@ -11,24 +12,38 @@ import time
 from rlhf.adapter_files import check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
+from rlhf.data.arguments import PretrainingArguments
 from rlhf.data.lengths import drop_long_rows, shorter
+from rlhf.data.pretraining import open_sources
+from rlhf.errors import InputError
 from rlhf.hub import finish_run, take_over_push
 from rlhf.models import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
 from rlhf.resume import find_checkpoint
 from rlhf.runs import MetricsCallback, start_run, write_result
-from rlhf.sft import SFTArguments, SFTModelConfig, SFTTrainer, set_residual_dropout, tokenize_demonstrations
+from rlhf.sft import (
+    SFTArguments,
+    SFTModelConfig,
+    SFTTrainer,
+    mix_pretraining,
+    set_residual_dropout,
+    tokenize_demonstrations,
+)
 from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 
 
 def main() -> None:
-    args, choice, model_args, data_args = parse(SFTArguments, ChoiceArguments, SFTModelConfig, DataArguments)
+    args, choice, model_args, data_args, text_args = parse(
+        SFTArguments, ChoiceArguments, SFTModelConfig, DataArguments, PretrainingArguments
+    )
     started, folder = time.monotonic(), args.output_dir
+    if (args.pretrain_mix == 0) != (text_args.pretrain_dataset_name is None):
+        raise InputError("A mix needs both pretrain_mix and pretrain_dataset_name; one of them is given alone.")
     base_name = resolve_model_name(model_args.model_name_or_path)
     if choice.reward_model_path is not None:
         check_reward_adapter(choice.reward_model_path, base_name)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     checkpoint = find_checkpoint(args)
-    start_run(folder, args, choice, model_args, data_args, stage="sft")
+    start_run(folder, args, choice, model_args, data_args, text_args, stage="sft")
     push = take_over_push(args)
 
     # Data
@@ -38,6 +53,9 @@ def main() -> None:
     for split, dataset in rows.items():
         lengths = [len(ids) for ids in dataset["input_ids"]]
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, folder)
+    train, text = rows["train"], open_sources(text_args, data_args, folder)
+    if text is not None:
+        train = mix_pretraining(train, text, tokenizer, args)
 
     # Training
     model = load_base(model_args, tokenizer)
@@ -45,7 +63,7 @@ def main() -> None:
     trainer = SFTTrainer(
         model,
         args,
-        train_dataset=rows["train"],
+        train_dataset=train,
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
         peft_config=lora_config(model_args),
@@ -61,6 +79,7 @@ def main() -> None:
             base = load_base(model_args, tokenizer).to(args.device)
             table = score_checkpoints(table, folder, base, tokenizer, demonstrations["validation"], choice)
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), "n_validation": len(rows["validation"])}
+        result |= {"n_text_blocks": len(train) - len(rows["train"])}
         result |= choose_checkpoint(folder, table)
         write_result(folder, result | {"seconds": time.monotonic() - started})
     trainer.accelerator.wait_for_everyone()

@@ -10,10 +10,17 @@ from toys import save_toy
 from trl import ModelConfig, SFTTrainer
 
 from rlhf.data.encode import encode_completion, encode_prompt
+from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
 from rlhf.models import load_base, load_sequence_classifier, load_tokenizer, lora_config
 from rlhf.resume import find_checkpoint
-from rlhf.sft import SFTArguments, SFTModelConfig, set_residual_dropout, tokenize_demonstrations
+from rlhf.sft import (
+    SFTArguments,
+    SFTModelConfig,
+    mix_pretraining,
+    set_residual_dropout,
+    tokenize_demonstrations,
+)
 from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 
 DEMONSTRATIONS = Dataset.from_list(
@@ -37,7 +44,11 @@ def tokenizer(base):
     return load_tokenizer(base)
 
 
-def trainer(base, tokenizer, folder, **kwargs):
+TEXT = Dataset.from_dict({"text": [f"Document {i} goes on about rivers and trees. " * (1 + i % 3) for i in range(30)]})
+OTHER_TEXT = Dataset.from_dict({"text": [f"{i} {i} {i}" for i in range(30)]})
+
+
+def trainer(base, tokenizer, folder, sources=None, **kwargs):
     plain = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")
     sizes = dict(num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, learning_rate=1e-2)
     args = SFTArguments(output_dir=str(folder), **plain | sizes | kwargs)
@@ -46,7 +57,7 @@ def trainer(base, tokenizer, folder, **kwargs):
     return SFTTrainer(
         load_base(model_args, tokenizer),
         args,
-        train_dataset=rows,
+        train_dataset=rows if sources is None else mix_pretraining(rows, sources, tokenizer, args),
         eval_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora_config(model_args),
@@ -105,6 +116,76 @@ def test_resuming_gives_the_run_that_never_stopped(base, tokenizer, tmp_path):
     resumed = trainer(base, tokenizer, tmp_path / "resumed")
     resumed.args.resume_from_checkpoint = str(first)
     resumed.train(resume_from_checkpoint=find_checkpoint(resumed.args))
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
+
+
+def predicted(row):
+    """Tokens that the loss of a prepared row is on: a model predicts all but the first."""
+    return [label for label in row["labels"][1:] if label != -100]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.6, 0.9])
+def test_pretraining_text_has_its_share_of_the_predicted_tokens(base, tokenizer, tmp_path, share):
+    run = trainer(base, tokenizer, tmp_path, TEXT, pretrain_mix=share, max_length=80)
+    plain = trainer(base, tokenizer, tmp_path).train_dataset
+    texts = [row for row in run.train_dataset if row["labels"] == row["input_ids"]]
+    answers = [row for row in run.train_dataset if row["labels"] != row["input_ids"]]
+    assert answers == list(plain)  # and in their order
+    assert {len(row["input_ids"]) for row in texts} == {80}
+    responses = sum(len(predicted(row)) for row in plain)
+    assert 79 * len(texts) == pytest.approx(responses * share / (1 - share), abs=79 / 2)  # to half a block
+    assert sum(len(predicted(row)) for row in texts) == 79 * len(texts)
+
+
+def mixed(tokenizer, folder, sources=TEXT, **kwargs):
+    args = SFTArguments(output_dir=str(folder), bf16=False, **{"pretrain_mix": 0.5, "max_length": 16, **kwargs})
+    return mix_pretraining(tokenize_demonstrations(DEMONSTRATIONS, tokenizer), sources, tokenizer, args)
+
+
+def blocks(rows):
+    return [row["input_ids"] for row in rows if all(row["completion_mask"])]
+
+
+def test_blocks_are_those_of_the_stream_spread_among_the_demonstrations(tokenizer, tmp_path):
+    rows = mixed(tokenizer, tmp_path, seed=3)
+    stream = PretrainingStream(TEXT, tokenizer, 16, seed=3)
+    assert blocks(rows) == [next(stream) for _ in blocks(rows)]
+    is_text = [all(row["completion_mask"]) for row in rows]
+    half = len(rows) // 2
+    assert abs(sum(is_text[:half]) - sum(is_text[half:])) <= 1
+    assert blocks(mixed(tokenizer, tmp_path, seed=3)) == blocks(rows) != blocks(mixed(tokenizer, tmp_path, seed=4))
+
+
+def test_several_sources_have_their_weights(tokenizer, tmp_path):
+    other = set(tokenizer("0123456789 ")["input_ids"])
+    rows = mixed(tokenizer, tmp_path, [TEXT, OTHER_TEXT], pretrain_mix=0.9, pretrain_mix_weights=[1, 3])
+    from_other = [len(set(block) & other) > 3 for block in blocks(rows)]
+    assert sum(from_other) / len(from_other) == pytest.approx(0.75, abs=0.15)
+
+
+def test_a_small_mix_is_one_block_at_least(tokenizer, tmp_path):
+    assert len(blocks(mixed(tokenizer, tmp_path, pretrain_mix=1e-6))) == 1
+
+
+def test_mixes_that_cannot_be(tokenizer, tmp_path):
+    with pytest.raises(InputError, match=r"pretrain_mix is 1\.0"):
+        mixed(tokenizer, tmp_path, pretrain_mix=1.0)
+    with pytest.raises(InputError, match="without pretrain_mix"):
+        mixed(tokenizer, tmp_path, pretrain_mix=0.0, pretrain_mix_weights=[1.0])
+    with pytest.raises(InputError, match="for 1 sources"):
+        mixed(tokenizer, tmp_path, pretrain_mix_weights=[1.0, 2.0])
+    with pytest.raises(InputError, match="give max_length"):
+        mixed(tokenizer, tmp_path, max_length=None)
+
+
+def test_resuming_a_run_with_pretraining_text(base, tokenizer, tmp_path):
+    options = dict(sources=[TEXT, OTHER_TEXT], pretrain_mix=0.8, max_length=80, save_strategy="steps", save_steps=2)
+    whole = trainer(base, tokenizer, tmp_path / "whole", **options)
+    whole.train()
+    resumed = trainer(base, tokenizer, tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.state.global_step == whole.state.global_step > 4
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(resumed)[name]), name
 

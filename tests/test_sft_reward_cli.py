@@ -30,6 +30,10 @@ def demonstration(i):
     return {"prompt": [{"role": "user", "content": f"Question {i}?"}], "completion": f"Answer {i} it is."}
 
 
+def document(i):
+    return {"text": f"Document {i} is about apples and pears. " * (1 + i % 3)}
+
+
 def comparison(i):
     k = 2 + i % 4
     texts = [f"Answer {i} it is.", "no", "Apples and pears", "no no no", "?"][:k]
@@ -50,7 +54,7 @@ def home(tmp_path_factory):
     """A folder with a base model, data and one YAML for each stage."""
     home = tmp_path_factory.mktemp("home")
     save_toy(home / "base")
-    for name, row in (("demonstrations", demonstration), ("comparisons", comparison)):
+    for name, row in (("demonstrations", demonstration), ("comparisons", comparison), ("documents", document)):
         (home / name).mkdir()
         write_rows(home / name / "train.jsonl", [row(i) for i in range(24)])
         write_rows(home / name / "validation.jsonl", [row(i) for i in range(24, 34)])
@@ -103,6 +107,23 @@ def test_sft_loads_with_plain_peft(sft):
         base = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8)
     tuned = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8)
     assert base.tolist() != tuned.tolist()
+
+
+def test_pretraining_text_is_mixed_in(home, sft, tmp_path):
+    options = ["--pretrain_mix", 0.5, "--pretrain_dataset_name", home / "documents", home / "documents" / "train.jsonl"]
+    options += ["--pretrain_mix_weights", 1, 2, "--num_train_epochs", 2, "--output_dir", tmp_path / "run"]
+    process = launch("sft", home / "sft.yaml", "--per_device_train_batch_size", 4, *options)
+    assert process.returncode == 0, process.stderr[-3000:]
+    result, plain = read_result(tmp_path / "run"), read_result(sft)
+    tokenizer = AutoTokenizer.from_pretrained(sft)
+    # max_length 64, so 63 predicted tokens a block; half of all: as many as the responses with their EOS.
+    responses = sum(len(tokenizer(" " + demonstration(i)["completion"])["input_ids"]) + 1 for i in range(24))
+    assert result["n_text_blocks"] == round(responses / 63) > 0
+    assert (result["n_train"], result["n_validation"]) == (plain["n_train"], plain["n_validation"]) == (24, 10)
+    assert plain["n_text_blocks"] == 0
+    assert result["chosen_by"] == "eval_loss"
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["pretrain_mix"], config["pretrain_mix_weights"]) == (0.5, [1.0, 2.0])
 
 
 def test_reward_learns_reports_and_calibrates(home, reward):
@@ -231,6 +252,10 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
         ("sft", ["--reward_model_path", tmp_path / "none"], "does not exist"),
         ("sft", ["--max_length", 12], "more than max_length 12"),
         ("sft", ["--learning_rat", 1], "learning_rate"),
+        ("sft", ["--pretrain_mix", 0.1], "needs both pretrain_mix and pretrain_dataset_name"),
+        ("sft", ["--pretrain_dataset_name", home / "documents"], "needs both pretrain_mix and pretrain_dataset_name"),
+        ("sft", ["--pretrain_mix", 1.5], "pretrain_mix is 1.5"),
+        ("sft", ["--pretrain_mix", 0.1, "--pretrain_dataset_name", home / "comparisons"], "text"),
         ("reward", ["--sft_model_path", tmp_path / "none"], "does not exist"),
         ("reward", ["--model_name_or_path", other_base], "was trained on"),
         ("reward", ["--lora_r", 8], "lora_r 4, not 8"),

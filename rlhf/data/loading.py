@@ -6,15 +6,12 @@ of them; a source that has others, but not the one to evaluate on, gets that one
 """
 
 import itertools
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import datasets
-from datasets.arrow_writer import ArrowWriter
 
 from rlhf.data import schemas
 from rlhf.data.arguments import DataArguments
@@ -23,6 +20,7 @@ from rlhf.data.files import Row
 from rlhf.data.formats import FORMATS, Groups, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import LABELS, RowError
+from rlhf.data.scratch import write_rows
 from rlhf.data.sources import Splits, find_splits, rows_of_dataset
 from rlhf.data.splits import HELD_OUT, conversation_hash, split_indices
 from rlhf.errors import InputError
@@ -214,18 +212,19 @@ def _with_hashes(rows: Iterable[dict[str, Any]], hashes: array) -> Iterator[dict
 
 
 def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None:
-    """The rows as an Arrow file that lives as long as this process; None if there are none."""
+    """The rows on disk, with the columns that some row has; None if there are no rows."""
     first = next(rows, None)
     if first is None:
         return None
-    path, seen = str(_scratch_folder() / f"{kind}-{next(_numbers)}.arrow"), set()
-    features = _features(kind, first)
-    with ArrowWriter(features=features, path=path) as writer:
+    features, seen = _features(kind, first), set()
+
+    def complete() -> Iterator[dict[str, Any]]:
         for row in itertools.chain([first], rows):
-            writer.write({name: row.get(name) for name in features})
-            seen |= row.keys()
-        writer.finalize()
-    return datasets.Dataset.from_file(path).select_columns([name for name in features if name in seen])
+            seen.update(row)
+            yield {name: row.get(name) for name in features}
+
+    dataset = write_rows(kind, complete(), features)
+    return dataset.select_columns([name for name in features if name in seen])
 
 
 def _features(kind: str, row: dict[str, Any]) -> datasets.Features:
@@ -235,14 +234,3 @@ def _features(kind: str, row: dict[str, Any]) -> datasets.Features:
     prompt = MESSAGES if isinstance(row["prompt"], list) else TEXT
     answer = {"demonstrations": {"completion": prompt}, "comparisons": COMPARED, "votes": COMPARED}.get(kind, {})
     return datasets.Features({"prompt": prompt, **answer, **dict.fromkeys(LABELS, TEXT)})
-
-
-_numbers = itertools.count()
-
-
-@cache
-def _scratch_folder() -> Path:
-    """Removed when the process ends."""
-    folder = tempfile.TemporaryDirectory(prefix="rlhf-data-")
-    _scratch_folder.keep = folder  # its removal is tied to this object
-    return Path(folder.name)

@@ -1,0 +1,37 @@
+"""Rows as Arrow files that live as long as this process: on disk, mapped into memory."""
+
+import itertools
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.arrow_writer import ArrowWriter
+
+
+def write_rows(name: str, rows: Iterable[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
+    """The rows, at least one, as a data set that holds none of them in memory.
+
+    Args:
+        name: of the file; a number is added.
+        rows: each with all columns of `features`; read one by one.
+    """
+    path = str(_folder() / f"{name}-{next(_numbers)}.arrow")
+    with ArrowWriter(features=features, path=path) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
+    return datasets.Dataset.from_file(path)
+
+
+_numbers = itertools.count()
+
+
+@cache
+def _folder() -> Path:
+    """Removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="rlhf-data-")
+    _folder.keep = folder  # its removal is tied to this object
+    return Path(folder.name)
