@@ -1,6 +1,6 @@
 """PPO-ptx on the sandbox: what each coefficient costs in gold and saves in abilities.
 
-    python benchmarks/ptx_sweep.py --run runs/sandbox --coefficients 0 0.1 0.5 2 8 27.8
+    python benchmarks/ptx_sweep.py --run runs/sandbox --coefficients 0 0.3 2 27.8
 
 From the SFT and reward adapters of a finished run, PPO is run once per coefficient (recipes/sandbox/ppo.yaml; 0 is
 plain PPO, and whatever follows `--` goes to every run). Each policy, with base and SFT beside it, is then measured by
@@ -36,13 +36,13 @@ from rlhf.sandbox.few_shot import few_shot_items
 from rlhf.sandbox.judge import GoldJudge
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ["--ptx_examples_per_episode", "1", "--ptx_length", "128"]  # 8 of 2,048 tokens, scaled to this world
+EXAMPLES = ["--ptx_examples_per_episode", "1", "--ptx_length", "64"]  # the paper: 8 of 2,048 tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/sandbox"), help="Folder with sft/ and reward/.")
-    parser.add_argument("--coefficients", type=float, nargs="+", default=[0, 0.1, 0.5, 2, 8, 27.8])
+    parser.add_argument("--coefficients", type=float, nargs="+", default=[0, 0.3, 2, 27.8])
     parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--documents", type=int, default=600)
     parser.add_argument("--items", type=int, default=600)
