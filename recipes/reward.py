@@ -14,7 +14,6 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
 from rlhf.adapter_files import write_calibration
@@ -82,12 +81,7 @@ def main() -> None:
 
 
 def make_trainer(
-    args: KWiseRewardConfig,
-    model_args: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
-    evaluation: Dataset,
-    callbacks: list[TrainerCallback],
+    args: KWiseRewardConfig, model_args: ModelConfig, tokenizer, train: Dataset, evaluation: Dataset, callbacks: list
 ) -> KWiseRewardTrainer:
     set_seed(args.seed)  # the head is random
     return KWiseRewardTrainer(
