@@ -258,7 +258,7 @@ class Lengths:
         module.decode = due
 
     def in_trl(self) -> None:
-        """Puts the EOS where it is due after sampling: `generate` keeps rows that have ended, so it is the same work."""
+        """Puts the EOS where it is due after sampling: `generate` keeps rows that have ended, so the work is equal."""
         module = sys.modules["trl.experimental.ppo.ppo_trainer"]
         generate = module.batch_generation
 
