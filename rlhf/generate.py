@@ -15,8 +15,8 @@ from rlhf.adapters import SharedBase
 from rlhf.data.encode import Prompt, encode_prompt
 from rlhf.errors import InputError
 from rlhf.evaluation.preferences import NAMES
-from rlhf.evaluation.sample import completion_rewards, context_of, sample_completions
-from rlhf.models import load_base, load_tokenizer, resolve_model_name
+from rlhf.models import context_length, load_base, load_tokenizer, resolve_model_name
+from rlhf.sampling import completion_rewards, sample_completions
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def answers(
         InputError: the prompt alone fills the context.
     """
     ids = encode_prompt(tokenizer, prompt)
-    context = context_of(shared)
+    context = context_length(shared.config)
     room = max_new_tokens if context is None else min(max_new_tokens, context - len(ids))
     if room < 1:
         raise InputError(f"the prompt has {len(ids)} tokens and the model's context is {context}; shorten it.")

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.adapter_files import CONFIG, WEIGHTS
 from rlhf.adapters import SharedBase
 from rlhf.data import filter_long_prompts
 from rlhf.data.encode import encode_prompt, prompt_key
 from rlhf.errors import InputError
+from rlhf.models import context_length
+from rlhf.sampling import completion_rewards, sample_completions
 
 
 @dataclass
@@ -85,26 +86,26 @@ def score_checkpoints(
         demonstrations: validation rows, of which the first `choice_prompts` different prompts are used.
     """
     prompts = choice_prompts(demonstrations, base, tokenizer, choice)
-    # In place of the base's own, which may hold a top_p or a repetition penalty.
-    base.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=choice.choice_max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     shared = SharedBase(base)
     shared.add_adapter("reward", folder=choice.reward_model_path, head=True)
     scored = []
-    for row in tqdm(table, desc="Scoring checkpoints"):
-        shared.add_adapter(row["checkpoint"], folder=Path(run_folder) / row["checkpoint"])
+    for row in table:
+        name = row["checkpoint"]
+        shared.add_adapter(name, folder=Path(run_folder) / name)
         shared.eval()  # the new layers come with their dropout on
-        set_seed(choice.choice_seed)
-        batches = [prompts[i : i + choice.choice_batch_size] for i in range(0, len(prompts), choice.choice_batch_size)]
-        rewards = torch.cat([sampled_rewards(shared, row["checkpoint"], batch, tokenizer) for batch in batches])
-        shared.peft_model.delete_adapter(row["checkpoint"])
+        completions = sample_completions(
+            shared,
+            name,
+            prompts,
+            tokenizer,
+            max_new_tokens=choice.choice_max_new_tokens,
+            seed=choice.choice_seed,
+            batch_size=choice.choice_batch_size,
+            description=name,
+        )
+        ids = [completion.ids for completion in completions]
+        rewards = torch.tensor(completion_rewards(shared, "reward", prompts, ids, choice.choice_batch_size))
+        shared.peft_model.delete_adapter(name)
         error = rewards.std(correction=0) / len(rewards) ** 0.5
         scored.append({**row, "rm_score": rewards.mean().item(), "rm_score_se": error.item()})
     return scored
@@ -114,7 +115,7 @@ def choice_prompts(
     demonstrations: Dataset, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: ChoiceArguments
 ) -> list[list[int]]:
     """Ids of the first `choice_prompts` different prompts that leave room for an answer in the model's context."""
-    context = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(base.config)
     if context is not None:
         room = context - choice.choice_max_new_tokens
         demonstrations = filter_long_prompts(demonstrations, tokenizer, room)
@@ -123,25 +124,4 @@ def choice_prompts(
         prompts.setdefault(prompt_key(prompt), encode_prompt(tokenizer, prompt))
         if len(prompts) == choice.choice_prompts:
             break
-    return sorted(prompts.values(), key=len)  # batches of similar length
-
-
-@torch.no_grad()
-def sampled_rewards(
-    shared: SharedBase, name: str, prompts: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
-) -> torch.Tensor:
-    """Rewards [B] float32 of one answer to each of B prompts (lists of ids), sampled from adapter `name`."""
-    width = max(map(len, prompts))
-    padded = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts]
-    input_ids = torch.tensor(padded, device=shared.device)
-    columns = torch.arange(width, device=shared.device)
-    lengths = torch.tensor([len(ids) for ids in prompts], device=shared.device)
-    attention_mask = (columns >= width - lengths[:, None]).long()
-    sequences = shared.generate(name, input_ids=input_ids, attention_mask=attention_mask)
-    is_eos = sequences[:, width:] == tokenizer.eos_token_id
-    response_mask = (is_eos.cumsum(1) - is_eos.long() == 0).long()  # up to and including the first EOS
-    attention_mask = torch.cat([attention_mask, response_mask], dim=1)
-    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    rewards = shared.scalars("reward", sequences, attention_mask, position_ids)  # [B, T]
-    last_token = width + response_mask.sum(1) - 1
-    return rewards[torch.arange(len(rewards), device=rewards.device), last_token].cpu()
+    return list(prompts.values())

@@ -16,9 +16,9 @@ import rlhf.cli
 from rlhf.adapters import SharedBase
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
-from rlhf.evaluation.sample import completion_rewards, sample_completions
 from rlhf.generate import Answer, answers, as_text, load_adapters, stage_folders
 from rlhf.models import load_base, load_tokenizer, lora_config
+from rlhf.sampling import completion_rewards, sample_completions
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = [{"role": "user", "content": "Name three fruits."}]

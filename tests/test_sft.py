@@ -260,10 +260,15 @@ def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer
     bare.generation_config.repetition_penalty = 5.0  # of a base's own config: must not steer the sampling
     sampled = []
     original = bare.generate
-    bare.generate = lambda **kw: sampled.append((kw, original(**kw))) or sampled[-1][1]
+
+    def generate(**inputs):
+        assert bare.generation_config.repetition_penalty is None
+        sampled.append((inputs, original(**inputs)))
+        return sampled[-1][1]
+
+    bare.generate = generate
     scored = score_checkpoints([*table, write_checkpoint_copy], tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
     assert scored[0]["rm_score"] == scored[1]["rm_score"]
-    assert bare.generation_config.repetition_penalty is None
 
     rewards = []
     classifier.eval()

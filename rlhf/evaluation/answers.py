@@ -12,7 +12,7 @@ from rlhf.data.encode import encode_prompt, plain_messages, prompt_key
 from rlhf.evaluation.best_of_n import best_of_n
 from rlhf.evaluation.gold import Judge
 from rlhf.evaluation.preferences import Row
-from rlhf.evaluation.sample import Completion, completion_logprobs, completion_rewards, sample_completions
+from rlhf.sampling import Completion, completion_logprobs, completion_rewards, sample_completions
 
 
 def judged_answers(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.adapters import SharedBase
-from rlhf.evaluation.sample import Completion, completion_rewards, sample_completions
+from rlhf.sampling import Completion, completion_rewards, sample_completions
 
 
 def best_of_n(

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.adapters import SharedBase
-from rlhf.evaluation.sample import completion_logprobs, sample_completions
 from rlhf.evaluation.statistics import Estimate, cluster_mean
+from rlhf.sampling import completion_logprobs, sample_completions
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
+from rlhf.models import context_length
 
 LOGIT_TOKENS = 4096  # response positions whose logits over the vocabulary exist at one time
 
@@ -144,14 +145,9 @@ def plain_generation(shared: SharedBase) -> Iterator[None]:
         shared.lm.generation_config = own
 
 
-def context_of(shared: SharedBase) -> int | None:
-    """The longest prompt and answer together, in tokens; None where the model does not say."""
-    return getattr(shared.config.get_text_config(), "max_position_embeddings", None)
-
-
 def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_tokens: int) -> None:
     """Refuses prompts that leave no room for the answer."""
-    context = context_of(shared)
+    context = context_length(shared.config)
     longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), default=None)
     if context is None or longest is None or len(prompt_ids[longest]) + max_new_tokens <= context:
         return

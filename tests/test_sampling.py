@@ -11,8 +11,8 @@ from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
 from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.best_of_n import best_of_n, best_of_n_kl
-from rlhf.evaluation.sample import completion_logprobs, completion_rewards, sample_completions, stop_ids
 from rlhf.models import lora_config
+from rlhf.sampling import completion_logprobs, completion_rewards, sample_completions, stop_ids
 
 PROMPTS = [[5, 17, 60], [101, 33, 9, 88, 41, 7], [12], [200, 63, 20, 21], [30, 31]]
 
@@ -100,7 +100,7 @@ def test_answer_ends_at_any_stop_token_of_the_model(shared, tokenizer):
 @torch.no_grad()
 def test_logprobs_are_those_of_single_unpadded_sequences(shared, tokenizer, monkeypatch):
     completions = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 0], [0]]
-    monkeypatch.setattr("rlhf.evaluation.sample.LOGIT_TOKENS", 12)  # batches of two
+    monkeypatch.setattr("rlhf.sampling.LOGIT_TOKENS", 12)  # batches of two
     for adapter in (None, "sft"):
         found = completion_logprobs(shared, adapter, PROMPTS, completions)
         for prompt, completion, total in zip(PROMPTS, completions, found, strict=True):
