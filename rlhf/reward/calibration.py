@@ -13,6 +13,7 @@ from rlhf.errors import InputError
 from rlhf.reward.collator import pad_right
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.trainer import KWiseRewardTrainer
+from rlhf.sampling import length_batches
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,7 @@ def score_sequences(model: nn.Module, sequences: list[list[int]], pad_token_id: 
     device, training = next(model.parameters()).device, model.training
     model.eval()
     scores = torch.empty(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in length_batches([len(ids) for ids in sequences], batch_size):
         batch = pad_right([sequences[i] for i in rows], pad_token_id)
         output = model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
         scores[rows] = output.logits.squeeze(-1).float().cpu()
