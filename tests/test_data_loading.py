@@ -221,6 +221,12 @@ def test_folders_without_data(tmp_path):
         load_prompts(arguments(tmp_path / "saved"), "train")
 
 
+def test_the_seed_draws_the_rows_of_the_sandbox():
+    rows = [load_prompts(DataArguments("sandbox", dataset_size=5, dataset_seed=seed), "train") for seed in (0, 0, 1)]
+    first, again, other = (list(one["prompt"]) for one in rows)
+    assert first == again != other
+
+
 def test_arguments_that_cannot_be_meant():
     for wrong in ({"dataset_size": 0}, {"dataset_eval_size": -1}, {"dataset_test_split": "train"}):
         with pytest.raises(InputError, match=next(iter(wrong))):

@@ -99,3 +99,12 @@ def test_peft_config_trains_the_adapter_on_the_text(tmp_path):
     layout = separate() | {"model": causal(), "ref_model": None, "peft_config": lora()}
     ppo, _ = gradients(tmp_path, layout, learning_rate=1e-2)
     assert len(logged(ppo, "loss/ptx")) == 1
+
+
+def test_sources_have_their_weights(tmp_path):
+    other = Dataset.from_dict({"text": ["w4 w5 w6"] * 9})
+    ppo = trainer(ppo_config(tmp_path, **PTX, ptx_weights=[1.0, 3.0]), pretrain_dataset=[TEXT, other])
+    expected = PretrainingStream([TEXT, other], tokenizer(), 10, weights=[1, 3], seed=ppo.args.seed)
+    assert [next(ppo.pretraining) for _ in range(20)] == [next(expected) for _ in range(20)]
+    with pytest.raises(InputError, match="for 2 sources"):
+        trainer(ppo_config(tmp_path, **PTX, ptx_weights=[1.0]), pretrain_dataset=[TEXT, other])

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from rlhf.errors import InputError
+from rlhf.ppo.advantages import add_advantages
+from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.returns import explained_variance, gae, moments, token_rewards, whiten
 from rlhf.ppo.rewards import function_scores, shape_scores
+from rlhf.ppo.rollout import MicroBatch
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 
@@ -48,6 +51,23 @@ def test_moments_and_whitening_by_hand():
     expected = torch.tensor([[-2.0, -1.0, 0.0], [1.0, 2.0, 0.0]]) / math.sqrt(2.5)
     torch.testing.assert_close(whiten(values, MASK, mean, variance), expected)
     torch.testing.assert_close(whiten(values, MASK, mean, variance, shift_mean=False), (expected + 3.0) * MASK)
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_advantages_are_whitened_over_the_micro_batches_of_a_rollout(whitened, tmp_path):
+    def batch(scores):
+        nothing = torch.zeros(2, 3)
+        return MicroBatch([], *[nothing] * 3, response_mask=MASK, ended=nothing[:, 0], logprobs=nothing,
+                          ref_logprobs=nothing, values=nothing, shaped_scores=torch.tensor(scores))  # fmt: skip
+
+    args = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, lam=1.0, whiten_advantages=whitened)
+    batches = [batch([1.0, 2.0]), batch([3.0, 4.0])]
+    add_advantages(batches, args, kl_coef=0.0, reduce=lambda x: x)
+    found = torch.cat([one.advantages[MASK] for one in batches])
+    to_go = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 4.0, 4.0])  # each token's return is its row's score
+    expected = (to_go - to_go.mean()) / to_go.std() if whitened else to_go
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert torch.cat([one.returns[MASK] for one in batches]).tolist() == to_go.tolist()
 
 
 def test_moments_over_processes_are_those_of_all_values():

@@ -8,9 +8,12 @@ from peft import LoraConfig
 from toys import save_toy
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
+from rlhf.data import DataArguments, load_demonstrations
+from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.errors import InputError
 from rlhf.models import load_sequence_classifier, load_tokenizer
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
+from rlhf.reward.calibration import load_calibration_rows
 from rlhf.reward.collator import KWiseCollator, pad_right
 from rlhf.reward.model import check_sft_start, load_reward_start, pool_at_last_token
 
@@ -286,3 +289,13 @@ def test_a_gap_between_labelers_is_logged_at_evaluation(base, tokenizer, tmp_pat
 def test_a_completion_beyond_max_length_is_reported(base, tokenizer, tmp_path):
     with pytest.raises(InputError, match="max_length 10"):
         trainer(base, tokenizer, tmp_path, max_length=10)
+
+
+def test_calibration_takes_so_many_validation_demonstrations(tokenizer, tmp_path):
+    data = DataArguments("sandbox", dataset_eval_size=50)
+    rows = load_calibration_rows(config(tmp_path, calibration_size=3), data, tokenizer)
+    first = load_demonstrations(data, "validation").select(range(3))
+    assert rows == [
+        encode_prompt(tokenizer, row["prompt"]) + encode_completion(tokenizer, row["prompt"], row["completion"])
+        for row in first
+    ]

@@ -282,3 +282,7 @@ def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer
             rewards.append(classifier.get_base_model().score(hidden).item() - 3.0)
     assert len(rewards) == 6
     assert scored[0]["rm_score"] == pytest.approx(sum(rewards) / 6, abs=1e-4)
+
+    bare, choice.choice_seed = load_base(ModelConfig(base), tokenizer), 1
+    (other,) = score_checkpoints(table, tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
+    assert other["rm_score"] != scored[0]["rm_score"]
