@@ -18,8 +18,9 @@ from trl import ModelConfig
 from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
 from rlhf.adapters import SharedBase
 from rlhf.cli import parse, run
-from rlhf.data import filter_long_prompts, load_prompts
+from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments, PretrainingArguments
+from rlhf.data.lengths import drop_long_rows
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
 from rlhf.hub import finish_run, take_over_push
@@ -78,12 +79,13 @@ def main() -> None:
         write_result(args.output_dir, {"seconds": round(time.monotonic() - started, 1)})
         return
 
-    if data_args.on_bad_rows == "skip" and limit is not None:
-        train = filter_long_prompts(train, tokenizer, limit)
-        test = filter_long_prompts(test, tokenizer, limit) if test is not None else None
-    train = encode_prompts(train, tokenizer, limit, args.dataset_num_proc)
-    test = encode_prompts(test, tokenizer, limit, args.dataset_num_proc, "eval") if test is not None else None
-
+    prompts = {"train": train} if test is None else {"train": train, "validation": test}
+    for split, rows in prompts.items():
+        rows = encode_prompts(rows, tokenizer, None, args.dataset_num_proc, split)
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        prompts[split] = drop_long_rows(
+            rows, lengths, limit, data_args, split, args.output_dir, option="max_prompt_length"
+        )
     pretraining = open_sources(text_args, data_args, args.output_dir)
 
     # One base, four adapters
@@ -103,8 +105,8 @@ def main() -> None:
         args=args,
         processing_class=tokenizer,
         model=base,
-        train_dataset=train,
-        eval_dataset=test,
+        train_dataset=prompts["train"],
+        eval_dataset=prompts.get("validation"),
         pretrain_dataset=pretraining,
         callbacks=[MetricsCallback(args.output_dir)],
     )

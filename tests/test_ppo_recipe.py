@@ -120,6 +120,9 @@ def test_the_worst_case_of_several_reward_models(monkeypatch, stages, tmp_path):
 def test_long_prompts_can_be_left_out(monkeypatch, stages, tmp_path):
     run(monkeypatch, stages, tmp_path, max_prompt_length=5, on_bad_rows="skip", total_episodes=8)
     assert read_result(tmp_path)["episode"] == 8
+    skipped = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
+    assert len(skipped) > 1
+    assert all("more than max_prompt_length 5" in row["reason"] for row in skipped)
 
 
 @pytest.mark.skipif(Version(trl.__version__) >= Version("1.13"), reason="TRL's PPOTrainer was deleted in 1.13")

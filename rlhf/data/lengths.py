@@ -17,6 +17,7 @@ def drop_long_rows(
     args: DataArguments,
     split: str,
     output_dir: str | None = None,
+    option: str = "max_length",
 ) -> datasets.Dataset:
     """The rows of at most `max_length` tokens; what becomes of the others is for `on_bad_rows` to say.
 
@@ -24,6 +25,7 @@ def drop_long_rows(
         dataset: rows of one split, tokenised; lengths: [len(dataset)] their lengths in tokens.
         split: for the message; rows are counted as they were loaded, from 1.
         output_dir: the run's folder, in which skipped rows are listed.
+        option: what sets `max_length`, for the message.
 
     Raises:
         InputError: a row is too long while `on_bad_rows` is "error", or all are.
@@ -38,13 +40,13 @@ def drop_long_rows(
         if length <= max_length:
             kept.append(i)
         else:
-            limit = f"max_length {max_length}, which is at most the model's context"
+            limit = f"{option} {max_length}, which is at most what the model's context takes"
             bad_rows.add(row, f"{length} tokens, more than {limit}; shorten it")
     bad_rows.report()
     if not kept:
         raise InputError(
-            f"all rows of {args.dataset_name} ({split}) are longer than max_length {max_length}, which "
-            "is at most the model's context; shorten them, or raise it."
+            f"all rows of {args.dataset_name} ({split}) are longer than {option} {max_length}, which "
+            "is at most what the model's context takes; shorten them, or raise it."
         )
     return dataset.select(kept)
 
