@@ -191,9 +191,10 @@ def _resize(weights: Path) -> str:
 
 
 def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:
+    sources = [str(config.get("dataset_name")), *(config.get("pretrain_dataset_name") or [])]
     data = ModelCardData(
         base_model=base if HUB_ID.fullmatch(base) else None,  # the Hub takes nothing but ids here
-        datasets=[name for name in [str(config.get("dataset_name"))] if _is_hub_id(name)] or None,
+        datasets=[name for name in sources if _is_hub_id(name)] or None,
         library_name="peft",
         pipeline_tag="text-classification" if stage == "reward" else "text-generation",
         tags=["rlhf", "instruct-rlhf", "lora", {"reward": "reward-model"}.get(stage, stage)],
@@ -202,12 +203,20 @@ def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:
 
 
 def _data(config: dict[str, Any]) -> str:
-    name = config.get("dataset_name")
-    if name is None:
-        return ""
+    name, texts = config.get("dataset_name"), config.get("pretrain_dataset_name")
+    lines = []
+    if name is not None:
+        split = "" if name == "sandbox" else f" ({config.get('dataset_train_split')})"
+        lines.append(f"- Data: {_source(str(name))}{split}\n")
+    if texts:
+        lines.append(f"- Pretraining text: {', '.join(map(_source, texts))}\n")
+    return "".join(lines)
+
+
+def _source(name: str) -> str:
     if name == "sandbox":
-        return "- Data: the sandbox of instruct-rlhf, a small invented world\n"
-    return f"- Data: {name if _is_hub_id(str(name)) else Path(str(name)).name} ({config.get('dataset_train_split')})\n"
+        return "the sandbox of instruct-rlhf, a small invented world"
+    return name if _is_hub_id(name) else Path(name).name
 
 
 def _is_hub_id(name: str) -> bool:

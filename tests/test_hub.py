@@ -255,11 +255,14 @@ def test_front_matter_is_what_the_hub_reads(trained, tmp_path):
     shutil.copytree(trained / "ppo", folder)
     adapter = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": "org/base"}))
-    (folder / "config.yaml").write_text(yaml.safe_dump({"dataset_name": "org/data", "dataset_train_split": "train"}))
+    config = {"dataset_name": "org/data", "dataset_train_split": "train"}
+    config["pretrain_dataset_name"] = ["org/text", "/data/books", "sandbox"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     card = model_card(folder, "ppo", "me/toy-ppo")
     data = ModelCard(card).data.to_dict()
     assert data["base_model"] == "org/base"
-    assert data["datasets"] == ["org/data"]
+    assert data["datasets"] == ["org/data", "org/text"]
+    assert "- Pretraining text: org/text, books, the sandbox of instruct-rlhf" in card
     assert data["library_name"] == "peft"
     assert data["pipeline_tag"] == "text-generation"
     assert "license" not in data
