@@ -9,7 +9,7 @@ plain PPO, and whatever follows `--` goes to every run). Each policy, with base 
 - text_loss: nats per token on held-out documents of the kind that the base was trained on;
 - few_shot: greedy accuracy on tasks in the form of these documents.
 
-A regression is measured from SFT, where PPO started. Writes the figure that `--figure` names. The last line is JSON.
+Regressions are measured from the base: most of what is lost, SFT has lost already. Writes the figure that `--figure` names. The last line is JSON.
 """
 
 import argparse
@@ -116,12 +116,14 @@ class Measure:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Gold win rate against the two regressions from SFT, one point per coefficient."""
-    sft = next(row for row in rows if row["policy"] == "sft")
+    """Gold win rate against the two regressions from the base, one point per coefficient; a line where SFT is."""
+    base, sft = (next(row for row in rows if row["policy"] == name) for name in ("base", "sft"))
     runs = [row for row in rows if row["policy"] == "ppo"]
     measures = {
-        "text loss over SFT's, nats per token": lambda row: row["text_loss"]["mean"] - sft["text_loss"]["mean"],
-        "few-shot accuracy below SFT's": lambda row: sft["few_shot"]["all"] - row["few_shot"]["all"],
+        "held-out text: loss above the base's, nats per token": lambda row: (
+            row["text_loss"]["mean"] - base["text_loss"]["mean"]
+        ),
+        "few-shot tasks: accuracy below the base's": lambda row: base["few_shot"]["all"] - row["few_shot"]["all"],
     }
     figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.8), constrained_layout=True, sharey=True)
     for axes, (label, regression) in zip(panels, measures.items(), strict=True):
@@ -130,10 +132,13 @@ def plot(rows: list[dict], path: Path) -> None:
             error = [[win["mean"] - win["low"]], [win["high"] - win["mean"]]]
             axes.errorbar(x, win["mean"], yerr=error, fmt="o", color="#d0702b")
             axes.annotate(f"{row['ptx_coef']:g}", (x, win["mean"]), xytext=(6, 4), textcoords="offset points")
-        axes.axvline(0, color="#8b95a3", linewidth=1)
+        axes.axvline(regression(sft), color="#3b73b0", linewidth=1, linestyle="--", label="SFT")
+        axes.axvline(0, color="#8b95a3", linewidth=1, label="base")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(label)
     panels[0].set_ylabel("gold win rate against SFT")
-    figure.suptitle("PPO-ptx on the sandbox, by coefficient (left of the line: better than SFT)", fontsize=11)
+    panels[0].legend(frameon=False)
+    figure.suptitle("PPO-ptx on the sandbox, by coefficient", fontsize=11)
     figure.savefig(path, dpi=110)
 
 
