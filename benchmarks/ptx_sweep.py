@@ -9,7 +9,8 @@ plain PPO, and whatever follows `--` goes to every run). Each policy, with base 
 - text_loss: nats per token on held-out documents of the kind that the base was trained on;
 - few_shot: greedy accuracy on tasks in the form of these documents.
 
-Regressions are measured from the base: most of what is lost, SFT has lost already. Writes the figure that `--figure` names. The last line is JSON.
+Regressions are measured from the base: most of what is lost, SFT has lost already. Writes the figure that `--figure`
+names. The last line is JSON.
 """
 
 import argparse
