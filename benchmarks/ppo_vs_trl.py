@@ -10,8 +10,9 @@ arithmetic are float32, or with `--dtype bfloat16` bfloat16 with float32 adapter
 models are in bfloat16 all the same).
 
 Each prompt has a response length, the same on both sides: there the EOS is put in place of what was sampled. Lengths
-are spread evenly from an eighth of `response_length` to all of it, or with `--lengths full` are all `response_length`,
-so that nothing can be gained by trimming. TRL gets the whole rollout as one batch of the device, because with
+are those of a policy that ends with the same probability after each token, a quarter of `response_length` on average
+(of the sandbox's recipe it is 20 of 72), or with `--lengths full` all `response_length`, so that nothing can be gained
+by leaving padding out. TRL gets the whole rollout as one batch of the device, because with
 accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too. Optimizer steps,
 response tokens and parameters of the adapters are counted on both sides and have to be equal.
 
@@ -24,6 +25,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -227,11 +229,11 @@ class Lengths:
     """The length of the response to each prompt, and the tokens that were sampled at these lengths."""
 
     def __init__(self, shape: Shape, prompts: list[list[int]], eos: int):
-        shortest = shape.response_length if shape.lengths == "full" else max(1, shape.response_length // 8)
-        span = shape.response_length - shortest
-        order = random.Random(1).sample(range(len(prompts)), len(prompts))
-        evenly = {i: shortest + round(span * k / max(1, len(prompts) - 1)) for k, i in enumerate(order)}
-        self.of = {tuple(prompt): evenly[i] for i, prompt in enumerate(prompts)}
+        longest, n = shape.response_length, len(prompts)
+        order = random.Random(1).sample(range(n), n)
+        quantiles = [-math.log(1 - (k + 0.5) / n) * longest / 4 for k in order]  # of an exponential distribution
+        lengths = [longest if shape.lengths == "full" else min(longest, math.ceil(q)) for q in quantiles]
+        self.of = {tuple(prompt): length for prompt, length in zip(prompts, lengths, strict=True)}
         self.eos, self.tokens = eos, 0
 
     def look_up(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -246,12 +246,17 @@ class SharedBase(nn.Module):
             return self.lm(**inputs, logits_to_keep=logits_to_keep).logits
 
     def scalars(
-        self, name: str, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+        self,
+        name: str,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """The head of adapter `name` on the last hidden state at every token: [B, T] float32.
 
         For `reward` the calibrated reward of the text up to that token, of which the last token's is the score; for
-        `value` the value estimate. Of an ensemble, the mean or the least at every token.
+        `value` the value estimate. Of an ensemble, the mean or the least at every token. Without a mask, padding has to be
+        on the right.
         """
         inputs = self._inputs(input_ids, attention_mask, position_ids)
         if name in self.ensembles:
@@ -273,9 +278,9 @@ class SharedBase(nn.Module):
         with self.use(name):
             return self.lm.generate(**kwargs)
 
-    def _inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> dict:
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> dict:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if self._takes_positions:
+        if self._takes_positions and attention_mask is not None:
             if position_ids is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             inputs["position_ids"] = position_ids

@@ -65,7 +65,7 @@ def test_rows_that_have_ended_leave_the_batch_and_the_others_keep_their_place():
 
 def test_processes_that_share_weights_make_as_many_passes(monkeypatch):
     lm, passes = causal().eval(), []
-    monkeypatch.setattr(decode_module, "is_fsdp_managed_module", lambda module: True)
+    monkeypatch.setattr(decode_module, "is_sharded", lambda module: True)
 
     def choose(logits, rows, step):
         passes.append(step)

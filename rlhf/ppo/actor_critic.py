@@ -4,11 +4,9 @@ Every pass goes through `ActorCritic.forward`, so that DDP, FSDP, DeepSpeed and 
 """
 
 import copy
-import inspect
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -17,14 +15,15 @@ from transformers import PreTrainedModel
 
 from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
+from rlhf.ppo.groups import Group, grouped, is_sharded
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 
 
 class ActorCritic(nn.Module):
     """What the two layouts (adapters on one base, separate models) have in common.
 
-    A sequence is [left padding | prompt | response | right padding]; masks and positions are always given, never
-    inferred from token ids. The subclass provides `acting`, `scalars` and the parameters of each network.
+    A sequence is [left padding | prompt | response | right padding]; masks are always given, never inferred from token
+    ids. The subclass provides `acting`, `scalars` and the parameters of each network.
     """
 
     has_reward: bool
@@ -40,7 +39,6 @@ class ActorCritic(nn.Module):
         task: str,
         input_ids: Tensor,
         attention_mask: Tensor,
-        position_ids: Tensor,
         response_mask: Tensor,
         temperature: float = 1.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -48,7 +46,7 @@ class ActorCritic(nn.Module):
 
         Args:
             task: "policy_and_value", "policy", "reference" or "reward".
-            input_ids, attention_mask, position_ids: [B, P + T], the response in the last T columns.
+            input_ids, attention_mask: [B, P + T], the response in the last T columns.
             response_mask: [B, T] bool, True on response tokens, the EOS included.
 
         Returns:
@@ -56,45 +54,52 @@ class ActorCritic(nn.Module):
             were sampled. "policy", "reference": logprobs [B, T]. "reward": score [B] of the whole response, read at its
             last token. All float32, zero outside the mask.
         """
-        length = response_mask.shape[1]
+        order, groups = grouped(input_ids, attention_mask, response_mask, one=is_sharded(self.language_model))
         if task == "reward":
-            scores = self.scalars("reward", input_ids, attention_mask, position_ids)[:, -length:]
-            return scores.gather(1, response_mask.sum(1, keepdim=True) - 1).squeeze(1)
-        context = input_ids[:, :-1], attention_mask[:, :-1], position_ids[:, :-1]  # the last token predicts nothing
+            scalars = [self.scalars("reward", group.input_ids) for group in groups]
+            scores = [s.gather(1, group.last[:, None]) for s, group in zip(scalars, groups, strict=True)]
+            return torch.cat(scores).squeeze(1)[order.argsort()]
+
+        def at_responses(parts: list[Tensor]) -> Tensor:
+            mask = response_mask[order]
+            found = torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, torch.cat(parts))
+            return found[order.argsort()]
+
         role = "reference" if task == "reference" else "policy"
-        logprobs = self.logprobs(role, *context, input_ids[:, -length:], response_mask, temperature)
+        logprobs = at_responses([self.logprobs(role, group, temperature) for group in groups])
         if task != "policy_and_value":
             return logprobs
-        return logprobs, self.scalars("value", *context)[:, -length:] * response_mask
+        values = [self.scalars("value", group.input_ids[:, :-1])[group.predicts] for group in groups]
+        return logprobs, at_responses(values)
 
-    def logprobs(self, role: str, input_ids, attention_mask, position_ids, responses, mask, temperature) -> Tensor:
-        """[B, T] float32: log-probabilities of `responses` [B, T] after the last T positions, zero outside `mask`.
+    def logprobs(self, role: str, group: Group, temperature: float) -> Tensor:
+        """[n] float32: log-probabilities of the response tokens of a group; role "policy" or "reference".
 
-        Neither padding nor prompt gets logits, and those of the responses exist for a few tokens at a time.
+        Nothing but response tokens gets logits, and those exist for a few tokens at a time.
         """
-        length, wanted = responses.shape[1], responses[mask]  # [N]
 
         def unembed(hidden: Tensor) -> Tensor:
             with self.acting(role) as lm:  # when backward calls it, no context is left
                 return lm.get_output_embeddings()(hidden)
 
+        context = group.input_ids[:, :-1]  # the last token predicts nothing
+        targets = group.input_ids[:, 1:][group.predicts]
         with self.acting(role) as lm:
-            inputs = model_inputs(lm, input_ids, attention_mask, position_ids)
             if self._plain_unembedding is None:
-                self._plain_unembedding = unembeds_plainly(lm, input_ids)
-            if self._plain_unembedding:
-                hidden = getattr(lm, lm.base_model_prefix)(**inputs).last_hidden_state[:, -length:][mask]  # [N, H]
-                found = chunked_logprobs(unembed, hidden, wanted, temperature, lm.config.get_text_config().vocab_size)
-            else:
-                found = token_logprobs(lm(**inputs).logits[:, -length:][mask], wanted, temperature)
-        return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, found)
+                self._plain_unembedding = not is_sharded(lm) and unembeds_plainly(lm, context)
+            if not self._plain_unembedding:
+                logits = lm(input_ids=context, use_cache=False).logits[group.predicts]
+                return token_logprobs(logits, targets, temperature)
+            backbone, vocabulary = getattr(lm, lm.base_model_prefix), lm.config.get_text_config().vocab_size
+            hidden = backbone(input_ids=context, use_cache=False).last_hidden_state[group.predicts]
+            return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)
 
     def acting(self, role: str) -> AbstractContextManager[PreTrainedModel]:
         """Context that gives a causal LM which, as long as it lasts, is the "policy" or the "reference"."""
         raise NotImplementedError
 
-    def scalars(self, role: str, input_ids, attention_mask, position_ids) -> Tensor:
-        """[B, T] float32; role "value" or "reward"."""
+    def scalars(self, role: str, input_ids: Tensor) -> Tensor:
+        """[b, W] float32 at every token; role "value" or "reward"."""
         raise NotImplementedError
 
     def parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
@@ -133,10 +138,10 @@ class SharedActorCritic(ActorCritic):
         with self.base.use("sft" if role == "reference" else "policy"):
             yield self.base.lm
 
-    def scalars(self, role, input_ids, attention_mask, position_ids):
+    def scalars(self, role, input_ids):
         if role == "reward" and self.reward is not None:
-            return classifier_scalars(self.reward, input_ids, attention_mask, position_ids)
-        return self.base.scalars(role, input_ids, attention_mask, position_ids)
+            return classifier_scalars(self.reward, input_ids)
+        return self.base.scalars(role, input_ids)
 
     def parameters_of(self, role):
         return self._named(self.base.trainable_parameters(role))
@@ -195,9 +200,8 @@ class SeparateActorCritic(ActorCritic):
         """Context in which the policy answers as the reference."""
         return use_adapter(self.policy, self.ref_adapter) if self.ref_adapter else self.policy.disable_adapter()
 
-    def scalars(self, role, input_ids, attention_mask, position_ids):
-        model = self.value if role == "value" else self.reward
-        return classifier_scalars(model, input_ids, attention_mask, position_ids)
+    def scalars(self, role, input_ids):
+        return classifier_scalars(self.value if role == "value" else self.reward, input_ids)
 
     def parameters_of(self, role):
         return self._named((self.policy if role == "policy" else self.value).parameters())
@@ -288,20 +292,11 @@ def freeze_reward(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel 
     return model
 
 
-def classifier_scalars(model: nn.Module, input_ids, attention_mask, position_ids) -> Tensor:
-    """[B, T] float32: a sequence classifier's score head on every position, not on the last one alone."""
+def classifier_scalars(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """[b, W] float32: a sequence classifier's score head on every position, not on the last one alone."""
     model = base_of(model)
-    backbone = getattr(model, model.base_model_prefix)
-    hidden = backbone(**model_inputs(backbone, input_ids, attention_mask, position_ids)).last_hidden_state
+    hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
     return model.score(hidden).squeeze(-1).float()
-
-
-def model_inputs(model: nn.Module, input_ids, attention_mask, position_ids) -> dict[str, Any]:
-    """Keyword arguments of a forward; BLOOM and others with ALiBi take no positions."""
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = position_ids
-    return inputs
 
 
 def remove_dropout(module: nn.Module) -> None:

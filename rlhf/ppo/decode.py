@@ -4,6 +4,7 @@ transformers' `generate` does much besides the forward pass for each token, copi
 keeps rows that have ended until the last one has.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -11,10 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from rlhf.ppo.actor_critic import model_inputs
+from rlhf.ppo.groups import is_sharded
 
 # Rows that have ended leave once they are a quarter of the batch: to drop them, the cache of the others is copied.
 ENDED_SHARE = 0.25
@@ -38,9 +37,8 @@ def decode(
     """
     device, width = input_ids.device, input_ids.shape[1]
     stops = torch.tensor(stop_ids, device=device)
-    # Where each process holds a part of the weights, all have to make as many forward passes.
-    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(lm)
-    cache = roomy_cache(lm, width + length)
+    sharded, cache = is_sharded(lm), roomy_cache(lm, width + length)
+    takes_positions = "position_ids" in inspect.signature(lm.forward).parameters  # BLOOM and others with ALiBi do not
     attention_mask = F.pad(attention_mask, (0, length), value=1)
     position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
     new = torch.zeros(len(input_ids), length, dtype=torch.long, device=device)
@@ -49,9 +47,11 @@ def decode(
     start, ids = 0, input_ids
     for step in range(length):
         end = width + step
-        inputs = model_inputs(lm, ids, attention_mask[:, :end], position_ids[:, start:end])
-        inputs |= {"use_cache": True, "past_key_values": cache, "logits_to_keep": 1}
-        chosen = choose(lm(**inputs).logits[:, -1], rows, step)
+        inputs = {"input_ids": ids, "attention_mask": attention_mask[:, :end]}
+        if takes_positions:
+            inputs["position_ids"] = position_ids[:, start:end]
+        logits = lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        chosen = choose(logits, rows, step)
         new[rows, step] = chosen
         going &= ~torch.isin(chosen, stops)
         left = int(going.sum())

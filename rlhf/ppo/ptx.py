@@ -39,7 +39,6 @@ def text_inputs(blocks: list[list[int]], device: torch.device) -> dict[str, Tens
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(ids.shape[1], device=device).expand_as(ids),
         "response_mask": torch.ones_like(ids[:, 1:], dtype=torch.bool),
     }
 

@@ -167,7 +167,6 @@ class MicroBatch:
     rows: list[int]  # which of this process's episodes of the rollout
     input_ids: Tensor  # [B, P + T]
     attention_mask: Tensor  # [B, P + T]
-    position_ids: Tensor  # [B, P + T]
     response_mask: Tensor  # [B, T] bool, the EOS included
     ended: Tensor  # [B] bool, whether the response stopped by itself
     tokens: Tensor | None = None  # response tokens in the minibatch, over micro-batches and processes
@@ -181,7 +180,7 @@ class MicroBatch:
     returns: Tensor | None = None  # [B, T]
 
     def inputs(self) -> dict[str, Tensor]:
-        names = ("input_ids", "attention_mask", "position_ids", "response_mask")
+        names = ("input_ids", "attention_mask", "response_mask")
         return {name: getattr(self, name) for name in names}
 
 
@@ -199,12 +198,10 @@ def micro_batch(
     batch = pad_left(prompts, pad_id, device)
     ids = torch.tensor([r + [pad_id] * (width - len(r)) for r in responses], device=device)
     mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in responses], device=device)
-    attention_mask = torch.cat((batch["attention_mask"], mask.long()), dim=1)
     return MicroBatch(
         rows=rows,
         input_ids=torch.cat((batch["input_ids"], ids), dim=1),
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+        attention_mask=torch.cat((batch["attention_mask"], mask.long()), dim=1),
         response_mask=mask,
         ended=torch.tensor([response[-1] in stop_ids for response in responses], device=device),
     )
