@@ -255,8 +255,8 @@ class SharedBase(nn.Module):
         """The head of adapter `name` on the last hidden state at every token: [B, T] float32.
 
         For `reward` the calibrated reward of the text up to that token, of which the last token's is the score; for
-        `value` the value estimate. Of an ensemble, the mean or the least at every token. Without a mask, padding has to be
-        on the right.
+        `value` the value estimate. Of an ensemble, the mean or the least at every token. Without a mask, padding has to
+        be on the right.
         """
         inputs = self._inputs(input_ids, attention_mask, position_ids)
         if name in self.ensembles:
