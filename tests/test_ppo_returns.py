@@ -57,7 +57,7 @@ def test_moments_and_whitening_by_hand():
 def test_advantages_are_whitened_over_the_micro_batches_of_a_rollout(whitened, tmp_path):
     def batch(scores):
         nothing = torch.zeros(2, 3)
-        return MicroBatch([], *[nothing] * 3, response_mask=MASK, ended=nothing[:, 0], logprobs=nothing,
+        return MicroBatch([], *[nothing] * 2, response_mask=MASK, ended=nothing[:, 0], logprobs=nothing,
                           ref_logprobs=nothing, values=nothing, shaped_scores=torch.tensor(scores))  # fmt: skip
 
     args = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, lam=1.0, whiten_advantages=whitened)

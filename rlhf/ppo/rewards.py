@@ -41,10 +41,8 @@ class ModelReward:
         rows = [self.encode(*row) for row in zip(prompts, completions, ended, strict=True)]
         device = next(self.model.parameters()).device
         ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)  # [B, T]
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=device) for row in rows], batch_first=True)
-        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
-        scores = classifier_scalars(self.model, ids, mask, positions)  # [B, T]
-        return scores.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1).tolist()
+        last = torch.tensor([[len(row) - 1] for row in rows], device=device)
+        return classifier_scalars(self.model, ids).gather(1, last).squeeze(1).tolist()
 
     def encode(self, prompt: Prompt, completion: str, ended: bool) -> list[int]:
         answer = encode_completion(self.tokenizer, prompt, completion)
