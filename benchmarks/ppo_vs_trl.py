@@ -244,7 +244,7 @@ class Lengths:
 
     def in_ours(self) -> None:
         """Puts the EOS where it is due while sampling, so that the row may leave."""
-        module = sys.modules["rlhf.ppo.rollout"]
+        module = sys.modules["rlhf.decode"]
         decode = module.decode
 
         def due(lm, input_ids, attention_mask, choose, stop_ids, length):

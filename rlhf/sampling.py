@@ -1,18 +1,17 @@
 """What a model answers, and how probable its answers are: batches sorted by length, ids kept as sampled."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import selective_log_softmax
 
 from rlhf.adapters import SharedBase
+from rlhf.decode import pad_left, sample, stop_tokens
 from rlhf.errors import InputError
 from rlhf.models import context_length
+from rlhf.noise import sampling_noise
 
 LOGIT_TOKENS = 4096  # response positions whose logits over the vocabulary exist at one time
 
@@ -32,13 +31,6 @@ class Completion:
     ended: bool
 
 
-def stop_ids(shared: SharedBase, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends an answer: the tokenizer's EOS and those of the model's own generation config."""
-    own = getattr(shared.generation_config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *own} - {None})
-
-
 @torch.no_grad()
 def sample_completions(
     shared: SharedBase,
@@ -55,7 +47,7 @@ def sample_completions(
 ) -> list[Completion]:
     """One answer to each prompt, in the order of the prompts; nothing but temperature shapes the distribution.
 
-    The same seed, prompts and batch size give the same answers on the same machine.
+    The same seed and prompts give the same answers on the same machine.
 
     Args:
         adapter: name of the adapter that answers; None is the bare base.
@@ -67,31 +59,22 @@ def sample_completions(
         InputError: a prompt and `max_new_tokens` do not fit into the model's context.
     """
     check_context(shared, prompt_ids, max_new_tokens)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature or None,
-        top_k=0 if temperature > 0 else None,
-        eos_token_id=stop_ids(shared, tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    completions: list[Completion | None] = [None] * len(prompt_ids)
-    devices = [shared.device] if shared.device.type == "cuda" else []
-    # Longest first: a prompt length that does not fit into memory shows at once.
-    batches = list(length_batches([-len(ids) for ids in prompt_ids], batch_size))
-    with (
-        plain_generation(shared),
-        torch.random.fork_rng(devices),
-        tqdm(total=len(prompt_ids), desc=description, unit="answer", disable=not progress) as bar,
-    ):
-        torch.manual_seed(seed)
-        for batch in batches:
-            ids, mask = pad_left([prompt_ids[i] for i in batch], tokenizer.pad_token_id, shared.device)
-            output = shared.generate(adapter, input_ids=ids, attention_mask=mask, generation_config=config)
-            for i, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                completions[i] = _completion(row, set(config.eos_token_id), tokenizer)
-            bar.update(len(batch))
-    return completions
+    stop_ids = stop_tokens(shared.lm, tokenizer)
+    with shared.use(adapter):
+        responses = sample(
+            shared.lm,
+            prompt_ids,
+            sampling_noise(len(prompt_ids), max_new_tokens, "completions", seed),
+            temperature=temperature,
+            stop_ids=stop_ids,
+            pad_id=tokenizer.pad_token_id,
+            batch_size=batch_size,
+            progress=(description or "sampling") if progress else None,
+        )
+    return [
+        Completion(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in stop_ids)
+        for ids in responses
+    ]
 
 
 @torch.no_grad()
@@ -135,16 +118,6 @@ def completion_rewards(
     return scores
 
 
-@contextmanager
-def plain_generation(shared: SharedBase) -> Iterator[None]:
-    """Sets the model's own generation config aside: `generate` fills every gap in ours from it (penalties, top-p)."""
-    own, shared.lm.generation_config = shared.lm.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        shared.lm.generation_config = own
-
-
 def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_tokens: int) -> None:
     """Refuses prompts that leave no room for the answer."""
     context = context_length(shared.config)
@@ -162,18 +135,3 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def pad_left(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both [B, T] int64; rows end at the last column."""
-    rows = [torch.tensor(ids) for ids in sequences]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    return ids.to(device), mask.to(device)
-
-
-def _completion(row: list[int], eos: set[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
-    """Cuts a generated row after its first end-of-text token; what follows is padding."""
-    end = next((i for i, token in enumerate(row) if token in eos), None)
-    ids = row if end is None else row[: end + 1]
-    return Completion(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), end is not None)

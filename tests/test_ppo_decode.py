@@ -1,16 +1,21 @@
 """Decoding and log-probabilities against transformers' `generate` and against logits of the whole batch."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from ppo_toys import EOS, PAD, VOCAB, causal, classifier, shared_base
 from torch.nn import functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
-from rlhf.ppo import decode as decode_module
+import rlhf.decode as decode_module
+from rlhf.decode import decode, pad_left
+from rlhf.few_rows import few_rows
 from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
-from rlhf.ppo.decode import decode
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
-from rlhf.ppo.rollout import micro_batch, pad_left
+from rlhf.ppo.rollout import micro_batch
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12], [EOS, 13, PAD, 14], [15, 16, 17], [18, 19]]
@@ -40,13 +45,52 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_decode_gives_what_generate_gives(kind):
     lm, stops = MODELS[kind]().eval(), list(range(1, 9))  # many, so that rows leave at different times
-    batch = pad_left(PROMPTS, PAD, CPU)
+    batch = dict(zip(("input_ids", "attention_mask"), pad_left(PROMPTS, PAD, CPU), strict=True))
     found = decode(lm, **batch, choose=lambda logits, rows, step: logits.argmax(-1), stop_ids=stops, length=20)
     output = lm.generate(**batch, max_new_tokens=20, do_sample=False, eos_token_id=stops, pad_token_id=PAD)
     for row, ids in zip(output[:, batch["input_ids"].shape[1] :].tolist(), found, strict=True):
         assert ids == row[: len(ids)]
         assert len(ids) == 20 or ids[-1] in stops
         assert not set(ids[:-1]) & set(stops)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_few_rows_are_multiplied_otherwise_with_the_same_result(rows):
+    torch.manual_seed(0)
+    opt, shared = causal("opt").eval(), shared_base().eval()
+    models = {"biases": (opt, nullcontext), "lora": (shared.lm, lambda: shared.use("policy"))}
+    models |= {"no adapter": (shared.lm, nullcontext)}
+    for name, (lm, using) in models.items():
+        for linear in (module for module in lm.modules() if isinstance(module, torch.nn.Linear)):
+            torch.nn.init.normal_(linear.weight, std=0.3)
+        ids = torch.randint(10, VOCAB, (rows, 1))
+        with torch.no_grad(), using():
+            expected, forwards = lm(ids).logits, [vars(module).get("forward") for module in lm.modules()]
+            with few_rows(lm):
+                changed = [module for module in lm.modules() if "forward" in vars(module)]
+                found = lm(ids).logits
+            assert changed, name
+            assert (name == "lora") == any(isinstance(module, LoraLinear) for module in changed)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert [vars(module).get("forward") for module in lm.modules()] == forwards
+
+
+def test_layers_that_do_more_than_one_product_are_left_alone():
+    base = causal()
+    config = LoraConfig(r=2, target_modules=["q_proj", "k_proj"], use_dora=True)
+    lm = get_peft_model(base, config).get_base_model()
+    hooked = lm.model.layers[0].self_attn.v_proj
+    hooked.forward = original = hooked.forward
+    with few_rows(lm), few_rows(lm):  # the inner one finds nothing to change
+        changed = [type(module) for module in lm.modules() if "forward" in vars(module)]
+        assert LoraLinear not in changed
+        assert hooked.forward is original
+    assert few_rows_of(causal().bfloat16()) == []
+
+
+def few_rows_of(lm):
+    with few_rows(lm):
+        return [module for module in lm.modules() if "forward" in vars(module)]
 
 
 def test_rows_that_have_ended_leave_the_batch_and_the_others_keep_their_place():
@@ -58,7 +102,7 @@ def test_rows_that_have_ended_leave_the_batch_and_the_others_keep_their_place():
         assert len(rows) == len(logits)
         return torch.where(lengths[rows] == step + 1, EOS, 10 + rows)
 
-    found = decode(lm, **pad_left(PROMPTS, PAD, CPU), choose=choose, stop_ids=[EOS], length=20)
+    found = decode(lm, *pad_left(PROMPTS, PAD, CPU), choose=choose, stop_ids=[EOS], length=20)
     assert found == [[10 + i] * (n - 1) + [EOS] for i, n in enumerate(lengths.tolist())]
     assert sizes == [6, 6, 4, 3, 3, 3, 2, 2, 2]  # a quarter of the rows at least leaves at a time
 
@@ -71,7 +115,7 @@ def test_processes_that_share_weights_make_as_many_passes(monkeypatch):
         passes.append(step)
         return torch.full_like(rows, EOS)
 
-    assert decode(lm, **pad_left(PROMPTS, PAD, CPU), choose=choose, stop_ids=[EOS], length=7) == [[EOS]] * 6
+    assert decode(lm, *pad_left(PROMPTS, PAD, CPU), choose=choose, stop_ids=[EOS], length=7) == [[EOS]] * 6
     assert passes == list(range(7))
 
 

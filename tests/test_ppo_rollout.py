@@ -9,29 +9,20 @@ from peft import get_peft_model
 from ppo_toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, shared_base, tokenizer
 from scipy.stats import chisquare
 
+from rlhf.decode import sample, stop_tokens
 from rlhf.errors import InputError
+from rlhf.noise import inverse_cdf, sampling_noise
 from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
-from rlhf.ppo.rollout import (
-    encode_prompts,
-    inverse_cdf,
-    longest_prompt,
-    micro_batch,
-    prompt_rows,
-    sample,
-    sampling_noise,
-    split,
-    stop_tokens,
-)
+from rlhf.ppo.rollout import encode_prompts, longest_prompt, micro_batch, prompt_rows, split
 
 CPU = torch.device("cpu")
 
 
 def draw(model, prompts, length=6, batch_size=64, seed=0, stop_ids=(EOS,), temperature=1.0, noise=None):
     noise = sampling_noise(len(prompts), length, seed) if noise is None else noise
-    return sample(
-        model, prompts, noise, stop_ids=list(stop_ids), pad_id=PAD, temperature=temperature, batch_size=batch_size,
-        device=CPU,
-    )  # fmt: skip
+    options = {"stop_ids": list(stop_ids), "pad_id": PAD, "temperature": temperature, "batch_size": batch_size}
+    with model.acting("policy") as lm:
+        return sample(lm, prompts, noise, **options)
 
 
 def some_prompts(n=12):

@@ -8,7 +8,8 @@ import torch
 from ppo_toys import EOS, ppo_config, prompts, separate, tokenizer, trainer
 from transformers import TrainerCallback
 
-from rlhf.ppo.rollout import prompt_rows, random_generator, sampling_noise
+from rlhf.noise import random_generator, sampling_noise
+from rlhf.ppo.rollout import prompt_rows
 
 CLIP, CLIP_VALUE, VF_COEF, KL_COEF, GAMMA, LAM = 0.1, 0.15, 0.3, 0.2, 0.97, 0.9
 RATE, VALUE_RATE, BETAS, EPS, TEMPERATURE = 3e-3, 2e-3, (0.9, 0.95), 1e-5, 0.8

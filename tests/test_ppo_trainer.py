@@ -83,9 +83,10 @@ SHAPES = {
     "fp32": {"per_device_train_batch_size": 1, "num_mini_batches": 3, "num_ppo_epochs": 2, "temperature": 0.7},
     "checkpointing": {"gradient_checkpointing": True},
     "bf16": {"bf16": True},
+    "one update": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_mini_batches": 1},
 }
 CASES = [(layout, "fp32") for layout in LAYOUTS]
-CASES += [(layout, shape) for layout in ("shared", "llama", "peft") for shape in ("checkpointing", "bf16")]
+CASES += [(layout, shape) for layout in ("shared", "llama", "peft") for shape in list(SHAPES)[1:]]
 
 
 @pytest.mark.parametrize(("layout", "shape"), CASES)
@@ -105,6 +106,41 @@ def test_fault_09_10_at_lr_0_the_ratio_is_1_and_the_kl_is_0(tmp_path, layout, sh
     assert set(ratios) == {0.0}
     assert set(kls) == {0.0}
     assert set(logged(ppo, "objective/kl")) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "num_mini_batches": 1,
+            "gradient_accumulation_steps": 1,
+            "per_device_train_batch_size": 4,
+        },  # one step a rollout
+        {"gradient_checkpointing": True, "num_ppo_epochs": 2, "logging_steps": 1},
+        {"ptx_coef": 2.0, "ptx_length": 9},
+    ],
+)
+def test_the_first_micro_batch_is_trained_on_the_pass_that_scored_it(tmp_path, changes):
+    class Twice(PPOTrainer):
+        def make_rollout(self, index):
+            rollout = super().make_rollout(index)
+            self.first_pass = None
+            return rollout
+
+    trained, passes = [], {}
+    for cls in (PPOTrainer, Twice):
+        args = ppo_config(tmp_path / cls.__name__, total_episodes=24, **changes)
+        text = {"pretrain_dataset": prompts().rename_column("prompt", "text")} if "ptx_coef" in changes else {}
+        ppo = trainer(args, cls=cls, **text)
+        tasks = passes[cls] = []
+        ppo.model.register_forward_pre_hook(lambda m, a, kw, tasks=tasks: tasks.append(kw["task"]), with_kwargs=True)
+        ppo.train()
+        trained.append(weights(ppo))
+    rollouts = ppo.state.global_step // args.steps_per_rollout
+    saved = passes[Twice].count("policy_and_value") - passes[PPOTrainer].count("policy_and_value")
+    assert saved == rollouts > 1
+    for name, weight in trained[0].items():
+        assert torch.equal(weight, trained[1][name]), name
 
 
 def test_lr_0_changes_nothing(tmp_path):

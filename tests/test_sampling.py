@@ -8,11 +8,12 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from rlhf.adapters import SharedBase
+from rlhf.decode import stop_tokens
 from rlhf.errors import InputError
 from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.best_of_n import best_of_n, best_of_n_kl
 from rlhf.models import lora_config
-from rlhf.sampling import completion_logprobs, completion_rewards, sample_completions, stop_ids
+from rlhf.sampling import completion_logprobs, completion_rewards, sample_completions
 
 PROMPTS = [[5, 17, 60], [101, 33, 9, 88, 41, 7], [12], [200, 63, 20, 21], [30, 31]]
 
@@ -90,7 +91,7 @@ def test_answer_ends_at_any_stop_token_of_the_model(shared, tokenizer):
     whole = sample(shared, tokenizer)[0].ids
     stop = whole[3]
     shared.lm.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
-    assert stop_ids(shared, tokenizer) == sorted([tokenizer.eos_token_id, stop])
+    assert stop_tokens(shared.lm, tokenizer) == sorted([tokenizer.eos_token_id, stop])
     cut = sample(shared, tokenizer)[0]
     assert cut.ids == whole[: whole.index(stop) + 1]
     assert cut.ended

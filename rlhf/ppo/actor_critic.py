@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.adapters import SharedBase
+from rlhf.decode import is_sharded
 from rlhf.errors import InputError
-from rlhf.ppo.groups import Group, grouped, is_sharded
+from rlhf.ppo.groups import Group, grouped
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 
 

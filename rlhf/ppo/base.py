@@ -51,6 +51,7 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
         self.model_accepts_loss_kwargs = False  # so that the Trainer divides the loss by the accumulation
         self.pretraining = pretraining
         self.rollout: Rollout | None = None
+        self.first_pass: tuple[Tensor, Tensor] | None = None  # logprobs and values of the micro-batch trained next
         self.ema = EMA(model.parameters_of("policy"), args.ema_decay) if args.ema_decay else None
         self.meter = Meter()
         self.kl = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
@@ -216,7 +217,7 @@ class RolloutCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs: Any):
-        self.trainer.rollout = None  # of an earlier train()
+        self.trainer.rollout = self.trainer.first_pass = None  # of an earlier train()
         if state.is_world_process_zero:
             drop_samples(Path(args.output_dir) / "samples.jsonl", state.global_step)
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from transformers.integrations import is_deepspeed_zero3_enabled
+from torch import Tensor
 
 # About so many tokens are in a group: enough for matrix products to run at full speed.
 CPU_TOKENS, GPU_TOKENS = 512, 8192
@@ -53,9 +51,3 @@ def group_sizes(lengths: list[int], tokens: int) -> list[int]:
     while (start := sum(sizes)) < len(lengths):
         sizes.append(min(-(-tokens // lengths[start]), len(lengths) - start))
     return sizes
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights, so that all have to make the same passes at the same time."""
-    kinds = (FSDPModule, FullyShardedDataParallel)
-    return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.ppo.returns import moments, precise
+from rlhf.noise import precise
+from rlhf.ppo.returns import moments
 
 logger = logging.getLogger(__name__)
 

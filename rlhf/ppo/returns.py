@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlhf.noise import precise
+
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     r"""The reward of each response token (arXiv 2203.02155, eq. 2, per token as in section 3.5).
@@ -60,11 +62,6 @@ def moments(values: Tensor, reduce: Callable[[Tensor], Tensor] = lambda x: x) ->
     mean = total / count
     variance = reduce((values - mean).square().sum()) / (count - 1).clamp(min=1)
     return mean, variance
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """As float64, where the device has it; Apple's has not."""
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
 def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:

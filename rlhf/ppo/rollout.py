@@ -1,24 +1,21 @@
-"""Episodes: which prompts, which random numbers, sampling, and micro-batches with carried masks.
+"""Episodes: which prompts, and micro-batches with carried masks.
 
-Prompts and random numbers are functions of (seed, rollout, episode) alone. An episode is the same on one process and on
-eight, in large batches and in small ones, and a rollout can be made again.
+Prompts, and the random numbers to sample with (rlhf/noise.py), are functions of (seed, rollout, episode). An episode is
+the same on one process and on eight, in large batches and in small ones, and a rollout can be made again.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from rlhf.data.encode import encode_prompt
+from rlhf.decode import pad_left
 from rlhf.errors import InputError
-from rlhf.ppo.actor_critic import ActorCritic
-from rlhf.ppo.decode import decode
-from rlhf.ppo.returns import precise
+from rlhf.noise import random_generator
 
 
 def encode_prompts(
@@ -50,15 +47,6 @@ def encode_prompts(
     return dataset
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None) -> list[int]:
-    """Every id that ends a response: the model's, the tokenizer's and the configuration's."""
-    own = (model.generation_config or model.config).eos_token_id
-    ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, stop_token_id} - {None}
-    if not ids:
-        raise InputError("neither model nor tokenizer has an EOS token; set stop_token_id.")
-    return sorted(ids)
-
-
 def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, response_length: int) -> int | None:
     """`max_prompt_length`, or what the model's context leaves beside the response."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -70,12 +58,6 @@ def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, resp
             f"{(max_prompt_length or 1) + response_length} exceeds the model's context of {context} tokens."
         )
     return max_prompt_length or context - response_length
-
-
-def random_generator(*key: int | str) -> torch.Generator:
-    """A generator of its own for each key, e.g. ("prompts", seed, epoch)."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def prompt_rows(rollout: int, size: int, num_prompts: int, seed: int) -> list[int]:
@@ -91,73 +73,6 @@ def prompt_rows(rollout: int, size: int, num_prompts: int, seed: int) -> list[in
         rows += order[offset : offset + end - position]
         position = rollout * size + len(rows)
     return rows
-
-
-def sampling_noise(size: int, length: int, *key: int | str) -> Tensor:
-    """[size, length] float64, uniform in [0, 1): one number for each token that may be sampled."""
-    return torch.rand(size, length, generator=random_generator("noise", *key), dtype=torch.float64)
-
-
-def inverse_cdf(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Samples from softmax(logits / temperature): the first i with cdf_i > u.
-
-    Unlike with torch.multinomial, what an episode gets does not depend on which others are in its batch.
-
-    Args:
-        logits: [B, V].
-        noise: [B] float64, the u.
-
-    Returns:
-        ids [B].
-    """
-    cdf = torch.softmax(precise(logits) / temperature, dim=-1).cumsum(-1)
-    choice = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)
-    return choice.squeeze(1).clamp(max=logits.shape[-1] - 1)
-
-
-@torch.no_grad()
-def sample(
-    model: ActorCritic,
-    prompts: list[list[int]],
-    noise: Tensor,
-    *,
-    stop_ids: list[int],
-    pad_id: int,
-    temperature: float,
-    batch_size: int,
-    device: torch.device,
-    progress: str | None = None,
-) -> list[list[int]]:
-    """Samples a response of at most `noise.shape[1]` tokens to each prompt: ids up to and with the first stop token."""
-    length = noise.shape[1]
-    noise = noise.float() if device.type == "mps" else noise  # see `precise`
-    responses: list[list[int]] = [[]] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    was_training = model.training
-    model.eval()  # in training mode activation checkpointing would switch the key-value cache off
-    bar = tqdm(total=len(prompts), desc=progress, leave=False, disable=not progress)
-    with model.acting("policy") as lm, bar:
-        for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-            drawn = noise[chunk].to(device)
-
-            def choose(logits: Tensor, rows: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
-                return inverse_cdf(logits, drawn[rows, step], temperature)
-
-            batch = pad_left([prompts[i] for i in chunk], pad_id, device)
-            for i, response in zip(
-                chunk, decode(lm, **batch, choose=choose, stop_ids=stop_ids, length=length), strict=True
-            ):
-                responses[i] = response
-            bar.update(len(chunk))
-    model.train(was_training)
-    return responses
-
-
-def pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 @dataclass
@@ -195,13 +110,13 @@ def micro_batch(
     """[left padding | prompt | response | right padding] of the episodes `rows`, and the masks that say so."""
     prompts, responses = [prompts[i] for i in rows], [responses[i] for i in rows]
     width = max(map(len, responses))
-    batch = pad_left(prompts, pad_id, device)
+    prompt_ids, prompt_mask = pad_left(prompts, pad_id, device)
     ids = torch.tensor([r + [pad_id] * (width - len(r)) for r in responses], device=device)
     mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in responses], device=device)
     return MicroBatch(
         rows=rows,
-        input_ids=torch.cat((batch["input_ids"], ids), dim=1),
-        attention_mask=torch.cat((batch["attention_mask"], mask.long()), dim=1),
+        input_ids=torch.cat((prompt_ids, ids), dim=1),
+        attention_mask=torch.cat((prompt_mask, mask.long()), dim=1),
         response_mask=mask,
         ended=torch.tensor([response[-1] in stop_ids for response in responses], device=device),
     )
@@ -227,8 +142,13 @@ class Rollout:
         accumulation = len(self.minibatches[0])
         epoch, micro_step = divmod(micro_step, len(self.minibatches) * accumulation)
         step, micro_step = divmod(micro_step, accumulation)
-        order = torch.randperm(len(self.minibatches), generator=random_generator("order", seed, self.index, epoch))
+        order = minibatch_order(len(self.minibatches), seed, self.index, epoch)
         return self.minibatches[order[step]][micro_step]
+
+
+def minibatch_order(num_mini_batches: int, seed: int, rollout: int, epoch: int) -> list[int]:
+    """In which order a PPO epoch visits the minibatches."""
+    return torch.randperm(num_mini_batches, generator=random_generator("order", seed, rollout, epoch)).tolist()
 
 
 def split(lengths: list[int], num_mini_batches: int, micro_batch_size: int) -> list[list[list[int]]]:

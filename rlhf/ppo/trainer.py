@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from rlhf.adapters import SharedBase
 from rlhf.data.pretraining import PretrainingStream
+from rlhf.decode import sample, stop_tokens
 from rlhf.errors import InputError
 from rlhf.models import context_length
+from rlhf.noise import sampling_noise
 from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
 from rlhf.ppo.advantages import add_advantages, response_tokens
 from rlhf.ppo.base import PPOTrainerBase
@@ -36,11 +38,9 @@ from rlhf.ppo.rollout import (
     encode_prompts,
     longest_prompt,
     micro_batch,
+    minibatch_order,
     prompt_rows,
-    sample,
-    sampling_noise,
     split,
-    stop_tokens,
 )
 
 
@@ -184,7 +184,9 @@ class PPOTrainer(PPOTrainerBase):
 
         lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
         minibatches = split(lengths, args.num_mini_batches, args.per_device_train_batch_size)
-        rollout = Rollout(index, [self.score(minibatch, columns, responses) for minibatch in minibatches])
+        first = minibatch_order(args.num_mini_batches, args.seed, index, epoch=0)[0]
+        scored = [self.score(rows, columns, responses, trained_next=m == first) for m, rows in enumerate(minibatches)]
+        rollout = Rollout(index, scored)
         batches = list(rollout.micro_batches())
         if args.scale_scores:
             self.score_scale.update(torch.cat([batch.scores for batch in batches]), self.sum)
@@ -205,25 +207,27 @@ class PPOTrainer(PPOTrainerBase):
 
     def sample(self, prompts: list[list[int]], noise: Tensor, progress: str) -> list[list[int]]:
         """Responses of the policy to this process's prompts."""
-        show = self.is_world_process_zero() and not self.args.disable_tqdm
-        with self.accelerator.autocast():  # the policy that samples is the one that is trained, in precision too
+        args, show = self.args, self.is_world_process_zero() and not self.args.disable_tqdm
+        # The policy that samples is the one that is trained, in precision too.
+        with self.accelerator.autocast(), self.actor_critic.acting("policy") as lm:
             return sample(
-                self.actor_critic,
+                lm,
                 prompts,
                 noise,
+                temperature=args.temperature,
                 stop_ids=self.stop_ids,
                 pad_id=self.processing_class.pad_token_id,
-                temperature=self.args.temperature,
-                batch_size=self.args.local_rollout_forward_batch_size,
-                device=self.accelerator.device,
+                batch_size=args.local_rollout_forward_batch_size,
                 progress=progress if show else None,
             )
 
-    def score(self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]]):
+    def score(
+        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]], trained_next=False
+    ) -> list[MicroBatch]:
         """The micro-batches of one minibatch, with log-probabilities, values and scores.
 
         The update passes the very same tensors through the same forward, so with equal weights the ratio is 1 to the
-        last bit.
+        last bit. Of the micro-batch that is trained on first, before any weight has changed, it takes this very pass.
         """
         args, model, device = self.args, self.wrapped_model(), self.accelerator.device
         batches = []
@@ -232,7 +236,14 @@ class PPOTrainer(PPOTrainerBase):
                 rows, columns["input_ids"], responses, self.stop_ids, self.processing_class.pad_token_id, device
             )
             inputs = batch.inputs()
-            batch.logprobs, batch.values = model(task="policy_and_value", temperature=args.temperature, **inputs)
+            keep_graph = (
+                trained_next and not batches and args.world_size == 1
+            )  # DDP takes one forward for each backward
+            with torch.set_grad_enabled(keep_graph):
+                found = model(task="policy_and_value", temperature=args.temperature, **inputs)
+            batch.logprobs, batch.values = (tensor.detach() for tensor in found)
+            if keep_graph:
+                self.first_pass = found
             batch.ref_logprobs = model(task="reference", temperature=args.temperature, **inputs)
             batch.scores = torch.zeros(len(rows), device=device)
             if self.actor_critic.has_reward:
@@ -269,7 +280,10 @@ class PPOTrainer(PPOTrainerBase):
     def compute_loss(self, model, inputs: MicroBatch, return_outputs=False, num_items_in_batch=None) -> Tensor:
         """This micro-batch's share of the minibatch's loss, a mean over response tokens."""
         args, batch = self.args, inputs
-        logprobs, values = model(task="policy_and_value", temperature=args.temperature, **batch.inputs())
+        if self.first_pass is None:
+            logprobs, values = model(task="policy_and_value", temperature=args.temperature, **batch.inputs())
+        else:
+            (logprobs, values), self.first_pass = self.first_pass, None
         policy_losses, ratio = policy_loss(logprobs, batch.logprobs, batch.advantages, args.cliprange)
         value_losses = value_loss(values, batch.values, batch.returns, args.cliprange_value)
 

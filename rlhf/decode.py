@@ -1,22 +1,70 @@
-"""A short decoding loop, for small models and for batches in which some responses end long before others.
+"""Sampling: a short decoding loop, for small models and for batches in which some responses end long before others.
 
 transformers' `generate` does much besides the forward pass for each token, copies the key-value cache each time, and
-keeps rows that have ended until the last one has.
+keeps rows that have ended until the last one has. Nothing but temperature shapes the distribution here.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from rlhf.ppo.groups import is_sharded
+from rlhf.errors import InputError
+from rlhf.few_rows import few_rows
+from rlhf.noise import inverse_cdf
 
 # Rows that have ended leave once they are a quarter of the batch: to drop them, the cache of the others is copied.
 ENDED_SHARE = 0.25
+
+
+@torch.no_grad()
+def sample(
+    lm: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    noise: Tensor,
+    *,
+    temperature: float,
+    stop_ids: list[int],
+    pad_id: int,
+    batch_size: int,
+    progress: str | None = None,
+) -> list[list[int]]:
+    """A response to each prompt: at most T ids, up to and with the first stop token.
+
+    Args:
+        lm: a causal LM; it is in evaluation mode meanwhile.
+        prompts: N lists of token ids.
+        noise: [N, T] of `sampling_noise`; a response depends on its own row alone.
+        temperature: 0 is greedy decoding.
+        progress: label of the progress bar; None: no bar.
+    """
+    noise = noise.float() if lm.device.type == "mps" else noise  # see `precise`
+    responses: list[list[int]] = [[]] * len(prompts)
+    # Longest first: a prompt length that does not fit into memory shows at once.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    was_training = lm.training
+    lm.eval()  # in training mode activation checkpointing would switch the key-value cache off
+    with few_rows(lm), tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=not progress) as bar:
+        for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+            drawn = noise[chunk].to(lm.device)
+
+            def choose(logits: Tensor, rows: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
+                return inverse_cdf(logits, drawn[rows, step], temperature) if temperature else logits.argmax(-1)
+
+            ids, mask = pad_left([prompts[i] for i in chunk], pad_id, lm.device)
+            for i, response in zip(chunk, decode(lm, ids, mask, choose, stop_ids, noise.shape[1]), strict=True):
+                responses[i] = response
+            bar.update(len(chunk))
+    lm.train(was_training)
+    return responses
 
 
 @torch.no_grad()
@@ -107,3 +155,28 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self.room = []
+
+
+def pad_left(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, both [B, T] int64; rows end at the last column."""
+    rows = [torch.tensor(ids) for ids in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    return ids.to(device), mask.to(device)
+
+
+def stop_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None = None
+) -> list[int]:
+    """Every id that ends a response: those of the model's generation config, the tokenizer's, and `stop_token_id`."""
+    own = (model.generation_config or model.config).eos_token_id
+    ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, stop_token_id} - {None}
+    if not ids:
+        raise InputError("neither model nor tokenizer has an EOS token; set stop_token_id.")
+    return sorted(ids)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the weights, so that all have to make the same passes at the same time."""
+    kinds = (FSDPModule, FullyShardedDataParallel)
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())
