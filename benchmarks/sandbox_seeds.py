@@ -4,7 +4,7 @@
 
 A seed is that of the data (demonstrations, rankings, prompts), of the training and of sampling; the world and its base
 model stay. The settings were chosen on seed 0, so seed 0 is not one to report. Writes to runs/sandbox-seeds/<seed>; a
-stage that is already there is not run again. The last line is JSON.
+stage that is already there is not run again. `taskset -c 0` before it keeps one seed to one core. The last line is JSON.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def run_stage(stage: str, run: Path, seed: int) -> None:
     given = [text for name, value in options(stage, run, seed).items() for text in (f"--{name}", str(value))]
     command = [sys.executable, f"recipes/{STAGES[stage]}.py", "--config", f"recipes/sandbox/{stage}.yaml", *given]
     print(f"seed {seed}: {stage}", flush=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(os.cpu_count())}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     with (run / f"{stage}.log").open("w") as log:
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
             sys.exit(f"{stage} of seed {seed} failed; see {log.name}")
