@@ -2,9 +2,10 @@
 
     python benchmarks/sandbox_seeds.py --seeds 1 2 3
 
-A seed is that of the data (demonstrations, rankings, prompts), of the training and of sampling; the world and its base
-model stay. The settings were chosen on seed 0, so seed 0 is not one to report. Writes to runs/sandbox-seeds/<seed>; a
-stage that is already there is not run again. `taskset -c 0` before it keeps one seed to one core. The last line is JSON.
+A seed is that of the data (demonstrations, rankings, prompts), of the training and of sampling; the world and its
+base model stay. The settings were chosen on seed 0, so seed 0 is not one to report. Writes to
+runs/sandbox-seeds/<seed>; a stage that is already there is not run again. With `taskset -c 0` before it, a seed has one
+core to itself. The last line is JSON.
 """
 
 import argparse

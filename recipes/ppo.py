@@ -5,7 +5,7 @@
 
 One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model
 starts as a copy of reward. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/, metrics.jsonl,
-samples.jsonl and result.json. `--ptx_coef 27.8 --pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
+samples.jsonl and result.json. `--pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
 `--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
 """
 
@@ -26,6 +26,7 @@ from rlhf.errors import InputError
 from rlhf.hub import finish_run, take_over_push
 from rlhf.models import load_base, load_config, load_tokenizer
 from rlhf.ppo import PPOConfig, PPOTrainer
+from rlhf.ppo.ptx import text_weight
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.resume import find_checkpoint
@@ -48,8 +49,7 @@ def main() -> None:
     # Checks, before anything is loaded
     if args.sft_model_path is None or args.reward_model_path is None:
         raise InputError("sft_model_path and reward_model_path are needed: the folders of those stages, or Hub ids.")
-    if (args.ptx_coef == 0) != (text_args.pretrain_dataset_name is None):
-        raise InputError("PPO-ptx needs both ptx_coef and pretrain_dataset_name; one of them is given alone.")
+    text_weight(args.ptx_coef, has_text=text_args.pretrain_dataset_name is not None)
     if script.ppo_trainer == "trl":
         if args.reward_ensemble_paths:
             raise InputError("TRL's PPOTrainer takes one reward model; leave reward_ensemble_paths out.")

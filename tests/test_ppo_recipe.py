@@ -79,7 +79,7 @@ def test_the_recipe_mixes_pretraining_text_in(monkeypatch, stages, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ptx_coef": 1.0}, "needs both ptx_coef and pretrain_dataset_name"),
+        ({"ptx_coef": 1.0}, "ptx_coef is 1.0 and there is no pretraining text"),
         ({"reward_model_path": None}, "sft_model_path and reward_model_path are needed"),
         ({"sft_model_path": "/nowhere/sft"}, "/nowhere/sft does not exist"),
         ({"reward_ensemble_paths": "/nowhere/reward"}, "/nowhere/reward does not exist"),

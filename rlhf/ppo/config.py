@@ -120,10 +120,10 @@ class PPOConfig(_BaseConfig):
     )  # fmt: skip
 
     # PPO-ptx
-    ptx_coef: float = field(
-        default=0.0,
+    ptx_coef: float | None = field(
+        default=None,
         metadata={"help": "gamma, the weight of the mean loss per pretraining token beside PPO's mean loss per "
-                          "response token (paper: 27.8); 0: no pretraining text. See rlhf/ppo/ptx.py."},
+                          "response token (paper: 27.8); None: 0.5 if there is pretraining text. See rlhf/ppo/ptx.py."},
     )  # fmt: skip
     ptx_examples_per_episode: int = field(
         default=8, metadata={"help": "Blocks of pretraining text per episode (paper: 8)."}
@@ -229,7 +229,7 @@ class PPOConfig(_BaseConfig):
         for name in ("warmup_rollouts", "value_warmup_rollouts", "num_sample_generations"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if self.ptx_coef < 0:
+        if self.ptx_coef is not None and self.ptx_coef < 0:
             raise InputError(f"ptx_coef is {self.ptx_coef}; it must not be negative.")
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}; PPO samples, so it must be positive.")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# About so many tokens are in a group: enough for matrix products to run at full speed.
-CPU_TOKENS, GPU_TOKENS = 512, 8192
+# Matrix products run at full speed on so many tokens, and a pass has a cost of its own, that of so many more tokens.
+CPU_TOKENS, CPU_PASS = 512, 64
+GPU_TOKENS, GPU_PASS = 8192, 1024
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def grouped(
     """
     lengths, responses, first = attention_mask.sum(1), response_mask.sum(1), attention_mask.argmax(1)
     order = lengths.argsort(descending=True, stable=True)
-    tokens = CPU_TOKENS if input_ids.device.type == "cpu" else GPU_TOKENS
+    limits = (CPU_TOKENS, CPU_PASS) if input_ids.device.type == "cpu" else (GPU_TOKENS, GPU_PASS)
     groups = []
-    for rows in order.split([len(order)] if one else group_sizes(lengths[order].tolist(), tokens)):
+    for rows in order.split([len(order)] if one else group_sizes(lengths[order].tolist(), *limits)):
         position = torch.arange(int(lengths[rows[0]]), device=input_ids.device)  # [W]
         columns = (first[rows, None] + position).clamp(max=input_ids.shape[1] - 1)
         end, begin = lengths[rows, None], (lengths - responses)[rows, None]
@@ -45,9 +46,21 @@ def grouped(
     return order, groups
 
 
-def group_sizes(lengths: list[int], tokens: int) -> list[int]:
-    """Rows in each group: as many as have `tokens` tokens when they are as long as the first, which is the longest."""
-    sizes = []
-    while (start := sum(sizes)) < len(lengths):
-        sizes.append(min(-(-tokens // lengths[start]), len(lengths) - start))
-    return sizes
+def group_sizes(lengths: list[int], most: int, per_pass: int) -> list[int]:
+    """Rows in each group, such that the groups cost least: `per_pass` tokens each, and its rows as long as its first.
+
+    Args:
+        lengths: tokens of each row, the longest first.
+        most: tokens in a group, unless it is a single row.
+    """
+    best, first = [0], [0]  # of the first j rows: the least cost, and where the last group of that division begins
+    for end in range(1, len(lengths) + 1):
+        begins = [b for b in range(end) if b == end - 1 or (end - b) * lengths[b] <= most]
+        cost = [best[b] + per_pass + (end - b) * lengths[b] for b in begins]
+        best.append(min(cost))
+        first.append(begins[cost.index(best[-1])])
+    sizes, end = [], len(lengths)
+    while end:
+        sizes.append(end - first[end])
+        end = first[end]
+    return sizes[::-1]

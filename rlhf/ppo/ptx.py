@@ -22,6 +22,20 @@ from rlhf.errors import InputError
 from rlhf.ppo.config import PPOConfig
 
 LONGEST_BLOCK = 2048  # the paper's context
+SWEPT_COEF = 0.5  # what the sweep of docs/ppo.md supports
+
+
+def text_weight(coef: float | None, has_text: bool) -> float:
+    """gamma: 0 without pretraining text; with it `coef`, or SWEPT_COEF if that is None.
+
+    Raises:
+        InputError: a coefficient without text, or text that would have no weight.
+    """
+    if coef and not has_text:
+        raise InputError(f"ptx_coef is {coef} and there is no pretraining text; give pretrain_dataset, or no ptx_coef.")
+    if coef == 0 and has_text:
+        raise InputError("ptx_coef is 0 and there is pretraining text; leave one of them out.")
+    return (SWEPT_COEF if coef is None else coef) if has_text else 0.0
 
 
 def block_length(args: PPOConfig, context: int | None) -> int:

@@ -29,7 +29,7 @@ from rlhf.ppo.base import PPOTrainerBase
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import episode_means
-from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs
+from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs, text_weight
 from rlhf.ppo.returns import explained_variance
 from rlhf.ppo.rewards import ModelReward, RewardFunction, function_scores, reads_text, shape_scores, text_rewards
 from rlhf.ppo.rollout import (
@@ -136,6 +136,7 @@ class PPOTrainer(PPOTrainerBase):
 
         args = copy.copy(args)  # the caller's stays as it is
         args.max_steps = args.total_steps(len(train_dataset))
+        args.ptx_coef = text_weight(args.ptx_coef, has_text=pretrain_dataset is not None)
         super().__init__(
             model=actor_critic,
             args=args,
@@ -383,11 +384,6 @@ class PPOTrainer(PPOTrainerBase):
         return encode_prompts(dataset, self.processing_class, self.max_prompt_length, args.dataset_num_proc, name)
 
     def _pretraining_stream(self, sources, actor_critic: ActorCritic, args: PPOConfig) -> PretrainingStream | None:
-        if (sources is None) != (args.ptx_coef == 0):
-            raise InputError(
-                f"ptx_coef is {args.ptx_coef} and pretrain_dataset {'missing' if sources is None else 'given'}"
-                "; PPO-ptx needs both."
-            )
         if sources is None:
             return None
         length = block_length(args, context_length(actor_critic.config))
