@@ -37,7 +37,6 @@ from rlhf.sandbox.few_shot import few_shot_items
 from rlhf.sandbox.judge import GoldJudge
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ["--ptx_examples_per_episode", "1", "--ptx_length", "64"]  # the paper: 8 of 2,048 tokens
 
 
 def main() -> None:
@@ -66,11 +65,10 @@ def train(coefficient: float, run: Path, folder: Path, options: list[str]) -> No
     if (folder / "result.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    mix = ["--ptx_coef", str(coefficient), "--pretrain_dataset_name", "sandbox", *EXAMPLES] if coefficient else []
     command = [
         *(sys.executable, "recipes/ppo.py", "--config", "recipes/sandbox/ppo.yaml"),
         *("--sft_model_path", run / "sft", "--reward_model_path", run / "reward", "--output_dir", folder),
-        *mix,
+        *("--ptx_coef", coefficient),
         *options,
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(os.cpu_count())}

@@ -87,13 +87,12 @@ def test_no_text_is_used_while_the_value_model_warms_up(tmp_path):
 def test_text_alone_is_enough_and_has_the_weight_of_the_sweep(tmp_path):
     assert trainer(ppo_config(tmp_path, ptx_length=9), pretrain_dataset=TEXT).args.ptx_coef == 0.5
     assert trainer(ppo_config(tmp_path)).args.ptx_coef == 0.0
+    assert trainer(ppo_config(tmp_path, ptx_coef=0.0), pretrain_dataset=TEXT).pretraining is None
 
 
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match=r"ptx_coef is 1\.0 and there is no pretraining text"):
         trainer(ppo_config(tmp_path, ptx_coef=1.0))
-    with pytest.raises(InputError, match="ptx_coef is 0 and there is pretraining text"):
-        trainer(ppo_config(tmp_path, ptx_coef=0.0), pretrain_dataset=TEXT)
     with pytest.raises(InputError, match="ptx_length 65 exceeds"):
         trainer(ppo_config(tmp_path, ptx_coef=1.0, ptx_length=65), pretrain_dataset=TEXT)
     with pytest.raises(InputError, match="must not be negative"):

@@ -123,7 +123,7 @@ class PPOConfig(_BaseConfig):
     ptx_coef: float | None = field(
         default=None,
         metadata={"help": "gamma, the weight of the mean loss per pretraining token beside PPO's mean loss per "
-                          "response token (paper: 27.8); None: 0.5 if there is pretraining text. See rlhf/ppo/ptx.py."},
+                          "response token (paper: 27.8); None: 0.5 if there is pretraining text; 0: plain PPO."},
     )  # fmt: skip
     ptx_examples_per_episode: int = field(
         default=8, metadata={"help": "Blocks of pretraining text per episode (paper: 8)."}

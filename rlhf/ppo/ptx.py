@@ -26,15 +26,9 @@ SWEPT_COEF = 0.5  # what the sweep of docs/ppo.md supports
 
 
 def text_weight(coef: float | None, has_text: bool) -> float:
-    """gamma: 0 without pretraining text; with it `coef`, or SWEPT_COEF if that is None.
-
-    Raises:
-        InputError: a coefficient without text, or text that would have no weight.
-    """
+    """gamma: with pretraining text `coef`, or SWEPT_COEF if that is None; else 0, as InputError makes sure."""
     if coef and not has_text:
         raise InputError(f"ptx_coef is {coef} and there is no pretraining text; give pretrain_dataset, or no ptx_coef.")
-    if coef == 0 and has_text:
-        raise InputError("ptx_coef is 0 and there is pretraining text; leave one of them out.")
     return (SWEPT_COEF if coef is None else coef) if has_text else 0.0
 
 

@@ -384,7 +384,7 @@ class PPOTrainer(PPOTrainerBase):
         return encode_prompts(dataset, self.processing_class, self.max_prompt_length, args.dataset_num_proc, name)
 
     def _pretraining_stream(self, sources, actor_critic: ActorCritic, args: PPOConfig) -> PretrainingStream | None:
-        if sources is None:
+        if args.ptx_coef == 0:
             return None
         length = block_length(args, context_length(actor_critic.config))
         return PretrainingStream(sources, self.processing_class, length, weights=args.ptx_weights, seed=args.seed)
