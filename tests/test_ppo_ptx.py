@@ -1,5 +1,7 @@
 """PPO-ptx: one step on the sum of two gradients, which does not depend on how the minibatch is cut up."""
 
+import json
+
 import pytest
 import torch
 from datasets import Dataset
@@ -82,6 +84,16 @@ def test_no_text_is_used_while_the_value_model_warms_up(tmp_path):
     assert ppo.pretraining.blocks == 0
     for name, _ in ppo.actor_critic.parameters_of("policy"):
         assert recorder.gradients[0][name].abs().max() == 0
+
+
+def test_a_non_finite_loss_on_text_stops_the_run_with_the_text_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf.ppo.trainer.ptx_loss", lambda logprobs, tokens: logprobs.sum() * torch.inf)
+    with pytest.raises(FloatingPointError, match="the loss on pretraining text is -inf at step 0") as error:
+        trainer(ppo_config(tmp_path, **PTX), pretrain_dataset=TEXT).train()
+    path = tmp_path / "non_finite_text-step_0-process_0.json"
+    assert str(path) in str(error.value)
+    blocks = json.loads(path.read_text())
+    assert blocks[0] == next(PretrainingStream(TEXT, tokenizer(), 10, seed=ppo_config(tmp_path).seed))
 
 
 def test_text_alone_is_enough_and_has_the_weight_of_the_sweep(tmp_path):

@@ -1,5 +1,6 @@
 """The parts of the trainer that are not the algorithm: optimizer, guards at each step, logs, checkpoints, resume."""
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -110,6 +111,17 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
         raise FloatingPointError(
             f"{what} at step {step}; the episodes are in {path} (see rlhf.ppo.checkpoint.load_rollout). Go on from the "
             "last checkpoint with smaller learning rates."
+        )
+
+    def stop_non_finite_text(self, loss: Tensor, blocks: list[list[int]]) -> NoReturn:
+        """The same for pretraining text: the token ids of this process's blocks."""
+        args, step = self.args, self.state.global_step
+        path = Path(args.output_dir) / f"non_finite_text-step_{step}-process_{args.process_index}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(blocks), encoding="utf-8")
+        raise FloatingPointError(
+            f"the loss on pretraining text is {loss} at step {step}; the ids of its blocks are in {path}. Go on from "
+            "the last checkpoint with a smaller learning rate."
         )
 
     @contextmanager

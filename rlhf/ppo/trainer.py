@@ -338,7 +338,7 @@ class PPOTrainer(PPOTrainerBase):
                 self.accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)
             total += loss.detach()
         if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss on pretraining text is {total} at step {self.state.global_step}.")
+            self.stop_non_finite_text(total, blocks)
         self.meter.loss({"loss/ptx": total}, steps=0.0)
         return args.ptx_coef * args.world_size * total
 
