@@ -72,6 +72,8 @@ class _Parser(TrlParser):
         for key, value in config.items():
             if key not in by_name:
                 self.refuse_unknown(key, where=f"config file {self.config_file}")
+            if by_name[key].nargs == "+" and isinstance(value, str | int | float):
+                value = [value]  # of one element, as on the command line
             try:
                 config[key] = self._convert(by_name[key], value)
             except ArgumentError as error:

@@ -47,9 +47,10 @@ def test_config_may_be_written_with_an_equals_sign(config):
 
 
 def test_yaml_types_follow_the_field(config):
-    (arguments,) = parse(Arguments, args=["--config", config("name: 5\nrate: 2\n")])
+    (arguments,) = parse(Arguments, args=["--config", config("name: 5\nrate: 2\nlayers: 3\n")])
     assert arguments.name == "5"
     assert arguments.rate == 2.0
+    assert arguments.layers == [3]
 
 
 @pytest.mark.parametrize(
