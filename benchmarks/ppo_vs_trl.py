@@ -13,7 +13,8 @@ Each prompt has a response length, the same on both sides: there the EOS is put 
 are those of a policy that ends with the same probability after each token, a quarter of `response_length` on average
 (of the sandbox's recipe it is 20 of 72), or with `--lengths full` all `response_length`, so that nothing can be gained
 by leaving padding out. TRL gets the whole rollout as one batch of the device, because with
-accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too. Optimizer steps,
+accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too unless
+`--micro_batch` says how many rows of it at a time, which changes no step. Optimizer steps,
 response tokens and parameters of the adapters are counted on both sides and have to be equal.
 
 Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second
@@ -69,6 +70,7 @@ class Shape:
     batch: int  # episodes per rollout
     minibatches: int
     rollouts: int = 3  # of a run; the first is not timed
+    micro_batch: int | None = None  # rows that pass our update at a time; None: the minibatch
     lengths: str = "varied"
     dtype: str = "float32"
 
@@ -82,7 +84,16 @@ SHAPES = {
     for shape in (
         Shape("sandbox", "sandbox", prompt_length=32, response_length=72, batch=128, minibatches=4),
         Shape("vocab49k", VOCAB_49K, prompt_length=64, response_length=64, batch=32, minibatches=4),
-        Shape("smollm2-135m", SMOLLM2_135M, prompt_length=32, response_length=48, batch=8, minibatches=2, rollouts=2),
+        Shape(
+            "smollm2-135m",
+            SMOLLM2_135M,
+            prompt_length=32,
+            response_length=48,
+            batch=8,
+            minibatches=2,
+            rollouts=2,
+            micro_batch=2,
+        ),
     )
 }
 
@@ -93,6 +104,7 @@ def main() -> None:
         print(json.dumps(measure(args.side, Shape(**json.loads(args.shape)))))
         return
     options = {"lengths": args.lengths, "dtype": args.dtype}
+    options |= {"micro_batch": args.micro_batch} if args.micro_batch else {}
     shapes = [dataclasses.replace(SHAPES[name], **options) for name in args.shapes]
     if args.smollm2:
         shapes = [dataclasses.replace(s, model=args.smollm2) if s.name == "smollm2-135m" else s for s in shapes]
@@ -293,7 +305,7 @@ def our_trainer(shape: Shape, clock: Clock) -> tuple[PPOTrainer, Lengths]:
     lengths = Lengths(shape, data, vocabulary - 1)
     lengths.in_ours()
     trainer = PPOTrainer(
-        args=config(shape),
+        args=config(shape, shape.micro_batch),
         processing_class=tokenizer(vocabulary),
         model=base,
         train_dataset=Dataset.from_dict({"input_ids": data}),
@@ -325,12 +337,12 @@ def trl_trainer(shape: Shape, clock: Clock):
     return trainer, lengths
 
 
-def config(shape: Shape) -> PPOConfig:
+def config(shape: Shape, micro_batch: int | None = None) -> PPOConfig:
     return PPOConfig(
         output_dir=tempfile.mkdtemp(),
         batch_size=shape.batch,
         mini_batch_size=shape.batch // shape.minibatches,
-        per_device_train_batch_size=shape.batch // shape.minibatches,
+        per_device_train_batch_size=micro_batch or shape.batch // shape.minibatches,
         local_rollout_forward_batch_size=min(64, shape.batch),
         total_episodes=shape.batch * shape.rollouts,
         response_length=shape.response_length,
@@ -417,6 +429,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="runs of each side")
     parser.add_argument("--lengths", choices=("varied", "full"), default="varied", help="of the responses")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--micro_batch", type=int, help="rows that pass our update at a time")
     parser.add_argument("--smollm2", help="folder or Hub id of SmolLM2-135M; without it, random weights of its shape")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)  # of the processes it starts
     parser.add_argument("--shape", help=argparse.SUPPRESS)

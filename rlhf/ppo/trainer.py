@@ -185,9 +185,10 @@ class PPOTrainer(PPOTrainerBase):
 
         lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
         minibatches = split(lengths, args.num_mini_batches, args.per_device_train_batch_size)
-        first = minibatch_order(args.num_mini_batches, args.seed, index, epoch=0)[0]
-        scored = [self.score(rows, columns, responses, trained_next=m == first) for m, rows in enumerate(minibatches)]
-        rollout = Rollout(index, scored)
+        rollout = Rollout(index, [[] for _ in minibatches])
+        order = minibatch_order(args.num_mini_batches, args.seed, index, epoch=0)
+        for m in reversed(order):
+            rollout.minibatches[m] = self.score(minibatches[m], columns, responses, trained_next=m == order[0])
         batches = list(rollout.micro_batches())
         if args.scale_scores:
             self.score_scale.update(torch.cat([batch.scores for batch in batches]), self.sum)
@@ -231,30 +232,28 @@ class PPOTrainer(PPOTrainerBase):
         last bit. Of the micro-batch that is trained on first, before any weight has changed, it takes this very pass.
         """
         args, model, device = self.args, self.wrapped_model(), self.accelerator.device
-        batches = []
-        for rows in minibatch:
+        batches: list[MicroBatch] = []
+        for number, rows in reversed(list(enumerate(minibatch))):  # the pass whose graph is kept comes last
             batch = micro_batch(
                 rows, columns["input_ids"], responses, self.stop_ids, self.processing_class.pad_token_id, device
             )
             inputs = batch.inputs()
-            keep_graph = (
-                trained_next and not batches and args.world_size == 1
-            )  # DDP takes one forward for each backward
-            with torch.set_grad_enabled(keep_graph):
-                found = model(task="policy_and_value", temperature=args.temperature, **inputs)
-            batch.logprobs, batch.values = (tensor.detach() for tensor in found)
-            if keep_graph:
-                self.first_pass = found
             batch.ref_logprobs = model(task="reference", temperature=args.temperature, **inputs)
             batch.scores = torch.zeros(len(rows), device=device)
             if self.actor_critic.has_reward:
                 batch.scores += model(task="reward", **inputs)
             if self.reward_funcs:
                 batch.scores += self.function_scores(batch, columns, responses).to(device)
+            keep_graph = trained_next and number == 0 and args.world_size == 1  # DDP wants a backward for each forward
+            with torch.set_grad_enabled(keep_graph):
+                found = model(task="policy_and_value", temperature=args.temperature, **inputs)
+            batch.logprobs, batch.values = (tensor.detach() for tensor in found)
+            if keep_graph:
+                self.first_pass = found
             for name in ("logprobs", "ref_logprobs", "values", "scores"):
                 if not torch.isfinite(getattr(batch, name)).all():
                     self.stop_non_finite(f"{name} of a rollout are not finite", [batch])
-            batches.append(batch)
+            batches.insert(0, batch)
         tokens = self.sum(sum(batch.response_mask.sum() for batch in batches))
         for batch in batches:
             batch.tokens = tokens
