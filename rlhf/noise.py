@@ -1,9 +1,11 @@
 """Random numbers as functions of a key alone, and sampling with one of them per token."""
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def random_generator(*key: int | str) -> torch.Generator:
@@ -29,11 +31,28 @@ def inverse_cdf(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     Returns:
         ids [B].
     """
-    scaled = logits.float() / temperature
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
-    cdf = precise(weights).cumsum(-1)
-    choice = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)
-    return choice.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    # Blocks of about sqrt(V) tokens first, then one within the block: two short cumulative sums instead of a long one.
+    width = math.isqrt(weights.shape[-1])
+    blocks = F.pad(weights, (0, -weights.shape[-1] % width)).unflatten(-1, (-1, width))  # [B, V / width, width]
+    block, rest = pick(blocks.sum(-1), noise)
+    index, _ = pick(blocks[torch.arange(len(blocks), device=blocks.device), block], rest)
+    return block * width + index
+
+
+def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The first i whose cumulative weight [B, n] exceeds the share u [B] of the whole, and how far u is into it [B].
+
+    A weight of 0 is never picked.
+    """
+    weights = precise(weights)
+    cdf = weights.cumsum(-1)
+    total = cdf[:, -1]
+    target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))[:, None]
+    index = torch.searchsorted(cdf, target, right=True)
+    weight = weights.gather(1, index)
+    return index.squeeze(1), ((target - (cdf.gather(1, index) - weight)) / weight).clamp(0, 1).squeeze(1)
 
 
 def precise(tensor: Tensor) -> Tensor:

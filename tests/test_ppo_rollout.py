@@ -93,6 +93,20 @@ def test_samples_follow_the_softmax():
     assert chisquare(counts[:4].tolist(), expected[:4].tolist()).pvalue > 0.01
 
 
+@given(st.integers(1, 50), st.floats(0, 1, exclude_max=True), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_the_token_is_the_first_whose_cumulative_probability_exceeds_the_number(vocabulary, u, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, vocabulary, generator=generator) * 3
+    logits[:, torch.rand(vocabulary, generator=generator) < 0.3] = -torch.inf
+    logits[0, seed % vocabulary] = 0.0
+    [found] = inverse_cdf(logits, torch.tensor([u], dtype=torch.float64), 1.0).tolist()
+    p = logits[0].double().softmax(-1)
+    assert p[found] > 0
+    assert p[:found].sum() <= u + 1e-6
+    assert p[: found + 1].sum() >= u - 1e-6
+
+
 def test_an_episode_does_not_depend_on_the_batch_it_is_in():
     model, prompts = SharedActorCritic(shared_base()), some_prompts()
     together = draw(model, prompts)
