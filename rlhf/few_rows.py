@@ -47,15 +47,21 @@ def plain(weight: Tensor) -> bool:
 
 
 def plain_lora(module: LoraLinear) -> bool:
-    """Whether the layer is W x + b + s B A x and nothing else, for each of its adapters that may be active."""
-    active = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
+    """Whether the layer is W x + b + s B A x of a single adapter and nothing else."""
+    active = active_adapters(module)
     return (
         len(active) == 1
+        and not module.disable_adapters
         and not module.merged
         and active[0] not in module.lora_variant
         and plain(module.base_layer.weight)
         and all(plain(m[active[0]].weight) and m[active[0]].bias is None for m in (module.lora_A, module.lora_B))
     )
+
+
+def active_adapters(module: LoraLinear) -> list[str]:
+    """Those of the active adapters that this layer has."""
+    return [name for name in module.active_adapters if name in module.lora_A]
 
 
 def quick_linear(module: nn.Linear, forward, x: Tensor) -> Tensor:
@@ -69,7 +75,7 @@ def quick_lora(module: LoraLinear, forward, x: Tensor) -> Tensor:
     """`module(x)` without dropout: x [..., in] -> [..., out]."""
     if x.numel() > ROWS * x.shape[-1]:
         return forward(x)
-    name, x_columns = module.active_adapters[0], columns(x)
+    [name], x_columns = active_adapters(module), columns(x)
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
     out = times(module.base_layer, x_columns)
     return from_columns(out.addmm_(b, a @ x_columns, alpha=module.scaling[name]), x)
