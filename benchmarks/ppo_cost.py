@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 from ppo_vs_trl import Shape, in_own_process, summary
 
 
@@ -86,6 +87,8 @@ def plot(rows: list[dict], path: Path) -> None:
             panel.set(xscale="log", yscale="log")
             panel.set_xticks(x, [f"{value:.3g}" for value in x])
             panel.minorticks_off()
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
         column[1].set_xlabel(axis.label)
     panels[0, 0].set_ylabel("seconds per episode")
