@@ -9,6 +9,7 @@ from peft import get_peft_model
 from toys import save_toy
 from trl import ModelConfig, SFTTrainer
 
+import rlhf.decode
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
@@ -248,7 +249,7 @@ def reward_model(base, tokenizer, tmp_path_factory):
     return model, folder
 
 
-def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer, tmp_path, reward_model):
+def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer, tmp_path, reward_model, monkeypatch):
     classifier, folder = reward_model
     run = trainer(base, tokenizer, tmp_path, num_train_epochs=1)
     run.train()
@@ -256,28 +257,24 @@ def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer
     write_checkpoint_copy = {**table[0], "epoch": 2.0}  # the same adapter twice: the same score twice
     choice = ChoiceArguments(str(folder), choice_prompts=6, choice_max_new_tokens=8, choice_batch_size=4)
 
+    sampled = []  # (ids and mask of the prompts, answers) of each batch
+    original = rlhf.decode.decode
+
+    def decode(lm, ids, mask, *args):
+        sampled.append((ids, mask, original(lm, ids, mask, *args)))
+        return sampled[-1][-1]
+
+    monkeypatch.setattr(rlhf.decode, "decode", decode)
     bare = load_base(ModelConfig(base), tokenizer)
-    bare.generation_config.repetition_penalty = 5.0  # of a base's own config: must not steer the sampling
-    sampled = []
-    original = bare.generate
-
-    def generate(**inputs):
-        assert bare.generation_config.repetition_penalty is None
-        sampled.append((inputs, original(**inputs)))
-        return sampled[-1][1]
-
-    bare.generate = generate
     scored = score_checkpoints([*table, write_checkpoint_copy], tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
     assert scored[0]["rm_score"] == scored[1]["rm_score"]
 
     rewards = []
     classifier.eval()
-    for inputs, sequences in sampled[:2]:
-        for mask, row in zip(inputs["attention_mask"], sequences.tolist(), strict=True):
-            start = len(mask) - int(mask.sum())
-            answer = row[len(mask) :]
-            stop = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
-            ids = torch.tensor([row[start : len(mask)] + answer[:stop]])
+    for prompts, masks, answers in sampled[:2]:
+        for prompt, mask, answer in zip(prompts, masks.bool(), answers, strict=True):
+            assert tokenizer.eos_token_id not in answer[:-1]
+            ids = torch.tensor([prompt[mask].tolist() + answer])
             hidden = classifier.get_base_model().model(ids).last_hidden_state[0, -1]
             rewards.append(classifier.get_base_model().score(hidden).item() - 3.0)
     assert len(rewards) == 6
