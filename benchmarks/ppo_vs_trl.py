@@ -13,8 +13,8 @@ Each prompt has a response length, the same on both sides: there the EOS is put 
 are those of a policy that ends with the same probability after each token, a quarter of `response_length` on average
 (of the sandbox's recipe it is 20 of 72), or with `--lengths full` all `response_length`, so that nothing can be gained
 by leaving padding out. TRL gets the whole rollout as one batch of the device, because with
-accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too unless
-`--micro_batch` says how many rows of it at a time, which changes no step. Optimizer steps,
+accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too but at
+smollm2-135m, two rows at a time, or as many as `--micro_batch` says, which changes no step. Optimizer steps,
 response tokens and parameters of the adapters are counted on both sides and have to be equal.
 
 Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second

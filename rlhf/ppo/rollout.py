@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from rlhf.data.encode import encode_prompt
 from rlhf.decode import pad_left
 from rlhf.errors import InputError
+from rlhf.models import context_length
 from rlhf.noise import random_generator
 
 
@@ -49,7 +50,7 @@ def encode_prompts(
 
 def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, response_length: int) -> int | None:
     """`max_prompt_length`, or what the model's context leaves beside the response."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config)
     if context is None:
         return max_prompt_length
     if (max_prompt_length or 1) + response_length > context:
