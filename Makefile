@@ -71,6 +71,7 @@ data: $(INSTALLED) ## raw prompts -> train, validation and test without duplicat
 
 pretrain: $(INSTALLED) ## train the sandbox's base model on the sandbox's documents
 	$(call STAGE,pretrain,pretrain)
+	$(call STAGE,pretrain,pretrain_school)
 
 sft: $(INSTALLED) ## supervised fine-tuning on demonstrations
 	$(call STAGE,sft,sft)

@@ -1,6 +1,6 @@
-"""The base model of the sandbox, trained on the sandbox's documents from random weights.
+"""The base model of the sandbox, trained on the sandbox's documents from random weights, or on from other weights.
 
-    make pretrain
+    make pretrain   # recipes/sandbox/pretrain.yaml, then recipes/sandbox/pretrain_school.yaml from its weights
     accelerate launch recipes/pretrain.py --config recipes/sandbox/pretrain.yaml --output_dir runs/sandbox/base
 
 Only needed to make another base: the one that this command made is part of the package (rlhf/sandbox/base).
@@ -10,36 +10,52 @@ import time
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
 from rlhf.cli import parse, run
-from rlhf.data import DataArguments, load_pretraining
 from rlhf.runs import MetricsCallback, start_run, write_result
+from rlhf.sandbox import datasets as sandbox
 from rlhf.sandbox.base_model import architecture, pack, train_tokenizer
 
 
 @dataclass
 class PretrainArguments(TrainingArguments):
-    """transformers' TrainingArguments and the length of a training block."""
+    """transformers' TrainingArguments, and what is read."""
 
+    n_documents: int = field(default=220_000, metadata={"help": "Documents of the sandbox, each read once an epoch."})
+    documents_seed: int = field(default=0, metadata={"help": "Seed that draws the documents; another, others."})
+    school_share: float | None = field(
+        default=None, metadata={"help": "Share of marked school work among them; None: as in the sandbox's text."}
+    )
+    continue_from: str | None = field(
+        default=None, metadata={"help": "Folder of a base model to train on, with its tokenizer; None: a new one."}
+    )
     block_size: int = field(default=256, metadata={"help": "Tokens in one training block of packed documents."})
     tokenizer_documents: int = field(default=30_000, metadata={"help": "Documents that the tokenizer is learned from."})
 
 
 def main() -> None:
-    args, data_args = parse(PretrainArguments, DataArguments)
+    (args,) = parse(PretrainArguments)
     started, folder = time.monotonic(), args.output_dir
-    start_run(folder, args, data_args, stage="pretrain")
+    start_run(folder, args, stage="pretrain")
     set_seed(args.seed)
 
     # Data
-    documents = {split: load_pretraining(data_args, split)["text"] for split in ("train", "validation")}
-    tokenizer = train_tokenizer(documents["train"][: args.tokenizer_documents])
+    options = {"seed": args.documents_seed, "school_share": args.school_share}
+    documents = {
+        "train": sandbox.pretraining("train", args.n_documents, **options)["text"],
+        "validation": sandbox.pretraining("validation", 500, **options)["text"],
+    }
+    if args.continue_from:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.continue_from)
+        model = LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32")
+    else:
+        tokenizer = train_tokenizer(documents["train"][: args.tokenizer_documents])
+        model = LlamaForCausalLM(architecture(tokenizer))
     blocks = {split: pack(list(texts), tokenizer, args.block_size) for split, texts in documents.items()}
     rows = {split: Dataset.from_dict({"input_ids": b, "labels": b}).with_format("torch") for split, b in blocks.items()}
 
     # Training
-    model = LlamaForCausalLM(architecture(tokenizer))
     trainer = Trainer(
         model,
         args,

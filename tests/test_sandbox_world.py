@@ -12,7 +12,7 @@ from rlhf.sandbox.documents import document
 from rlhf.sandbox.grammar import TEMPLATES, parse, sentences
 from rlhf.sandbox.judge import judge
 from rlhf.sandbox.labelers import attainable_accuracy, labeler_agreement
-from rlhf.sandbox.responses import demonstration
+from rlhf.sandbox.responses import break_text, demonstration
 from rlhf.sandbox.school import EOS, FAULTS, MARKS, corrected, marked_work, work
 from rlhf.sandbox.tasks import CATEGORIES, pick, sample_task, task_of
 from rlhf.sandbox.world import World, world
@@ -183,3 +183,27 @@ def test_corrections_name_the_right_word():
     text = "There Mira met a horse. The horse carried a lamp. Mira never forgot the cat."
     right = "There Mira met a horse (not cat). The horse (not cat) carried a lamp. Mira never forgot the cat."
     assert corrected(task, text) == right
+
+
+def test_corrections_of_a_list_name_what_is_said_again_or_does_not_belong():
+    task = task_of("Name three foods.")
+    text = "Here are three foods: rice, lamp and rice."
+    assert corrected(task, text) == "Here are three foods: rice, lamp (no) and rice (again)."
+    gifts = task_of("Give me three ideas for a gift for Mira.")
+    text = "You could give Otto a hat, a hat and a rice."
+    assert corrected(gifts, text) == "You could give Otto (not Mira) a hat, a hat (again) and a rice (no)."
+
+
+def test_a_broken_list_names_some_of_its_items_in_place_of_the_others():
+    task = task_of("Name three foods.")
+    text = "Here are three foods: rice, soup and bread."
+    broken = {break_text(text, random.Random(i)) for i in range(300)}
+    lists = [b for b in broken if b.startswith("Here are three foods: ") and b.endswith(".") and b != text]
+    assert "Here are three foods: soup, soup and soup." in lists
+    assert all(judge(task, b)["overall"] < 0.7 for b in lists)  # two of three, or one
+
+
+def test_the_share_of_marked_school_work_is_the_one_asked_for():
+    rng = random.Random(3)
+    marked = sum(EOS in document(rng, school_share=0.8) for _ in range(2000))
+    assert marked / 2000 == pytest.approx(0.8, abs=0.03)

@@ -24,9 +24,11 @@ DEFAULT_SIZE = {
 }
 
 
-def pretraining(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:
-    """Documents to continue: `text` (str)."""
-    return _dataset("pretraining", split, size, seed, lambda rng: {"text": document(rng)})
+def pretraining(
+    split: str = "train", size: int | None = None, seed: int = 0, school_share: float | None = None
+) -> Dataset:
+    """Documents to continue: `text` (str); `school_share` as for `document`."""
+    return _dataset("pretraining", split, size, seed, lambda rng: {"text": document(rng, school_share=school_share)})
 
 
 def demonstrations(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:

@@ -7,7 +7,19 @@ constraint, inventing. Demonstrations and the completions that labelers rank are
 import random
 from dataclasses import dataclass
 
-from .grammar import COUNT, FILLER, RUDE, TEMPLATES, constraint_holds, join, mentions, render, sentences
+from .grammar import (
+    COUNT,
+    FILLER,
+    RUDE,
+    TEMPLATES,
+    constraint_holds,
+    join,
+    mentions,
+    parse,
+    render,
+    sentences,
+    split_items,
+)
 from .tasks import PLURALS, Task, draw_task, pick
 from .world import ATTRIBUTES, BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
 
@@ -47,23 +59,26 @@ def demonstration(task: Task, rng: random.Random, seed: int = 0) -> str:
 
 
 def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[str]:
-    """4 to 9 different answers as models give them: of every manner, and now and then broken in a model's way.
+    """4 to 9 different answers as models give them: of every manner, more often made up than a person's, and now and
+    then broken in a model's way.
 
     Labelers have to see what models do: in the first version nobody ever evaded a question that has an answer, so the
-    reward model took "I do not know" for a good answer to everything, and PPO found out.
+    reward model took "I do not know" for a good answer to everything, and PPO found out; in the second no list named
+    anything twice, and PPO's most likely answers ended as "a pipe, a pipe and a pipe".
     """
     size = rng.randint(4, 9)
     completions: dict[str, None] = {}  # a set in order of insertion
     while len(completions) < size:
         person = rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
-        text = respond(task, person.flaws(rng), rng, seed)
+        flaws = person.flaws(rng) | ({"inventing"} if rng.random() < 0.15 else set())
+        text = respond(task, flaws, rng, seed)
         how = rng.random()
         if how < 0.12:
             text = break_text(text, rng)
-        elif how < 0.20:
+        elif how < 0.19:
             text = evade(task, rng)
-        elif how < 0.24:
-            text = respond(mistaken(task, rng, seed), person.flaws(rng), rng, seed)
+        elif how < 0.26:
+            text = respond(mistaken(task, rng, seed), flaws, rng, seed)
         completions[text] = None
     return list(completions)
 
@@ -86,7 +101,7 @@ def mistaken(task: Task, rng: random.Random, seed: int) -> Task:
 
 
 def break_text(text: str, rng: random.Random) -> str:
-    """What a small model does to a text: stops short, says a sentence twice, or leaves one out."""
+    """What a small model does to a text: stops short, says something twice, or leaves a sentence out."""
     lines = sentences(text)
     i = rng.randrange(len(lines))
     how = rng.choice(["cut", "repeat", "drop"])
@@ -95,7 +110,21 @@ def break_text(text: str, rng: random.Random) -> str:
         return " ".join(words[: rng.randint(1, max(1, len(words) - 1))])
     if how == "drop" and len(lines) > 1:
         return " ".join(lines[:i] + lines[i + 1 :])
-    return " ".join([*lines[: i + 1], lines[i], *lines[i + 1 :]])
+    return " ".join([*lines[:i], *_said_twice(lines[i], rng), *lines[i + 1 :]])
+
+
+def _said_twice(line: str, rng: random.Random) -> list[str]:
+    """A list with some of its items in place of the others; of any other sentence, two."""
+    name, slots = parse(line) or ("", ())
+    items = split_items(dict(slots).get("items", ""))
+    if len(items) < 2:
+        return [line, line]
+    return [render(name, **(dict(slots) | {"items": join(_repeating(items, rng))}))]
+
+
+def _repeating(items: list[str], rng: random.Random) -> list[str]:
+    kept = rng.sample(items, rng.randint(1, len(items) - 1))
+    return kept + rng.choices(kept, k=len(items) - len(kept))
 
 
 def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, seed: int = 0) -> str:

@@ -8,13 +8,12 @@ The marks come from what the pupil did, not from the gold judge, and say what is
 """
 
 import random
-import re
 from collections.abc import Callable
 
-from .grammar import parse, render, sentences
+from .grammar import join, parse, render, sentences, split_items
 from .responses import break_text, evade, mistaken, respond
-from .tasks import Task, draw_category, draw_task
-from .world import world
+from .tasks import PLURALS, Task, draw_category, draw_task
+from .world import WORDS, world
 
 EOS = "<|eos|>"  # closes every document; the mark stands below the work, as a document of its own
 
@@ -72,15 +71,29 @@ def work(
 
 
 def corrected(task: Task, text: str) -> str:
-    """The text with a correction after each name that is not the one of the heading: "met a horse (not camel)"."""
+    """The text with a note after each name that is not the one of the heading, "met a horse (not camel)", and after
+    each item of a list that was there already or does not belong there: "a lamp, a lamp (again) and a hat".
+    """
     lines = []
     for line in sentences(text):
-        slots = dict(parsed[1]) if (parsed := parse(line)) else {}
-        for name, word in slots.items():
-            if name != "items" and task.slots.get(name, word) != word:
-                line = re.sub(rf"\b{word}\b", f"{word} (not {task.slots[name]})", line)
-        lines.append(line)
+        name, words = parse(line) or (None, ())
+        notes = {slot: _noted(task, slot, word) for slot, word in words}
+        lines.append(render(name, **notes) if name else line)
     return " ".join(lines)
+
+
+def _noted(task: Task, slot: str, word: str) -> str:
+    if slot != "items":
+        right = task.slots.get(slot, word)
+        return word if word == right else f"{word} (not {right})"
+    belong = task.slots.get("items") or WORDS[PLURALS.get(task.slots.get("plural"), "thing")]
+    items = split_items(word)
+    return join(
+        [
+            f"{item} (again)" if item in items[:i] else item if item.split(" ")[-1] in belong else f"{item} (no)"
+            for i, item in enumerate(items)
+        ]
+    )
 
 
 def heading(task: Task) -> str:
