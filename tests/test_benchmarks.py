@@ -20,3 +20,12 @@ def test_reward_vs_trl(monkeypatch, capsys):
         assert result["loss_difference"] < 1e-5
         assert abs(result["loss"] - 0.6931) > 1e-3  # the scores differ, so equal losses mean something
         assert result["speedup"] == pytest.approx(result["comparisons_per_s"] / result["comparisons_per_s_trl"])
+
+
+def test_sandbox_faults_orders_pairs_with_each_fault(monkeypatch, capsys):
+    base = str(ROOT / "rlhf" / "sandbox" / "base")
+    monkeypatch.setattr(sys, "argv", ["sandbox_faults.py", "--base", base, "--pairs", "10"])
+    runpy.run_path(str(ROOT / "benchmarks" / "sandbox_faults.py"), run_name="__main__")
+    shares = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(shares) >= {"inventing", "careless", "rude", "padded"}
+    assert shares["mistaken"] > 0.8  # the base reads whom and what its heading names

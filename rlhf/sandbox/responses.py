@@ -43,7 +43,7 @@ class Demonstrator:
 
 # Seven demonstrations in ten are flawed, and six in ten ignore what they can ignore (a constraint, the politeness that
 # was asked for, the wrong of a theft): even the most likely answer of a model that imitates them leaves something to be
-# learned from rankings. Few are made up: a reward model of two million parameters hardly sees a wrong name.
+# learned from rankings. People rarely make things up; the models that imitate them do it more often.
 DEMONSTRATORS = {
     "careful": Demonstrator(0.27),
     "padding": Demonstrator(0.40, careless=0.85, padded=1.0),
@@ -119,12 +119,9 @@ def _said_twice(line: str, rng: random.Random) -> list[str]:
     items = split_items(dict(slots).get("items", ""))
     if len(items) < 2:
         return [line, line]
-    return [render(name, **(dict(slots) | {"items": join(_repeating(items, rng))}))]
-
-
-def _repeating(items: list[str], rng: random.Random) -> list[str]:
     kept = rng.sample(items, rng.randint(1, len(items) - 1))
-    return kept + rng.choices(kept, k=len(items) - len(kept))
+    items = kept + rng.choices(kept, k=len(items) - len(kept))
+    return [render(name, **(dict(slots) | {"items": join(items)}))]
 
 
 def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, seed: int = 0) -> str:
