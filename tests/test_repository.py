@@ -12,11 +12,8 @@ from rlhf.runs import resolved_config, start_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
-SCRIPTS = {
-    "pretrain_school": "pretrain",
-    "choose": "choose_sft",
-    "data": "prepare",
-}  # stages whose script has another name
+# Stages whose script has another name.
+SCRIPTS = {"pretrain_school": "pretrain", "choose": "choose_sft", "data": "prepare"}
 
 # In pieces, so that this file does not name what it forbids.
 FORBIDDEN = {
