@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.models import load_tokenizer
 from rlhf.reward_model import load_reward_model
-from rlhf.sandbox.grammar import join, parse, render, split_items
+from rlhf.sandbox.grammar import items_of, with_items
 from rlhf.sandbox.responses import respond
 from rlhf.sandbox.school import EOS, FAULTS, MANNERS, MARKS, heading, work
 from rlhf.sandbox.tasks import Task, draw_category, draw_task
@@ -60,9 +60,8 @@ def seen(fault: str, score: Score, size: int) -> float:
 def worse(task: Task, good: str, fault: str, rng: random.Random) -> str | None:
     """An answer with the fault; None where the task leaves no room for it."""
     if fault == SAME_ITEM:
-        name, slots = parse(good)
-        items = split_items(dict(slots)["items"])
-        return render(name, **(dict(slots) | {"items": join(items[:1] * len(items))})) if len(items) > 1 else None
+        items = items_of(good)
+        return with_items(good, items[:1] * len(items)) if len(items) > 1 else None
     if fault in MANNERS:
         return respond(task, {fault}, rng)
     text, found = work(task, fault, None, rng)

@@ -22,11 +22,9 @@ def parts(tmp_path_factory):
     for part, name in zip(parts, ("pretrain", "pretrain_school"), strict=True):
         options = [*SHORT.split(), "--output_dir", str(part)]
         options += ["--continue_from", str(parts[0])] if part == parts[1] else []
-        argv, sys.argv = sys.argv, ["pretrain.py", "--config", f"{ROOT}/recipes/sandbox/{name}.yaml", *options]
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["pretrain.py", "--config", f"{ROOT}/recipes/sandbox/{name}.yaml", *options])
             runpy.run_path(f"{ROOT}/recipes/pretrain.py", run_name="__main__")
-        finally:
-            sys.argv = argv
     return parts
 
 

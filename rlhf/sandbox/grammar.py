@@ -146,6 +146,18 @@ def split_items(text: str) -> list[str]:
     return [item for part in text.split(", ") for item in part.split(" and ")]
 
 
+def items_of(line: str) -> list[str]:
+    """["a hat", "a drum"] of "You could give Mira a hat and a drum."; empty for a sentence that is no list."""
+    _, slots = parse(line) or ("", ())
+    return split_items(dict(slots)["items"]) if "items" in dict(slots) else []
+
+
+def with_items(line: str, items: list[str]) -> str:
+    """The list `line` with other items."""
+    name, slots = parse(line)
+    return render(name, **(dict(slots) | {"items": join(items)}))
+
+
 def render(template: str, **slots) -> str:
     """The sentence of `template`, with its slots filled. Lists are given as {items}."""
     return TEMPLATES[template].format(**slots)

@@ -13,12 +13,12 @@ from .grammar import (
     RUDE,
     TEMPLATES,
     constraint_holds,
+    items_of,
     join,
     mentions,
-    parse,
     render,
     sentences,
-    split_items,
+    with_items,
 )
 from .tasks import PLURALS, Task, draw_task, pick
 from .world import ATTRIBUTES, BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
@@ -115,13 +115,11 @@ def break_text(text: str, rng: random.Random) -> str:
 
 def _said_twice(line: str, rng: random.Random) -> list[str]:
     """A list with some of its items in place of the others; of any other sentence, two."""
-    name, slots = parse(line) or ("", ())
-    items = split_items(dict(slots).get("items", ""))
+    items = items_of(line)
     if len(items) < 2:
         return [line, line]
     kept = rng.sample(items, rng.randint(1, len(items) - 1))
-    items = kept + rng.choices(kept, k=len(items) - len(kept))
-    return [render(name, **(dict(slots) | {"items": join(items)}))]
+    return [with_items(line, kept + rng.choices(kept, k=len(items) - len(kept)))]
 
 
 def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, seed: int = 0) -> str:

@@ -88,12 +88,13 @@ def _noted(task: Task, slot: str, word: str) -> str:
         return word if word == right else f"{word} (not {right})"
     belong = task.slots.get("items") or WORDS[PLURALS.get(task.slots.get("plural"), "thing")]
     items = split_items(word)
-    return join(
-        [
-            f"{item} (again)" if item in items[:i] else item if item.split(" ")[-1] in belong else f"{item} (no)"
-            for i, item in enumerate(items)
-        ]
-    )
+    return join([item + _item_note(item, items[:i], belong) for i, item in enumerate(items)])
+
+
+def _item_note(item: str, before: list[str], belong: list[str]) -> str:
+    if item in before:
+        return " (again)"
+    return "" if item.split(" ")[-1] in belong else " (no)"
 
 
 def heading(task: Task) -> str:
