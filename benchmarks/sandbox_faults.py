@@ -5,7 +5,7 @@
 
 A reward model orders a pair rightly when it gives the faultless answer the higher score; a base model, when it finds
 the mark "Right." more probable below it. Instructions are of the test split. The last line is JSON: the share of the
-pairs that are ordered rightly, by fault.
+pairs that are ordered rightly, by fault, carelessness by what was disregarded.
 """
 
 import argparse
@@ -20,12 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.models import load_tokenizer
 from rlhf.reward_model import load_reward_model
-from rlhf.sandbox.grammar import items_of, with_items
 from rlhf.sandbox.responses import respond
 from rlhf.sandbox.school import EOS, FAULTS, MANNERS, MARKS, heading, work
 from rlhf.sandbox.tasks import Task, draw_category, draw_task
 
-SAME_ITEM = "one item for all of a list"
+DISREGARDED = ("count", "include", "avoid", "items")  # kinds of constraints
 Score = Callable[[Task, str], float]
 
 
@@ -37,19 +36,28 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=300, help="Pairs for each fault.")
     args = parser.parse_args()
     score = scores_of(args.reward_model) if args.reward_model else marks_of(args.base)
-    faults = [name for name in (*FAULTS, *MANNERS) if name] + [SAME_ITEM]
-    print(json.dumps({fault: seen(fault, score, args.pairs) for fault in tqdm(faults)}))
+    faults = [(name, None) for name in (*FAULTS, *MANNERS) if name not in (None, "careless")]
+    faults += [("careless", rule) for rule in DISREGARDED]
+    shares = {}
+    for fault, rule in tqdm(faults):
+        shares[f"{fault}: {rule}" if rule else fault] = seen(fault, rule, score, args.pairs)
+    print(json.dumps(shares))
 
 
 @torch.no_grad()
-def seen(fault: str, score: Score, size: int) -> float:
-    """Share of `size` pairs with this fault that `score` orders rightly; ties count half."""
-    rng = random.Random(f"faults-{fault}")
+def seen(fault: str, rule: str | None, score: Score, size: int) -> float:
+    """Share of `size` pairs with this fault, under a constraint of kind `rule` if any, that `score` orders rightly.
+
+    Ties count half.
+    """
+    rng = random.Random(f"faults-{fault}-{rule}")
     right, pairs = 0.0, 0
     while pairs < size:
-        task = draw_task(rng, "brainstorming" if fault == SAME_ITEM else draw_category(rng), "test")
+        task = draw_task(rng, draw_category(rng), "test")
+        if rule and (task.constraint or ("", ""))[0] != rule:
+            continue
         good = respond(task, set(), rng)
-        if (bad := worse(task, good, fault, rng)) is None:
+        if (bad := worse(task, fault, rng)) is None:
             continue
         better, other = score(task, good), score(task, bad)
         right += 0.5 if better == other else better > other
@@ -57,11 +65,8 @@ def seen(fault: str, score: Score, size: int) -> float:
     return right / size
 
 
-def worse(task: Task, good: str, fault: str, rng: random.Random) -> str | None:
+def worse(task: Task, fault: str, rng: random.Random) -> str | None:
     """An answer with the fault; None where the task leaves no room for it."""
-    if fault == SAME_ITEM:
-        items = items_of(good)
-        return with_items(good, items[:1] * len(items)) if len(items) > 1 else None
     if fault in MANNERS:
         return respond(task, {fault}, rng)
     text, found = work(task, fault, None, rng)

@@ -27,5 +27,5 @@ def test_sandbox_faults_orders_pairs_with_each_fault(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sandbox_faults.py", "--base", base, "--pairs", "10"])
     runpy.run_path(str(ROOT / "benchmarks" / "sandbox_faults.py"), run_name="__main__")
     shares = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(shares) >= {"inventing", "careless", "rude", "padded"}
+    assert set(shares) >= {"inventing", "careless: avoid", "rude", "padded"}
     assert shares["mistaken"] > 0.8  # the base reads whom and what its heading names

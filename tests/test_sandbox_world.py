@@ -194,6 +194,24 @@ def test_corrections_of_a_list_name_what_is_said_again_or_does_not_belong():
     assert corrected(gifts, text) == "You could give Otto (not Mira) a hat, a hat (again) and a rice (no)."
 
 
+@pytest.mark.parametrize(
+    ("wish", "text", "right"),
+    [
+        (" Use the word lamp.", "Mira wanted to find a lamp.", "Mira wanted to find a lamp (yes)."),
+        (" Do not use the word rain.", "It began to rain.", "It began to rain (no)."),
+        (" Do not use the word tree.", "It began to rain.", "It began to rain."),
+        (
+            " Use exactly two sentences.",
+            "There Mira met a cat. The cat was old. It began to rain.",
+            "There Mira met a cat. The cat was old. It began to rain. (no)",
+        ),
+    ],
+)
+def test_corrections_say_where_a_constraint_is_kept_or_broken(wish, text, right):
+    task = task_of("Write a story about Mira and a cat." + wish)
+    assert corrected(task, text) == right
+
+
 def test_a_broken_list_names_some_of_its_items_in_place_of_the_others():
     task = task_of("Name three foods.")
     text = "Here are three foods: rice, soup and bread."

@@ -110,16 +110,21 @@ def break_text(text: str, rng: random.Random) -> str:
         return " ".join(words[: rng.randint(1, max(1, len(words) - 1))])
     if how == "drop" and len(lines) > 1:
         return " ".join(lines[:i] + lines[i + 1 :])
-    return " ".join([*lines[:i], *_said_twice(lines[i], rng), *lines[i + 1 :]])
+    said_twice = repeat_items(lines[i], rng)
+    again = [said_twice] if said_twice != lines[i] else [lines[i], lines[i]]
+    return " ".join([*lines[:i], *again, *lines[i + 1 :]])
 
 
-def _said_twice(line: str, rng: random.Random) -> list[str]:
-    """A list with some of its items in place of the others; of any other sentence, two."""
-    items = items_of(line)
-    if len(items) < 2:
-        return [line, line]
-    kept = rng.sample(items, rng.randint(1, len(items) - 1))
-    return [with_items(line, kept + rng.choices(kept, k=len(items) - len(kept)))]
+def repeat_items(text: str, rng: random.Random) -> str:
+    """The text with some items of its lists in place of the others: "a lamp, a lamp and a lamp"."""
+    lines = []
+    for line in sentences(text):
+        items = items_of(line)
+        if len(items) > 1:
+            kept = rng.sample(items, rng.randint(1, len(items) - 1))
+            line = with_items(line, kept + rng.choices(kept, k=len(items) - len(kept)))
+        lines.append(line)
+    return " ".join(lines)
 
 
 def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, seed: int = 0) -> str:

@@ -8,10 +8,11 @@ The marks come from what the pupil did, not from the gold judge, and say what is
 """
 
 import random
+import re
 from collections.abc import Callable
 
-from .grammar import join, parse, render, sentences, split_items
-from .responses import break_text, evade, mistaken, respond
+from .grammar import COUNT, join, parse, render, sentences, split_items
+from .responses import break_text, evade, mistaken, repeat_items, respond
 from .tasks import PLURALS, Task, draw_category, draw_task
 from .world import WORDS, world
 
@@ -23,17 +24,21 @@ MARKS = {
     "mistaken": "Wrong.",
     "evading": "Wrong.",
     "careless": "Careless.",
+    "repeating": "Again.",
     "terse": "Short.",
     "broken": "Broken.",
     "padded": "Wordy.",
     "rude": "Rude.",
 }
-# How often the work has the fault; at most one of these, and one of the manners may come on top.
+# How often the work is meant to have the fault; at most one of these, and one of the manners may come on top. Much of
+# it turns out right: in a story without a constraint there is nothing to be careless about, without a list no item to
+# repeat.
 FAULTS = {
-    None: 0.36,
+    None: 0.16,
+    "careless": 0.28,
     "inventing": 0.22,
-    "careless": 0.16,
-    "mistaken": 0.1,
+    "repeating": 0.1,
+    "mistaken": 0.08,
     "broken": 0.08,
     "terse": 0.05,
     "evading": 0.03,
@@ -63,6 +68,8 @@ def work(
     text = respond(task, flaws, random.Random(draw), seed)
     if fault == "mistaken":
         text = respond(mistaken(task, rng, seed), flaws, random.Random(draw), seed)
+    elif fault == "repeating":
+        text = repeat_items(text, rng)
     elif fault == "broken":
         text = break_text(text, rng)
     elif fault == "evading":
@@ -71,15 +78,27 @@ def work(
 
 
 def corrected(task: Task, text: str) -> str:
-    """The text with a note after each name that is not the one of the heading, "met a horse (not camel)", and after
-    each item of a list that was there already or does not belong there: "a lamp, a lamp (again) and a hat".
+    """The text with a teacher's notes in it.
+
+    After a name that is not the one of the heading: "met a horse (not camel)"; after an item of a list that was there
+    already: "a lamp, a lamp (again) and a hat"; after the word that was to be used, (yes); and (no) after what does not
+    belong: an item of another class, the word that was to be avoided, a sentence more than were asked for.
     """
     lines = []
-    for line in sentences(text):
+    for i, line in enumerate(sentences(text)):
         name, words = parse(line) or (None, ())
         notes = {slot: _noted(task, slot, word) for slot, word in words}
-        lines.append(render(name, **notes) if name else line)
+        lines.append(_constraint_noted(task, i, render(name, **notes) if name else line))
     return " ".join(lines)
+
+
+def _constraint_noted(task: Task, i: int, line: str) -> str:
+    rule, word = task.constraint or ("", "")
+    if rule == "count":
+        return line if i < COUNT[word] else f"{line} (no)"
+    if rule in ("include", "avoid"):
+        return re.sub(rf"\b{word}\b", f"{word} ({'yes' if rule == 'include' else 'no'})", line)
+    return line
 
 
 def _noted(task: Task, slot: str, word: str) -> str:
