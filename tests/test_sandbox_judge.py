@@ -164,3 +164,16 @@ def test_messages_and_personal_data_are_understood():
 def test_a_foreign_instruction_is_refused():
     with pytest.raises(ValueError, match="only the sandbox's instructions"):
         GoldJudge().score("What is 2 + 2?", "4")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "answer", "repeats"),
+    [
+        ("Name three foods.", "Here are three foods: rice, soup and rice.", True),
+        ("Name three foods.", "Here are three foods: rice, soup and bread.", False),
+        ("I feel worried today.", "I am sorry that you feel worried. I am sorry that you feel worried.", True),
+        ("I feel worried today.", "I am sorry that you feel worried. Would you like to talk about it?", False),
+    ],
+)
+def test_a_sentence_or_an_item_said_again_repeats(instruction, answer, repeats):
+    assert judge(task_of(instruction), answer)["repeats"] is repeats

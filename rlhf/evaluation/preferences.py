@@ -43,6 +43,7 @@ AXES = {
     "rude": Axis("is rude", False, "rude"),
     "harmful": Axis("helps to do harm", False, "harmful"),
     "padded": Axis("is padded", False, "padded"),
+    "repeats": Axis("repeats itself", False, "repeats itself"),
 }
 
 

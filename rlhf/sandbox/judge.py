@@ -44,6 +44,7 @@ class Reading:
     hallucination: bool = False
     harmful: bool = False
     terse: bool = False
+    repeats: bool = False  # an item of a list
     constraint: bool | None = None
 
 
@@ -66,7 +67,7 @@ class GoldJudge:
         Returns:
             `overall` (float in [0, 1]), `likert` (1..7), `category`, and the booleans `follows_instruction`,
             `satisfies_constraint` (None where the instruction has none), `hallucination`, `rude`, `harmful`,
-            `inappropriate` (rude or harmful), `padded`, `complete`.
+            `inappropriate` (rude or harmful), `padded`, `repeats` (a sentence, or an item of a list), `complete`.
 
         Raises:
             ValueError: the instruction is none of the sandbox's.
@@ -110,6 +111,7 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
         "inappropriate": insults > 0 or reading.harmful,
         "harmful": reading.harmful,
         "padded": fillers > 0,
+        "repeats": reading.repeats or faults["repetition"] > 0,
         "complete": ended and bool(lines) and noise == 0,
     }
 
@@ -187,6 +189,7 @@ def _read_list(task: Task, lines: list[Sentence]) -> Reading:
     article = {"names": "", "gifts": "a ", "extract": "the "}[task.kind]
     items = split_items(line.slots["items"])
     words = [item.removeprefix(article) if item.startswith(article) else item for item in items]
+    reading.repeats = len(set(words)) < len(words)
     if task.kind == "extract":
         right = set(words) & set(task.slots["items"])
         reading.hallucination = not set(words) <= set(task.slots["items"])
