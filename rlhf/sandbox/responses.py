@@ -64,7 +64,7 @@ def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[s
 
     Labelers have to see what models do: in the first version nobody ever evaded a question that has an answer, so the
     reward model took "I do not know" for a good answer to everything, and PPO found out; in the second no list named
-    anything twice, and PPO's most likely answers ended as "a pipe, a pipe and a pipe".
+    anything twice, in the third too few did, and PPO's most likely answers ended as "a pipe, a pipe and a pipe".
     """
     size = rng.randint(4, 9)
     completions: dict[str, None] = {}  # a set in order of insertion
@@ -79,6 +79,8 @@ def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[s
             text = evade(task, rng)
         elif how < 0.26:
             text = respond(mistaken(task, rng, seed), flaws, rng, seed)
+        elif how < 0.51:
+            text = repeat_items(text, rng)
         completions[text] = None
     return list(completions)
 
