@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
 
 from rlhf.data.encode import encode_completion, encode_prompt
-from rlhf.models import load_tokenizer
+from rlhf.models import load_base, load_tokenizer
 from rlhf.reward_model import load_reward_model
 from rlhf.sandbox.responses import respond
 from rlhf.sandbox.school import EOS, FAULTS, MANNERS, MARKS, heading, work
@@ -85,8 +85,8 @@ def scores_of(folder: str) -> Score:
 
 
 def marks_of(folder: str) -> Score:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    model = load_base(ModelConfig(model_name_or_path=folder, dtype="float32"), tokenizer)
     right = tokenizer(MARKS[None])["input_ids"][0]
 
     def score(task: Task, response: str) -> float:
