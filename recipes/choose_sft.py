@@ -3,14 +3,13 @@
 python recipes/choose_sft.py --sft_path runs/sandbox/sft --reward_model_path runs/sandbox/reward --dataset_name sandbox
 
 For a run folder of recipes/sft.py: puts the chosen epoch's adapter in its top folder and adds to its result.json the
-reward model's score of every epoch.
+reward model's score of every epoch. All processes of the launch answer, each its part of the prompts.
 """
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
 from trl import ModelConfig
 
 from rlhf.adapter_files import base_of, check_adapter, check_reward_adapter
@@ -19,6 +18,7 @@ from rlhf.data import DataArguments, load_demonstrations
 from rlhf.errors import InputError
 from rlhf.hub import finish_run
 from rlhf.models import load_base, load_tokenizer
+from rlhf.parallel import launched
 from rlhf.runs import is_first_process, read_result, write_result
 from rlhf.sft_choice import ChoiceArguments, choose_checkpoint, score_checkpoints
 
@@ -32,8 +32,6 @@ class RunArguments:
 
 def main() -> None:
     run_args, choice, model_args, data_args = parse(RunArguments, ChoiceArguments, ModelConfig, DataArguments)
-    if not is_first_process():  # one process does it all
-        return
     started, folder = time.monotonic(), run_args.sft_path
     if choice.reward_model_path is None:
         raise InputError("reward_model_path is missing; without one, recipes/sft.py chose by validation loss already.")
@@ -45,8 +43,10 @@ def main() -> None:
 
     tokenizer = load_tokenizer(folder)
     demonstrations = load_demonstrations(data_args, "validation")
-    base = load_base(model_args, tokenizer).to(PartialState().device)
+    base = load_base(model_args, tokenizer).to(launched().device)
     table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
+    if not is_first_process():
+        return
     result |= choose_checkpoint(folder, table)
     write_result(folder, result | {"choice_seconds": time.monotonic() - started})
     finish_run(folder, "sft")

@@ -5,7 +5,7 @@
 Reads the adapters and, for the report, what the stages left beside `output_dir`. Writes there completions.jsonl (every
 answer with its verdicts), and one folder up summary.json and report.html. A stage whose path is not given is reported
 as not run. The gold judge exists for `dataset_name: sandbox` alone; other data is judged by the reward model, and the
-report says so. One process does the work.
+report says so. All processes of the launch answer, each its part of the prompts.
 """
 
 import json
@@ -63,8 +63,6 @@ class EvaluationData(DataArguments):
 def main() -> None:
     started = time.monotonic()
     args, data_args, model_args = parse(EvaluateArguments, EvaluationData, ModelConfig)
-    if not is_first_process():
-        return
     recipe_dir = Path(args.recipe_dir or Path(args.output_dir).parent)
     start_run(args.output_dir, args, data_args, model_args, stage="evaluate")
 
@@ -86,6 +84,8 @@ def main() -> None:
         seed=args.seed,
         best_of=args.best_of_n,
     )
+    if not is_first_process():
+        return
     with open(Path(args.output_dir) / "completions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

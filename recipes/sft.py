@@ -73,11 +73,12 @@ def main() -> None:
     trainer.save_model(folder)
 
     # Choice of an epoch
+    trainer.accelerator.wait_for_everyone()  # until all checkpoints are on disk
+    table = checkpoint_table(trainer.state.log_history, folder)
+    if choice.reward_model_path is not None:
+        base = load_base(model_args, tokenizer).to(args.device)
+        table = score_checkpoints(table, folder, base, tokenizer, demonstrations["validation"], choice)
     if trainer.is_world_process_zero():
-        table = checkpoint_table(trainer.state.log_history, folder)
-        if choice.reward_model_path is not None:
-            base = load_base(model_args, tokenizer).to(args.device)
-            table = score_checkpoints(table, folder, base, tokenizer, demonstrations["validation"], choice)
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), "n_validation": len(rows["validation"])}
         result |= {"n_text_blocks": len(train) - len(rows["train"])}
         result |= choose_checkpoint(folder, table)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
@@ -16,6 +15,7 @@ from rlhf.data.encode import Prompt, encode_prompt
 from rlhf.errors import InputError
 from rlhf.evaluation.preferences import NAMES
 from rlhf.models import context_length, load_base, load_tokenizer, resolve_model_name
+from rlhf.parallel import launched
 from rlhf.sampling import completion_rewards, sample_completions
 
 
@@ -66,7 +66,7 @@ def load_adapters(
     model_args = replace(model_args, model_name_or_path=base_name)
     tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
     base = load_base(model_args, tokenizer)
-    shared = SharedBase(base if getattr(base, "is_quantized", False) else base.to(PartialState().device))
+    shared = SharedBase(base if getattr(base, "is_quantized", False) else base.to(launched().device))
     for name, folder in adapters.items():
         shared.add_adapter(name, folder=folder, head=name == "reward")
     return shared.eval(), tokenizer

@@ -1,4 +1,8 @@
-"""What a model answers, and how probable its answers are: batches sorted by length, ids kept as sampled."""
+"""What a model answers, and how probable its answers are: batches sorted by length, ids kept as sampled.
+
+In a launch of several processes each of these functions has to be called by all of them: each process does its part of
+the rows, and all get all results.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +16,8 @@ from rlhf.decode import pad_left, sample, stop_tokens
 from rlhf.errors import InputError
 from rlhf.models import context_length
 from rlhf.noise import sampling_noise
+from rlhf.parallel import by_all_processes
+from rlhf.runs import is_first_process
 
 LOGIT_TOKENS = 4096  # response positions whose logits over the vocabulary exist at one time
 
@@ -60,17 +66,22 @@ def sample_completions(
     """
     check_context(shared, prompt_ids, max_new_tokens)
     stop_ids = stop_tokens(shared.lm, tokenizer)
-    with shared.use(adapter):
-        responses = sample(
-            shared.lm,
-            prompt_ids,
-            sampling_noise(len(prompt_ids), max_new_tokens, "completions", seed),
-            temperature=temperature,
-            stop_ids=stop_ids,
-            pad_id=tokenizer.pad_token_id,
-            batch_size=batch_size,
-            progress=(description or "sampling") if progress else None,
-        )
+    noise = sampling_noise(len(prompt_ids), max_new_tokens, "completions", seed)
+
+    def sample_rows(rows: list[int]) -> list[list[int]]:
+        with shared.use(adapter):
+            return sample(
+                shared.lm,
+                [prompt_ids[i] for i in rows],
+                noise[rows],
+                temperature=temperature,
+                stop_ids=stop_ids,
+                pad_id=tokenizer.pad_token_id,
+                batch_size=batch_size,
+                progress=(description or "sampling") if progress and is_first_process() else None,
+            )
+
+    responses = by_all_processes(len(prompt_ids), sample_rows)
     return [
         Completion(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in stop_ids)
         for ids in responses
@@ -85,18 +96,20 @@ def completion_logprobs(
 
     Only the logits of answers are computed, in batches of at most LOGIT_TOKENS positions.
     """
-    sums = [0.0] * len(prompt_ids)
     lengths = [len(ids) for ids in completion_ids]
-    for batch in length_batches(lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1))):
-        # Left-padded, so that the answers are the last positions of the rows and logits_to_keep can cut there.
-        sequences = [prompt_ids[i] + completion_ids[i] for i in batch]
-        ids, mask = pad_left(sequences, 0, shared.device)  # [B, T]
-        longest = max(lengths[i] for i in batch)  # C
-        logits = shared.logits(adapter, ids, mask, logits_to_keep=longest + 1)[:, :-1]
-        logprobs = selective_log_softmax(logits.float(), ids[:, ids.shape[1] - longest :])  # [B, C]
-        for i, row in zip(batch, logprobs, strict=True):
-            sums[i] = row[longest - lengths[i] :].sum().item()
-    return sums
+
+    def sum_rows(rows: list[int]) -> list[float]:
+        sums = {}
+        for batch in length_batches(rows, lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1))):
+            # Left-padded, so that the answers are the last positions of the rows and logits_to_keep can cut there.
+            ids, mask = pad_left([prompt_ids[i] + completion_ids[i] for i in batch], 0, shared.device)  # [B, T]
+            longest = max(lengths[i] for i in batch)  # C
+            logits = shared.logits(adapter, ids, mask, logits_to_keep=longest + 1)[:, :-1]
+            logprobs = selective_log_softmax(logits.float(), ids[:, ids.shape[1] - longest :])  # [B, C]
+            sums |= {i: row[longest - lengths[i] :].sum().item() for i, row in zip(batch, logprobs, strict=True)}
+        return [sums[i] for i in rows]
+
+    return by_all_processes(len(prompt_ids), sum_rows)
 
 
 @torch.no_grad()
@@ -108,14 +121,17 @@ def completion_rewards(
     batch_size: int = 64,
 ) -> list[float]:
     """The calibrated score of the reward adapter at the last token of each answer, on the ids as sampled."""
-    scores = [0.0] * len(prompt_ids)
     sequences = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    for batch in length_batches([len(ids) for ids in sequences], batch_size):
-        ids, mask = pad_left([sequences[i] for i in batch], 0, shared.device)
-        last = shared.scalars(adapter, ids, mask)[:, -1]  # [B]
-        for i, score in zip(batch, last.tolist(), strict=True):
-            scores[i] = score
-    return scores
+
+    def score_rows(rows: list[int]) -> list[float]:
+        scores = {}
+        for batch in length_batches(rows, [len(ids) for ids in sequences], batch_size):
+            ids, mask = pad_left([sequences[i] for i in batch], 0, shared.device)
+            last = shared.scalars(adapter, ids, mask)[:, -1]  # [B]
+            scores |= dict(zip(batch, last.tolist(), strict=True))
+        return [scores[i] for i in rows]
+
+    return by_all_processes(len(prompt_ids), score_rows)
 
 
 def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_tokens: int) -> None:
@@ -130,8 +146,8 @@ def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_t
     )
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Positions in batches of similar length, shortest first; equal lengths keep their order."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+def length_batches(rows: list[int], lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """`rows` in batches of similar length, shortest first; equal lengths keep their order."""
+    order = sorted(rows, key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

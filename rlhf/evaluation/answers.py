@@ -12,6 +12,8 @@ from rlhf.data.encode import encode_prompt, plain_messages, prompt_key
 from rlhf.evaluation.best_of_n import best_of_n
 from rlhf.evaluation.gold import Judge
 from rlhf.evaluation.preferences import Row
+from rlhf.parallel import by_all_processes
+from rlhf.runs import is_first_process
 from rlhf.sampling import Completion, completion_logprobs, completion_rewards, sample_completions
 
 
@@ -60,9 +62,20 @@ def judged_answers(
         options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": 1000 * seed + len(arms)}
         completions = best_of_n(shared, "sft", prompt_ids, tokenizer, best_of, **options)
         rows += _rows(shared, "sft_best", prompts, prompt_ids, completions, batch_size)
-    for row in tqdm(rows, desc="judging", unit="answer", disable=judge is None):
-        row["gold"] = judge(row["prompt"], row["response"], ended=row["ended"]) if judge else None
+    for row, verdict in zip(rows, _verdicts(rows, judge), strict=True):
+        row["gold"] = verdict
     return rows
+
+
+def _verdicts(rows: list[Row], judge: Judge | None) -> list[dict[str, Any] | None]:
+    if judge is None:
+        return [None] * len(rows)
+
+    def judge_rows(numbers: list[int]) -> list[dict[str, Any]]:
+        shown = tqdm(numbers, desc="judging", unit="answer", leave=False, disable=not is_first_process())
+        return [judge(rows[i]["prompt"], rows[i]["response"], ended=rows[i]["ended"]) for i in shown]
+
+    return by_all_processes(len(rows), judge_rows)
 
 
 def _rows(
