@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,10 @@ from rlhf.adapter_files import (
     write_adapter,
     write_calibration,
 )
+from rlhf.decode import is_sharded
 from rlhf.errors import InputError
 from rlhf.reward_model import load_reward_model
+from rlhf.side_by_side import can_stand_side_by_side, side_by_side
 
 __all__ = [
     "SharedBase",
@@ -63,7 +66,7 @@ class SharedBase(nn.Module):
         self.heads = nn.ModuleDict()
         self.ensembles: dict[str, tuple[tuple[str, ...], str]] = {}
         self._layers: list[nn.Module] = []  # those that hold adapters
-        self._active: str | None = None
+        self._active: str | tuple[str, ...] | None = None
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         self.train(base.training)
 
@@ -181,21 +184,34 @@ class SharedBase(nn.Module):
 
     # -- the active adapter -------------------------------------------------------------------------------------------
 
-    def use(self, name: str | None) -> "_Use":
+    def use(self, name: str | tuple[str, ...] | None) -> "_Use":
         """Context in which the model answers as adapter `name`, or as the bare base if None. Contexts nest.
+
+        Of R names each answers its part of a batch, in one pass: the first name the first 1 / R of the rows, and so on.
+        `can_use_at_once` says whether that is possible.
 
         It sets PEFT's active adapter layer by layer instead of calling `set_adapter`, which also switches
         `requires_grad` on for the chosen adapter and off for all others: the policy would come out of a pass of the
         reference frozen, and a recomputation in backward would build a graph other than the one it stands in for.
         """
-        if name is not None and name not in self.adapters:
-            raise ValueError(f"no adapter {name}; there are {', '.join(self.adapters) or 'none'}")
+        for one in name if isinstance(name, tuple) else (name,):
+            if one is not None and one not in self.adapters:
+                raise ValueError(f"no adapter {one}; there are {', '.join(self.adapters) or 'none'}")
         return _Use(self, name)
 
-    def _select(self, name: str | None) -> None:
+    def can_use_at_once(self, *names: str) -> bool:
+        """Whether `use(names)` is possible: plain LoRA layers of equal rank in the same places, not sharded."""
+        return not is_sharded(self.lm) and can_stand_side_by_side(self._layers, names)
+
+    def _select(self, name: str | tuple[str, ...] | None) -> None:
         for layer in self._layers:
-            layer._active_adapter = [] if name is None else [name]
-            layer._disable_adapters = name is None
+            if isinstance(self._active, tuple):
+                del layer.forward
+            if isinstance(name, tuple):
+                layer.forward = partial(side_by_side, layer, name)
+            else:
+                layer._active_adapter = [] if name is None else [name]
+                layer._disable_adapters = name is None
         self._active = name
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
@@ -268,9 +284,26 @@ class SharedBase(nn.Module):
     def _scalars(self, name: str, inputs: dict) -> Tensor:
         backbone = getattr(self.lm, self.lm.base_model_prefix)
         with self.use(name):
-            hidden = backbone(**inputs).last_hidden_state
+            return self.head(name, backbone(**inputs).last_hidden_state)
+
+    def head(self, name: str, hidden: Tensor) -> Tensor:
+        """The head of adapter `name` on hidden states [..., H]: [...] float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.heads[name](hidden.float()).squeeze(-1)
+
+    def hidden_states(self, names: tuple[str, ...], input_ids: Tensor) -> Tensor:
+        """Last hidden states of each of `names` on the same rows, in one pass; see `use`.
+
+        Args:
+            input_ids: [B, T]; padding has to be on the right.
+
+        Returns:
+            [len(names), B, T, H].
+        """
+        backbone = getattr(self.lm, self.lm.base_model_prefix)
+        with self.use(names):
+            hidden = backbone(input_ids=input_ids.repeat(len(names), 1), use_cache=False).last_hidden_state
+        return hidden.unflatten(0, (len(names), len(input_ids)))
 
     @torch.no_grad()
     def generate(self, name: str | None, **kwargs) -> Tensor:
@@ -344,9 +377,9 @@ class SharedBase(nn.Module):
 class _Use:
     """The context of `SharedBase.use`. Unlike a generator's it may be entered again: a recomputation may run twice."""
 
-    def __init__(self, shared: SharedBase, name: str | None) -> None:
+    def __init__(self, shared: SharedBase, name: str | tuple[str, ...] | None) -> None:
         self.shared, self.name = shared, name
-        self.before: list[str | None] = []
+        self.before: list[str | tuple[str, ...] | None] = []
 
     def __enter__(self) -> None:
         self.before.append(self.shared._active)

@@ -211,7 +211,7 @@ def test_more_padding_changes_nothing(kind):
     wide = micro_batch([0, 1, 2, 3], [*prompts, [9] * 20], [*responses, [9] * 15], [EOS], PAD, CPU)
     width = tight.response_mask.shape[1]
     with torch.no_grad():
-        for task in ("policy_and_value", "reference", "reward"):
+        for task in ("policy_and_value", "reference_and_reward", "policy", "reference"):
             a, b = model(task=task, **tight.inputs()), model(task=task, **wide.inputs())
             for x, y in zip(a if isinstance(a, tuple) else (a,), b if isinstance(b, tuple) else (b,), strict=True):
                 y = y[:3] if y.ndim == 1 else y[:3, :width]
@@ -225,7 +225,7 @@ def test_reward_is_that_of_an_ordinary_sequence_classifier():
     responses = draw(model, prompts)
     batch = micro_batch([0, 1, 2], prompts, responses, [EOS], PAD, CPU)
     with torch.no_grad():
-        scores = model(task="reward", **batch.inputs())
+        _, scores = model(task="reference_and_reward", **batch.inputs())
         for i in range(3):
             alone = reward(torch.tensor([prompts[i] + responses[i]])).logits[0, 0]
             assert scores[i].item() == pytest.approx(alone.item(), abs=1e-5)

@@ -19,6 +19,9 @@ from rlhf.errors import InputError
 from rlhf.ppo.groups import Group, grouped
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 
+# The passes that PPO makes, each of a language model and of one with a head.
+PAIRS = {"policy_and_value": ("policy", "value"), "reference_and_reward": ("reference", "reward")}
+
 
 class ActorCritic(nn.Module):
     """What the two layouts (adapters on one base, separate models) have in common.
@@ -46,32 +49,45 @@ class ActorCritic(nn.Module):
         """One pass over a batch.
 
         Args:
-            task: "policy_and_value", "policy", "reference" or "reward".
+            task: "policy_and_value", "reference_and_reward", or "policy" or "reference" alone.
             input_ids, attention_mask: [B, P + T], the response in the last T columns.
             response_mask: [B, T] bool, True on response tokens, the EOS included.
 
         Returns:
-            "policy_and_value": logprobs [B, T] of the response tokens and values [B, T] of the states in which they
-            were sampled. "policy", "reference": logprobs [B, T]. "reward": score [B] of the whole response, read at its
-            last token. All float32, zero outside the mask.
+            "policy", "reference": logprobs [B, T] of the response tokens. "policy_and_value": these, and values [B, T]
+            of the states in which they were sampled. "reference_and_reward": these, and the score [B] of the whole
+            response, read at its last token. All float32, zero outside the mask.
         """
-        order, groups = grouped(input_ids, attention_mask, response_mask, one=is_sharded(self.language_model))
-        if task == "reward":
-            scalars = [self.scalars("reward", group.input_ids) for group in groups]
-            scores = [s.gather(1, group.last[:, None]) for s, group in zip(scalars, groups, strict=True)]
-            return torch.cat(scores).squeeze(1)[order.argsort()]
+        copies = 2 if task in PAIRS and self.in_one_pass(input_ids) else 1
+        one = is_sharded(self.language_model)
+        order, groups = grouped(input_ids, attention_mask, response_mask, copies=copies, one=one)
 
         def at_responses(parts: list[Tensor]) -> Tensor:
             mask = response_mask[order]
             found = torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, torch.cat(parts))
             return found[order.argsort()]
 
-        role = "reference" if task == "reference" else "policy"
-        logprobs = at_responses([self.logprobs(role, group, temperature) for group in groups])
-        if task != "policy_and_value":
-            return logprobs
-        values = [self.scalars("value", group.input_ids[:, :-1])[group.predicts] for group in groups]
-        return logprobs, at_responses(values)
+        if task not in PAIRS:
+            return at_responses([self.logprobs(task, group, temperature) for group in groups])
+        both = self.both_at_once if copies == 2 else self.both
+        logprobs, scalars = zip(*(both(*PAIRS[task], group, temperature) for group in groups), strict=True)
+        if task == "policy_and_value":
+            values = [s[:, :-1][group.predicts] for s, group in zip(scalars, groups, strict=True)]
+            return at_responses(logprobs), at_responses(values)
+        scores = [s.gather(1, group.last[:, None]) for s, group in zip(scalars, groups, strict=True)]
+        return at_responses(logprobs), torch.cat(scores).squeeze(1)[order.argsort()]
+
+    def in_one_pass(self, input_ids: Tensor) -> bool:
+        """Whether `both_at_once` can stand in for `both`; always the same answer for one model."""
+        return False
+
+    def both(self, role: str, scorer: str, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [n] of a group's response tokens, and the scalars [b, W] of the role that has a head."""
+        return self.logprobs(role, group, temperature), self.scalars(scorer, group.input_ids)
+
+    def both_at_once(self, role: str, scorer: str, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
+        """`both` in one pass."""
+        raise NotImplementedError
 
     def logprobs(self, role: str, group: Group, temperature: float) -> Tensor:
         """[n] float32: log-probabilities of the response tokens of a group; role "policy" or "reference".
@@ -79,21 +95,31 @@ class ActorCritic(nn.Module):
         Nothing but response tokens gets logits, and those exist for a few tokens at a time.
         """
 
+        context = group.input_ids[:, :-1]  # the last token predicts nothing
+        targets = group.input_ids[:, 1:][group.predicts]
+        with self.acting(role) as lm:
+            if not self.unembeds_plainly(context):
+                logits = lm(input_ids=context, use_cache=False).logits[group.predicts]
+                return token_logprobs(logits, targets, temperature)
+            backbone = getattr(lm, lm.base_model_prefix)
+            hidden = backbone(input_ids=context, use_cache=False).last_hidden_state[group.predicts]
+        return self.unembedded(role, hidden, targets, temperature)
+
+    def unembedded(self, role: str, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """[n] float32: log-probabilities of `targets` [n] after the last hidden states [n, H]."""
+
         def unembed(hidden: Tensor) -> Tensor:
             with self.acting(role) as lm:  # when backward calls it, no context is left
                 return lm.get_output_embeddings()(hidden)
 
-        context = group.input_ids[:, :-1]  # the last token predicts nothing
-        targets = group.input_ids[:, 1:][group.predicts]
-        with self.acting(role) as lm:
-            if self._plain_unembedding is None:
-                self._plain_unembedding = not is_sharded(lm) and unembeds_plainly(lm, context)
-            if not self._plain_unembedding:
-                logits = lm(input_ids=context, use_cache=False).logits[group.predicts]
-                return token_logprobs(logits, targets, temperature)
-            backbone, vocabulary = getattr(lm, lm.base_model_prefix), lm.config.get_text_config().vocab_size
-            hidden = backbone(input_ids=context, use_cache=False).last_hidden_state[group.predicts]
-            return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)
+        vocabulary = self.language_model.config.get_text_config().vocab_size
+        return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)
+
+    def unembeds_plainly(self, input_ids: Tensor) -> bool:
+        if self._plain_unembedding is None:
+            lm = self.language_model
+            self._plain_unembedding = not is_sharded(lm) and unembeds_plainly(lm, input_ids)
+        return self._plain_unembedding
 
     def acting(self, role: str) -> AbstractContextManager[PreTrainedModel]:
         """Context that gives a causal LM which, as long as it lasts, is the "policy" or the "reference"."""
@@ -132,6 +158,7 @@ class SharedActorCritic(ActorCritic):
         self.base = base
         self.reward = freeze_reward(reward)
         self.has_reward = reward is not None or "reward" in base.heads
+        self._one_pass: bool | None = None  # see `in_one_pass`; found out in the first pass
         remove_dropout(self)
 
     @contextmanager
@@ -143,6 +170,26 @@ class SharedActorCritic(ActorCritic):
         if role == "reward" and self.reward is not None:
             return classifier_scalars(self.reward, input_ids)
         return self.base.scalars(role, input_ids)
+
+    def in_one_pass(self, input_ids):
+        # All four roles or none: with equal weights the policy's log-probabilities have to be the reference's to the
+        # last bit, and the last bits of a product depend on its number of rows.
+        if self._one_pass is None:
+            self._one_pass = (
+                "reward" in self.base.heads
+                and self.reward is None
+                and "reward" not in self.base.ensembles
+                and self.base.can_use_at_once("policy", "sft", "value", "reward")
+                and self.unembeds_plainly(input_ids)
+            )
+        return self._one_pass
+
+    def both_at_once(self, role, scorer, group, temperature):
+        adapter = "sft" if role == "reference" else role
+        hidden, scored = self.base.hidden_states((adapter, scorer), group.input_ids)  # each [b, W, H]
+        targets = group.input_ids[:, 1:][group.predicts]
+        logprobs = self.unembedded(role, hidden[:, :-1][group.predicts], targets, temperature)
+        return logprobs, self.base.head(scorer, scored)
 
     def parameters_of(self, role):
         return self._named(self.base.trainable_parameters(role))

@@ -24,20 +24,22 @@ class Group:
 
 
 def grouped(
-    input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, one: bool = False
+    input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, copies: int = 1, one: bool = False
 ) -> tuple[Tensor, list[Group]]:
     """The groups of a batch, and which of its rows they hold, one group after the other: [B].
 
     Args:
         input_ids, attention_mask: [B, P + T], each row [left padding | prompt | response | right padding].
         response_mask: [B, T] bool.
+        copies: how often each row will be in the pass of its group.
         one: all rows in one group.
     """
     lengths, responses, first = attention_mask.sum(1), response_mask.sum(1), attention_mask.argmax(1)
     order = lengths.argsort(descending=True, stable=True)
     limits = (CPU_TOKENS, CPU_PASS) if input_ids.device.type == "cpu" else (GPU_TOKENS, GPU_PASS)
+    costs = [copies * length for length in lengths[order].tolist()]
     groups = []
-    for rows in order.split([len(order)] if one else group_sizes(lengths[order].tolist(), *limits)):
+    for rows in order.split([len(order)] if one else group_sizes(costs, *limits)):
         position = torch.arange(int(lengths[rows[0]]), device=input_ids.device)  # [W]
         columns = (first[rows, None] + position).clamp(max=input_ids.shape[1] - 1)
         end, begin = lengths[rows, None], (lengths - responses)[rows, None]

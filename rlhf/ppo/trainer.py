@@ -238,10 +238,13 @@ class PPOTrainer(PPOTrainerBase):
                 rows, columns["input_ids"], responses, self.stop_ids, self.processing_class.pad_token_id, device
             )
             inputs = batch.inputs()
-            batch.ref_logprobs = model(task="reference", temperature=args.temperature, **inputs)
-            batch.scores = torch.zeros(len(rows), device=device)
             if self.actor_critic.has_reward:
-                batch.scores += model(task="reward", **inputs)
+                batch.ref_logprobs, batch.scores = model(
+                    task="reference_and_reward", temperature=args.temperature, **inputs
+                )
+            else:
+                batch.ref_logprobs = model(task="reference", temperature=args.temperature, **inputs)
+                batch.scores = torch.zeros(len(rows), device=device)
             if self.reward_funcs:
                 batch.scores += self.function_scores(batch, columns, responses).to(device)
             keep_graph = trained_next and number == 0 and args.world_size == 1  # DDP wants a backward for each forward

@@ -1,0 +1,46 @@
+"""Several LoRA adapters in one pass: each answers its part of the rows, and the base's products are made once for all.
+
+Two passes of one adapter each read the frozen weights twice, for products half as large: on two CPU cores a weight of
+1,536 x 576 multiplied 144 rows at 1.1 times the speed of 72. And PEFT's own layer scales and adds LoRA's product in two
+passes over memory of their own, here the product does both.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+
+def can_stand_side_by_side(layers: Sequence[nn.Module], names: Sequence[str]) -> bool:
+    """Whether each of PEFT's layers is W x + b + s B A x, without dropout, for all `names`, with A of equal shapes."""
+    return all(_is_plain(layer, names) for layer in layers)
+
+
+def side_by_side(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
+    """What `layer(x)` is if the first rows pass as adapter names[0], as many next ones as names[1], and so on.
+
+    Args:
+        x: [R b, ..., in], R the number of names.
+
+    Returns:
+        [R b, ..., out], in the dtype of the base's product.
+    """
+    a = torch.stack([layer.lora_A[name].weight for name in names])  # [R, r, in]
+    b = torch.stack([layer.lora_B[name].weight * layer.scaling[name] for name in names])  # [R, out, r]
+    rows = x.reshape(len(names), -1, x.shape[-1])  # [R, N, in]
+    out = layer.base_layer(rows)  # [R, N, out]
+    low = torch.bmm(rows.to(a.dtype), a.mT)  # [R, N, r]
+    return torch.baddbmm(out.to(a.dtype), low, b.mT).to(out.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _is_plain(layer: nn.Module, names: Sequence[str]) -> bool:
+    return (
+        type(layer) is LoraLinear
+        and "forward" not in vars(layer)  # another library's hook
+        and not layer.merged
+        and all(name in layer.lora_A and name not in layer.lora_variant for name in names)
+        and all(layer.lora_B[name].bias is None for name in names)
+        and not any(getattr(layer.lora_dropout[name], "p", 0.0) for name in names)
+        and len({layer.lora_A[name].weight.shape for name in names}) == 1
+    )
