@@ -13,9 +13,9 @@ Each prompt has a response length, the same on both sides: there the EOS is put 
 are those of a policy that ends with the same probability after each token, a quarter of `response_length` on average
 (of the sandbox's recipe it is 20 of 72), or with `--lengths full` all `response_length`, so that nothing can be gained
 by leaving padding out. TRL gets the whole rollout as one batch of the device, because with
-accumulation it leaves out optimizer steps; a minibatch passes its update in one piece, and ours too but at
-smollm2-135m, two rows at a time, or as many as `--micro_batch` says, which changes no step. Optimizer steps,
-response tokens and parameters of the adapters are counted on both sides and have to be equal.
+accumulation it leaves out optimizer steps; a minibatch passes its update in one piece on both sides, or with
+`--micro_batch` as many rows at a time on ours, which changes no step. Optimizer steps, response tokens and parameters
+of the adapters are counted on both sides and have to be equal.
 
 Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second
 (medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's of the growth of peak memory
@@ -84,16 +84,7 @@ SHAPES = {
     for shape in (
         Shape("sandbox", "sandbox", prompt_length=32, response_length=72, batch=128, minibatches=4),
         Shape("vocab49k", VOCAB_49K, prompt_length=64, response_length=64, batch=32, minibatches=4),
-        Shape(
-            "smollm2-135m",
-            SMOLLM2_135M,
-            prompt_length=32,
-            response_length=48,
-            batch=8,
-            minibatches=2,
-            rollouts=2,
-            micro_batch=2,
-        ),
+        Shape("smollm2-135m", SMOLLM2_135M, prompt_length=32, response_length=48, batch=8, minibatches=2, rollouts=2),
     )
 }
 

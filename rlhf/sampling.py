@@ -100,7 +100,7 @@ def completion_logprobs(
 
     def sum_rows(rows: list[int]) -> list[float]:
         sums = {}
-        for batch in length_batches(rows, lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1))):
+        for batch in length_batches(lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1)), rows):
             # Left-padded, so that the answers are the last positions of the rows and logits_to_keep can cut there.
             ids, mask = pad_left([prompt_ids[i] + completion_ids[i] for i in batch], 0, shared.device)  # [B, T]
             longest = max(lengths[i] for i in batch)  # C
@@ -125,7 +125,7 @@ def completion_rewards(
 
     def score_rows(rows: list[int]) -> list[float]:
         scores = {}
-        for batch in length_batches(rows, [len(ids) for ids in sequences], batch_size):
+        for batch in length_batches([len(ids) for ids in sequences], batch_size, rows):
             ids, mask = pad_left([sequences[i] for i in batch], 0, shared.device)
             last = shared.scalars(adapter, ids, mask)[:, -1]  # [B]
             scores |= dict(zip(batch, last.tolist(), strict=True))
@@ -146,8 +146,8 @@ def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_t
     )
 
 
-def length_batches(rows: list[int], lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """`rows` in batches of similar length, shortest first; equal lengths keep their order."""
-    order = sorted(rows, key=lengths.__getitem__)
+def length_batches(lengths: Sequence[int], batch_size: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """`rows` (None: all) in batches of similar length, shortest first; equal lengths keep their order."""
+    order = sorted(range(len(lengths)) if rows is None else rows, key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
