@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,12 +98,26 @@ class Parsed(Exception):
     """Raised in place of running the stage."""
 
 
-@pytest.mark.parametrize("config", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_recipe_is_read_by_its_stage_and_can_be_run_again(config, monkeypatch, tmp_path):
-    script = ROOT / "recipes" / f"{SCRIPTS.get(config.stem, config.stem)}.py"
-    spec = importlib.util.spec_from_file_location(f"recipe_{script.stem}", script)
+def load_recipe(script: str):
+    spec = importlib.util.spec_from_file_location(f"recipe_{script}", ROOT / "recipes" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
+def test_help_lists_the_options(script, monkeypatch, capsys):
+    """A bare per cent sign in a help text would end it in a traceback."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        load_recipe(script).main()
+    assert stopped.value.code == 0
+    assert "--config" in capsys.readouterr().out or script in ("compare", "push")
+
+
+@pytest.mark.parametrize("config", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_is_read_by_its_stage_and_can_be_run_again(config, monkeypatch, tmp_path):
+    module = load_recipe(SCRIPTS.get(config.stem, config.stem))
 
     def parse(*dataclass_types):
         parsed = rlhf.cli.parse(*dataclass_types, args=["--config", str(config)])

@@ -28,7 +28,7 @@ class DataArguments:
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(
         default="validation",
-        metadata={"help": "Split to evaluate on. Where the source has none, 10 % of the train prompts are held out."},
+        metadata={"help": "Split to evaluate on. Where the source has none, 10 %% of the train prompts are held out."},
     )
     dataset_size: int | None = field(default=None, metadata={"help": "Train on the first N rows; all if not given."})
     dataset_eval_size: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows."})

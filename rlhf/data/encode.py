@@ -31,7 +31,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     Raises:
         InputError: the chat template refuses the messages.
     """
-    return _prompt_ids(tokenizer, _render_prompt(tokenizer, prompt), is_text=isinstance(prompt, str))
+    return _all_ids(tokenizer, [_render_prompt(tokenizer, prompt)], is_text=isinstance(prompt, str))[0]
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion) -> list[int]:
@@ -46,19 +46,30 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
     Returns:
         list of `[completion_length]` ids, the last one `tokenizer.eos_token_id`.
     """
+    return encode_completions(tokenizer, prompt, [completion])[0]
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[Completion]
+) -> list[list[int]]:
+    """`encode_completion` of each of several completions of one prompt, which is rendered and tokenised once."""
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no EOS token; set eos_token in its tokenizer_config.json.")
     is_text = isinstance(prompt, str)
     start = _render_prompt(tokenizer, prompt)
-    rest = completion_text(completion) if is_text else _render_completion(tokenizer, prompt, start, completion)
-
-    prompt_ids = _prompt_ids(tokenizer, start, is_text)
-    joint_ids = _prompt_ids(tokenizer, start + rest, is_text)
-    if joint_ids[: len(prompt_ids)] == prompt_ids:
-        ids = joint_ids[len(prompt_ids) :]
-    else:  # a token of the joint text spans the border: the model never sees that token after this prompt
-        ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-    return _end_at_eos(ids, tokenizer.eos_token_id)
+    rests = [
+        completion_text(completion) if is_text else _render_completion(tokenizer, prompt, start, completion)
+        for completion in completions
+    ]
+    prompt_ids, *joint_ids = _all_ids(tokenizer, [start, *(start + rest for rest in rests)], is_text)
+    encoded = []
+    for rest, ids in zip(rests, joint_ids, strict=True):
+        if ids[: len(prompt_ids)] == prompt_ids:
+            ids = ids[len(prompt_ids) :]
+        else:  # a token of the joint text spans the border: the model never sees that token after this prompt
+            ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+        encoded.append(_end_at_eos(ids, tokenizer.eos_token_id))
+    return encoded
 
 
 def completion_text(completion: Completion) -> str:
@@ -109,9 +120,15 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
         raise InputError(f"the tokenizer's chat template refuses messages with roles {roles}: {error}") from error
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, is_text: bool) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]  # a template writes its special tokens itself
-    appended = is_text and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_text: bool) -> list[list[int]]:
+    found = tokenizer(texts, add_special_tokens=is_text)["input_ids"]  # a template writes its special tokens itself
+    if not is_text:
+        return found
+    return [_without_appended_eos(tokenizer, text, ids) for text, ids in zip(texts, found, strict=True)]
+
+
+def _without_appended_eos(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    appended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
     return ids[:-1] if appended else ids
 
 

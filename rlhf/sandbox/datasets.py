@@ -17,7 +17,7 @@ from .tasks import Task, sample_task
 SPLITS = ("train", "validation", "test")
 USERS = {"train": range(0, 240), "validation": range(240, 270), "test": range(270, 300)}  # never a user on two sides
 DEFAULT_SIZE = {
-    "pretraining": {"train": 400_000, "validation": 2_000, "test": 2_000},
+    "pretraining": {"train": 30_000, "validation": 2_000, "test": 2_000},
     "demonstrations": {"train": 2_000, "validation": 200, "test": 200},
     "comparisons": {"train": 3_000, "validation": 600, "test": 600},
     "prompts": {"train": 8_000, "validation": 300, "test": 2_000},

@@ -6,6 +6,7 @@ constraint, inventing. Demonstrations and the completions that labelers rank are
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
 from .grammar import (
     COUNT,
@@ -161,6 +162,7 @@ def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], slots: dict[str,
             return lines
 
 
+@cache
 def _parts(prefix: str) -> dict[str, list[str]]:
     return {
         part: [name for name in TEMPLATES if name.startswith(f"{prefix}.{part}.")] for part in ("open", "mid", "end")
