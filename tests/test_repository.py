@@ -112,7 +112,7 @@ def test_help_lists_the_options(script, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         load_recipe(script).main()
     assert stopped.value.code == 0
-    assert "--config" in capsys.readouterr().out or script in ("compare", "push")
+    assert "options:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
