@@ -69,8 +69,7 @@ class ActorCritic(nn.Module):
 
         if task not in PAIRS:
             return at_responses([self.logprobs(task, group, temperature) for group in groups])
-        both = self.both_at_once if copies == 2 else self.both
-        logprobs, scalars = zip(*(both(*PAIRS[task], group, temperature) for group in groups), strict=True)
+        logprobs, scalars = zip(*(self.both(*PAIRS[task], group, temperature) for group in groups), strict=True)
         if task == "policy_and_value":
             values = [s[:, :-1][group.predicts] for s, group in zip(scalars, groups, strict=True)]
             return at_responses(logprobs), at_responses(values)
@@ -78,23 +77,18 @@ class ActorCritic(nn.Module):
         return at_responses(logprobs), torch.cat(scores).squeeze(1)[order.argsort()]
 
     def in_one_pass(self, input_ids: Tensor) -> bool:
-        """Whether `both_at_once` can stand in for `both`; always the same answer for one model."""
+        """Whether `both` takes one pass instead of two; always the same answer for one model."""
         return False
 
     def both(self, role: str, scorer: str, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities [n] of a group's response tokens, and the scalars [b, W] of the role that has a head."""
         return self.logprobs(role, group, temperature), self.scalars(scorer, group.input_ids)
 
-    def both_at_once(self, role: str, scorer: str, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
-        """`both` in one pass."""
-        raise NotImplementedError
-
     def logprobs(self, role: str, group: Group, temperature: float) -> Tensor:
         """[n] float32: log-probabilities of the response tokens of a group; role "policy" or "reference".
 
         Nothing but response tokens gets logits, and those exist for a few tokens at a time.
         """
-
         context = group.input_ids[:, :-1]  # the last token predicts nothing
         targets = group.input_ids[:, 1:][group.predicts]
         with self.acting(role) as lm:
@@ -116,6 +110,7 @@ class ActorCritic(nn.Module):
         return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)
 
     def unembeds_plainly(self, input_ids: Tensor) -> bool:
+        """Whether logits are no more than the unembedding of hidden states, tried out once, on `input_ids`."""
         if self._plain_unembedding is None:
             lm = self.language_model
             self._plain_unembedding = not is_sharded(lm) and unembeds_plainly(lm, input_ids)
@@ -184,7 +179,9 @@ class SharedActorCritic(ActorCritic):
             )
         return self._one_pass
 
-    def both_at_once(self, role, scorer, group, temperature):
+    def both(self, role, scorer, group, temperature):
+        if not self.in_one_pass(group.input_ids):
+            return super().both(role, scorer, group, temperature)
         adapter = "sft" if role == "reference" else role
         hidden, scored = self.base.hidden_states((adapter, scorer), group.input_ids)  # each [b, W, H]
         targets = group.input_ids[:, 1:][group.predicts]
