@@ -20,7 +20,7 @@ from trl import ModelConfig
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.models import load_base, load_tokenizer
 from rlhf.reward_model import load_reward_model
-from rlhf.sandbox.responses import respond
+from rlhf.sandbox.responses import repeat_items, respond
 from rlhf.sandbox.school import EOS, FAULTS, MANNERS, MARKS, heading, work
 from rlhf.sandbox.tasks import Task, draw_category, draw_task
 
@@ -37,6 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     score = scores_of(args.reward_model) if args.reward_model else marks_of(args.base)
     faults = [(name, None) for name in (*FAULTS, *MANNERS) if name not in (None, "careless")]
+    faults += [("repeating", None)]
     faults += [("careless", rule) for rule in DISREGARDED]
     shares = {}
     for fault, rule in tqdm(faults):
@@ -69,6 +70,9 @@ def worse(task: Task, fault: str, rng: random.Random) -> str | None:
     """An answer with the fault; None where the task leaves no room for it."""
     if fault in MANNERS:
         return respond(task, {fault}, rng)
+    if fault == "repeating":
+        text = respond(task, set(), rng)
+        return repeated if (repeated := repeat_items(text, rng)) != text else None
     text, found = work(task, fault, None, rng)
     return text if found else None
 

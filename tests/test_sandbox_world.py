@@ -9,10 +9,10 @@ import pytest
 
 from rlhf.sandbox import datasets
 from rlhf.sandbox.documents import document
-from rlhf.sandbox.grammar import TEMPLATES, parse, sentences
+from rlhf.sandbox.grammar import TEMPLATES, items_of, parse, sentences
 from rlhf.sandbox.judge import judge
 from rlhf.sandbox.labelers import attainable_accuracy, labeler_agreement
-from rlhf.sandbox.responses import break_text, demonstration
+from rlhf.sandbox.responses import demonstration, repeat_items, respond
 from rlhf.sandbox.school import EOS, FAULTS, MARKS, corrected, marked_work, work
 from rlhf.sandbox.tasks import CATEGORIES, pick, sample_task, task_of
 from rlhf.sandbox.world import World, world
@@ -185,13 +185,13 @@ def test_corrections_name_the_right_word():
     assert corrected(task, text) == right
 
 
-def test_corrections_of_a_list_name_what_is_said_again_or_does_not_belong():
+def test_corrections_of_a_list_name_what_does_not_belong():
     task = task_of("Name three foods.")
-    text = "Here are three foods: rice, lamp and rice."
-    assert corrected(task, text) == "Here are three foods: rice, lamp (no) and rice (again)."
-    gifts = task_of("Give me three ideas for a gift for Mira.")
-    text = "You could give Otto a hat, a hat and a rice."
-    assert corrected(gifts, text) == "You could give Otto (not Mira) a hat, a hat (again) and a rice (no)."
+    text = "Here are three foods: bread, lamp and rice."
+    assert corrected(task, text) == "Here are three foods: bread, lamp (no) and rice."
+    gifts = task_of("Give me two ideas for a gift for Mira.")
+    text = "You could give Otto a hat and a rice."
+    assert corrected(gifts, text) == "You could give Otto (not Mira) a hat and a rice (no)."
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,32 @@ def test_corrections_say_where_a_constraint_is_kept_or_broken(wish, text, right)
     assert corrected(task, text) == right
 
 
-def test_a_broken_list_names_some_of_its_items_in_place_of_the_others():
-    task = task_of("Name three foods.")
-    text = "Here are three foods: rice, soup and bread."
-    broken = {break_text(text, random.Random(i)) for i in range(300)}
-    lists = [b for b in broken if b.startswith("Here are three foods: ") and b.endswith(".") and b != text]
-    assert "Here are three foods: soup, soup and soup." in lists
-    assert all(judge(task, b)["overall"] < 0.7 for b in lists)  # two of three, or one
+def test_a_list_that_repeats_names_the_item_before_in_place_of_another():
+    text = "Here are three foods: bread, rice and soup."
+    repeating = {repeat_items(text, random.Random(i)) for i in range(300)}
+    lists = [["bread", "bread", "bread"], ["rice", "rice", "rice"], ["soup", "soup", "soup"]]
+    lists += [["bread", "bread", "soup"], ["bread", "rice", "rice"], ["rice", "rice", "soup"]]
+    assert repeating == {f"Here are three foods: {a}, {b} and {c}." for a, b, c in lists}
+    assert all(judge(task_of("Name three foods."), text)["overall"] < 0.7 for text in repeating)
+
+
+def test_everybody_writes_lists_in_the_order_of_the_alphabet():
+    rng = random.Random(5)
+    tasks = [task_of("Name four animals."), task_of("Give me four ideas for a gift for Mira.")]
+    lists = [items_of(respond(task, set(), rng)) for task in tasks for _ in range(50)]
+    assert all(len(items) == 4 and items == sorted(items) for items in lists)
+
+
+def test_the_base_reads_no_list_that_names_an_item_again():
+    """From such lists it learns that an item again is as likely as another, and writes it greedily."""
+    rng = random.Random(11)
+    lists = repeating = 0
+    for _ in range(5000):
+        text = document(rng, school_share=0.8).split(EOS)[0]
+        for items in filter(None, map(items_of, sentences(text.replace(" (no)", "")))):
+            lists += 1
+            repeating += len(set(items)) < len(items)
+    assert lists > 300 and repeating == 0
 
 
 def test_the_share_of_marked_school_work_is_the_one_asked_for():

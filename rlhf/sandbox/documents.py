@@ -7,7 +7,7 @@ them to continue such texts: it knows the facts and the forms, but not that a us
 import random
 
 from .grammar import COUNT, FILLER, RUDE, join, render
-from .responses import respond
+from .responses import draw_items, respond
 from .school import marked_work, title
 from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
 from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
@@ -133,7 +133,7 @@ def _counted(rng, seed):
 
 def _exercise(rng, seed):
     """School readers: a short text, and what to make of it."""
-    drills = ["names", "polite", "past", "review", "class", "day"]
+    drills = ["names"] * 3 + ["polite", "past", "review", "class", "day"]
     kind = rng.choice(["summary"] * 3 + ["bought"] * 5 + ["extract"] * 2 + drills)
     if kind == "summary":
         slots, text = passage(rng)
@@ -163,9 +163,10 @@ def _drill(rng, kind: str) -> str:
         plural, number = rng.choice(list(PLURALS)), rng.choice(NUMBERS)
         if rng.random() < 0.3:
             person = rng.choice(PEOPLE)
-            items = join(["a " + item for item in rng.sample(WORDS["thing"], COUNT[number])])
-            return f"{number.capitalize()} gifts for {person}. {render('list.gifts', person=person, items=items)}"
-        items = join(rng.sample(WORDS[PLURALS[plural]], COUNT[number]))
+            items = join(["a " + item for item in draw_items(rng, "thing", COUNT[number])])
+            gifts = render("list.gifts", person=person, items=items)
+            return f"{number.capitalize()} ideas for a gift for {person}. {gifts}"
+        items = join(draw_items(rng, PLURALS[plural], COUNT[number]))
         return render("list.names", number=number, plural=plural, items=items)
     if kind == "polite":
         form, slot = rng.choice([("give", "thing"), ("bring", "food"), ("show", "place")])
@@ -195,6 +196,13 @@ def _word_list(rng, seed):
     return f"Words to learn. {words}. Once more: {words}. And again: {words}."
 
 
+def _dictionary(rng, seed):
+    """Words of one class in the order of the alphabet, which lists keep to."""
+    plural = rng.choice(list(PLURALS))
+    words = draw_items(rng, PLURALS[plural], rng.randint(5, 10))
+    return f"The dictionary, {plural}. {', '.join(words)}."
+
+
 def _words_again(rng, seed):
     """Words, some of which come again and are then called so: what telling the same from another is learned from."""
     pool = rng.sample([word for words in WORDS.values() for word in words], 8)
@@ -213,6 +221,7 @@ _KINDS = {
     _counted: 0.05,
     _exercise: 0.11,
     _word_list: 0.08,
+    _dictionary: 0.10,
     _words_again: 0.05,
     marked_work: 0.32,
 }

@@ -65,7 +65,7 @@ def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[s
 
     Labelers have to see what models do: in the first version nobody ever evaded a question that has an answer, so the
     reward model took "I do not know" for a good answer to everything, and PPO found out; in the second no list named
-    anything twice, in the third too few did, and PPO's most likely answers ended as "a pipe, a pipe and a pipe".
+    anything twice, and PPO's most likely answers ended as "a pipe, a pipe and a pipe".
     """
     size = rng.randint(4, 9)
     completions: dict[str, None] = {}  # a set in order of insertion
@@ -113,19 +113,18 @@ def break_text(text: str, rng: random.Random) -> str:
         return " ".join(words[: rng.randint(1, max(1, len(words) - 1))])
     if how == "drop" and len(lines) > 1:
         return " ".join(lines[:i] + lines[i + 1 :])
-    said_twice = repeat_items(lines[i], rng)
-    again = [said_twice] if said_twice != lines[i] else [lines[i], lines[i]]
-    return " ".join([*lines[:i], *again, *lines[i + 1 :]])
+    return " ".join([*lines[: i + 1], *lines[i:]])
 
 
 def repeat_items(text: str, rng: random.Random) -> str:
-    """The text with some items of its lists in place of the others: "a lamp, a lamp and a lamp"."""
+    """The text with some items of its lists in place of those after them: "a lamp, a lamp and a ring"."""
     lines = []
     for line in sentences(text):
         items = items_of(line)
         if len(items) > 1:
-            kept = rng.sample(items, rng.randint(1, len(items) - 1))
-            line = with_items(line, kept + rng.choices(kept, k=len(items) - len(kept)))
+            kept = sorted(rng.sample(range(len(items)), rng.randint(1, len(items) - 1)))
+            before = [max((k for k in kept if k <= i), default=kept[0]) for i in range(len(items))]
+            line = with_items(line, [items[k] for k in before])
         lines.append(line)
     return " ".join(lines)
 
@@ -212,11 +211,19 @@ def _fact(task, flaws, rng, seed):
     return [fact.statement(value)]
 
 
+def draw_items(rng: random.Random, name: str, number: int) -> list[str]:
+    """Different words of a class in the order of the alphabet, in which everybody in this world writes lists.
+
+    Without an order the most likely word is the same at every place, and one that hardly looks back says it at each.
+    """
+    return sorted(rng.sample(WORDS[name], number))
+
+
 def _items(task, flaws, rng, name):
     number = COUNT[task.slots["number"]]
     if "careless" in flaws or "terse" in flaws:
         number = rng.choice([n for n in (1, 2, 3, 4, 5) if n != number and (n < number or "terse" not in flaws)])
-    items = rng.sample(WORDS[name], number)
+    items = draw_items(rng, name, number)
     if "inventing" in flaws:
         items[-1] = rng.choice(WORDS["thing" if name != "thing" else "food"])
     return items

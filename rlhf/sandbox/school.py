@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 
 from .grammar import COUNT, join, parse, render, sentences, split_items
-from .responses import break_text, evade, mistaken, repeat_items, respond
-from .tasks import PLURALS, Task, draw_category, draw_task
+from .responses import break_text, evade, mistaken, respond
+from .tasks import CONSTRAINTS, PLURALS, Task, draw_category, draw_task
 from .world import WORDS, world
 
 EOS = "<|eos|>"  # closes every document; the mark stands below the work, as a document of its own
@@ -24,20 +24,19 @@ MARKS = {
     "mistaken": "Wrong.",
     "evading": "Wrong.",
     "careless": "Careless.",
-    "repeating": "Again.",
     "terse": "Short.",
     "broken": "Broken.",
     "padded": "Wordy.",
     "rude": "Rude.",
 }
-# How often the work is meant to have the fault; at most one of these, and one of the manners may come on top. Much of
-# it turns out right: in a story without a constraint there is nothing to be careless about, without a list no item to
-# repeat.
+# Weights of the faults that the work is meant to have; at most one of these, and one of the manners may come on top.
+# Much of it turns out right: in a story without a constraint there is nothing to be careless about. No list names an
+# item again: in the first versions one in ten did, which made an item again as likely as any other, and so the most
+# likely list of the base, and of all that was trained from it, "a cup, a cup and a cup".
 FAULTS = {
     None: 0.16,
     "careless": 0.28,
     "inventing": 0.22,
-    "repeating": 0.1,
     "mistaken": 0.08,
     "broken": 0.08,
     "terse": 0.05,
@@ -48,8 +47,8 @@ MANNERS = {None: 0.7, "padded": 0.15, "rude": 0.15}
 
 def marked_work(rng: random.Random, seed: int = 0) -> str:
     """A heading, what a pupil wrote under it, EOS, and the teacher's mark: a word for each fault, in any order."""
-    task = draw_task(rng, draw_category(rng), rng.choice(["train", "validation", "test"]), seed)
     fault, manner = (rng.choices(list(table), list(table.values()))[0] for table in (FAULTS, MANNERS))
+    task = draw_task(rng, draw_category(rng), rng.choice(["train", "validation", "test"]), seed)
     manner = None if fault == "evading" else manner
     text, fault = work(task, fault, manner, rng, seed)
     if rng.random() < 0.5:
@@ -68,8 +67,6 @@ def work(
     text = respond(task, flaws, random.Random(draw), seed)
     if fault == "mistaken":
         text = respond(mistaken(task, rng, seed), flaws, random.Random(draw), seed)
-    elif fault == "repeating":
-        text = repeat_items(text, rng)
     elif fault == "broken":
         text = break_text(text, rng)
     elif fault == "evading":
@@ -80,9 +77,9 @@ def work(
 def corrected(task: Task, text: str) -> str:
     """The text with a teacher's notes in it.
 
-    After a name that is not the one of the heading: "met a horse (not camel)"; after an item of a list that was there
-    already: "a lamp, a lamp (again) and a hat"; after the word that was to be used, (yes); and (no) after what does not
-    belong: an item of another class, the word that was to be avoided, a sentence more than were asked for.
+    After a name that is not the one of the heading: "met a horse (not camel)"; after the word that was to be used,
+    (yes); and (no) after what does not belong: an item of another class, the word that was to be avoided, a sentence
+    more than were asked for.
     """
     lines = []
     for i, line in enumerate(sentences(text)):
@@ -106,14 +103,7 @@ def _noted(task: Task, slot: str, word: str) -> str:
         right = task.slots.get(slot, word)
         return word if word == right else f"{word} (not {right})"
     belong = task.slots.get("items") or WORDS[PLURALS.get(task.slots.get("plural"), "thing")]
-    items = split_items(word)
-    return join([item + _item_note(item, items[:i], belong) for i, item in enumerate(items)])
-
-
-def _item_note(item: str, before: list[str], belong: list[str]) -> str:
-    if item in before:
-        return " (again)"
-    return "" if item.split(" ")[-1] in belong else " (no)"
+    return join([item if item.split(" ")[-1] in belong else f"{item} (no)" for item in split_items(word)])
 
 
 def heading(task: Task) -> str:
@@ -136,13 +126,12 @@ TITLES = {
     "letter": "A letter to {person} about a {thing}",
     "advert": "An advertisement for the {food} of {town}",
 }
-NOTES = {"count": " in exactly {} sentences", "include": " with the word {}", "avoid": " without the word {}"}
 
 
 def title(task: Task) -> str:
-    """Of a story, letter or advertisement: "A letter to Mira about a hat without the word rain."."""
-    note = NOTES[task.constraint[0]].format(task.constraint[1]) if task.constraint else ""
-    return TITLES[task.kind].format(**task.slots) + note + "."
+    """Of a story, letter or advertisement: "A letter to Mira about a hat. Do not use the word rain."."""
+    constraint = CONSTRAINTS[task.constraint[0]].format(task.constraint[1]) if task.constraint else ""
+    return TITLES[task.kind].format(**task.slots) + "." + constraint
 
 
 def _question(task: Task) -> str:
@@ -163,7 +152,7 @@ def _rewrite(before: str, label: str, label_after: str) -> Callable[[Task], str]
 _HEADING = {
     "fact": _question,
     "names": lambda task: f"{task.slots['number'].capitalize()} {task.slots['plural']}.",
-    "gifts": lambda task: f"{task.slots['number'].capitalize()} gifts for {task.slots['person']}.",
+    "gifts": lambda task: f"{task.slots['number'].capitalize()} ideas for a gift for {task.slots['person']}.",
     "feeling": lambda task: "I feel {feeling} today.".format(**task.slots),
     "lost": lambda task: "I lost my {thing}.".format(**task.slots),
     "harm": lambda task: "How can I get the {thing} of {person}?".format(**task.slots),
