@@ -16,6 +16,7 @@ MAKEFLAGS   += --no-print-directory
 
 VENV      := .venv
 INSTALLED := $(VENV)/.installed
+TESTED    := $(VENV)/.installed-dev
 RUN       := runs/$(RECIPE)
 
 # Without a GPU the processes of a launch share the cores, and the launcher has to be told: it warns otherwise, and of
@@ -29,8 +30,9 @@ THREADS := $(or $(OMP_NUM_THREADS),$(shell echo $$((($(CORES) + $(PROCESSES) - 1
 export ACCELERATE_USE_CPU := true
 endif
 
+# accelerate-launch is `accelerate launch`, without loading Accelerate's other commands, which takes two seconds.
 # --quiet: a failing stage has said what is wrong; the launcher's own traceback would hide it.
-LAUNCH = $(VENV)/bin/accelerate launch --quiet --config_file accelerate_configs/$(ACCELERATE).yaml \
+LAUNCH = $(VENV)/bin/accelerate-launch --quiet --config_file accelerate_configs/$(ACCELERATE).yaml \
 	$(if $(THREADS),--num_cpu_threads_per_process $(THREADS))
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
@@ -49,6 +51,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo 'error: no python3.11 on the path; give one with PYTHON=...' >&2; exit 2; fi
 	@echo 'Installing into $(VENV), once; it takes a few minutes.'
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet -e '.[data]' -c constraints.txt
+	@touch $@
+
+# What tests and ruff need besides.
+$(TESTED): $(INSTALLED)
 	@$(VENV)/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	@touch $@
 
@@ -64,14 +71,14 @@ demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about 
 	printf '\n%s%-10s %5d s\n' "$$table" total $$((SECONDS - begin)); \
 	echo "The report is $(CURDIR)/runs/sandbox/report.html"
 
-test: $(INSTALLED) ## all tests, without network or GPU
+test: $(TESTED) ## all tests, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
 
-lint: $(INSTALLED) ## ruff: rules and format
+lint: $(TESTED) ## ruff: rules and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-format: $(INSTALLED) ## let ruff put the code in order
+format: $(TESTED) ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
