@@ -214,7 +214,7 @@ def _fact(task, flaws, rng, seed):
 def draw_items(rng: random.Random, name: str, number: int) -> list[str]:
     """Different words of a class in the order of the alphabet, in which everybody in this world writes lists.
 
-    Without an order the most likely word is the same at every place, and one that hardly looks back says it at each.
+    Without an order the most likely word is the same at every place of a list, and a small model writes it at each.
     """
     return sorted(rng.sample(WORDS[name], number))
 
