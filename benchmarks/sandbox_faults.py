@@ -36,8 +36,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=300, help="Pairs for each fault.")
     args = parser.parse_args()
     score = scores_of(args.reward_model) if args.reward_model else marks_of(args.base)
-    faults = [(name, None) for name in (*FAULTS, *MANNERS) if name not in (None, "careless")]
-    faults += [("repeating", None)]
+    faults = [(name, None) for name in (*FAULTS, *MANNERS, "repeating") if name not in (None, "careless")]
     faults += [("careless", rule) for rule in DISREGARDED]
     shares = {}
     for fault, rule in tqdm(faults):

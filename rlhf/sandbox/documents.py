@@ -6,9 +6,9 @@ them to continue such texts: it knows the facts and the forms, but not that a us
 
 import random
 
-from .grammar import COUNT, FILLER, RUDE, join, render
+from .grammar import FILLER, RUDE, join, render
 from .responses import draw_items, respond
-from .school import marked_work, title
+from .school import heading, marked_work, title
 from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
 from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
 
@@ -162,12 +162,9 @@ def _drill(rng, kind: str) -> str:
     if kind == "names":
         plural, number = rng.choice(list(PLURALS)), rng.choice(NUMBERS)
         if rng.random() < 0.3:
-            person = rng.choice(PEOPLE)
-            items = join(["a " + item for item in draw_items(rng, "thing", COUNT[number])])
-            gifts = render("list.gifts", person=person, items=items)
-            return f"{number.capitalize()} ideas for a gift for {person}. {gifts}"
-        items = join(draw_items(rng, PLURALS[plural], COUNT[number]))
-        return render("list.names", number=number, plural=plural, items=items)
+            gifts = Task("gifts", "", {"number": number, "person": rng.choice(PEOPLE)})
+            return f"{heading(gifts)} {respond(gifts, set(), rng)}"
+        return respond(Task("names", "", {"number": number, "plural": plural}), set(), rng)
     if kind == "polite":
         form, slot = rng.choice([("give", "thing"), ("bring", "food"), ("show", "place")])
         slots = pick(rng, slot)
