@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trl import ModelConfig
 
+import rlhf.startup  # noqa: F401
 from rlhf.adapter_files import base_of, check_adapter, check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig
 
+import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.errors import InputError
 from rlhf.generate import answers, as_text, load_adapters, stage_folders

@@ -15,6 +15,7 @@ from typing import Literal
 
 from trl import ModelConfig
 
+import rlhf.startup  # noqa: F401
 from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
 from rlhf.adapters import SharedBase
 from rlhf.cli import parse, run

@@ -5,6 +5,7 @@ python recipes/push.py --run_folder runs/sandbox --hub_id your-name/model --dry_
 
 from dataclasses import dataclass, field
 
+import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.hub import push_run
 

@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from trl import ModelConfig
 
+import rlhf.startup  # noqa: F401
 from rlhf.adapter_files import write_calibration
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons

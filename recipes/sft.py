@@ -9,6 +9,7 @@ validation loss of each. With --reward_model_path a reward model chooses; recipe
 
 import time
 
+import rlhf.startup  # noqa: F401
 from rlhf.adapter_files import check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations

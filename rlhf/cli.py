@@ -1,6 +1,7 @@
 """Command line of the recipes: TRL's parser, with every mistake of the user turned into one sentence."""
 
 import difflib
+import gc
 import sys
 import warnings
 from argparse import Action, ArgumentError
@@ -51,6 +52,8 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
 
 def run(main: Callable[[], Any]) -> None:
     """Calls `main`; an `InputError` becomes one line on stderr and exit code 2, all else passes through."""
+    gc.freeze()  # what was imported stays: see rlhf.startup
+    gc.enable()
     try:
         main()
     except InputError as error:
