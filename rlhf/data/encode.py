@@ -46,13 +46,13 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
     Returns:
         list of `[completion_length]` ids, the last one `tokenizer.eos_token_id`.
     """
-    return encode_completions(tokenizer, prompt, [completion])[0]
+    return encode_completions(tokenizer, prompt, [completion])[1][0]
 
 
 def encode_completions(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[Completion]
-) -> list[list[int]]:
-    """`encode_completion` of each of several completions of one prompt, which is rendered and tokenised once."""
+) -> tuple[list[int], list[list[int]]]:
+    """`encode_prompt`, and `encode_completion` of each of several completions: the prompt is tokenised once."""
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no EOS token; set eos_token in its tokenizer_config.json.")
     is_text = isinstance(prompt, str)
@@ -69,7 +69,7 @@ def encode_completions(
         else:  # a token of the joint text spans the border: the model never sees that token after this prompt
             ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
         encoded.append(_end_at_eos(ids, tokenizer.eos_token_id))
-    return encoded
+    return prompt_ids, encoded
 
 
 def completion_text(completion: Completion) -> str:

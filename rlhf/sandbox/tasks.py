@@ -152,7 +152,8 @@ def pick(rng: random.Random, *slots: str) -> dict[str, str]:
     """One word for each slot; slots of one class (food, food2) get different words."""
     chosen: dict[str, str] = {}
     for slot in slots:
-        chosen[slot] = rng.choice([word for word in slot_words(slot) if word not in chosen.values()])
+        taken = set(chosen.values())
+        chosen[slot] = rng.choice([word for word in slot_words(slot) if word not in taken])
     return chosen
 
 
