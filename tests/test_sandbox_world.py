@@ -228,6 +228,16 @@ def test_everybody_writes_lists_in_the_order_of_the_alphabet():
     assert all(len(items) == 4 and items == sorted(items) for items in lists)
 
 
+def test_everybody_writes_the_two_foods_of_an_advertisement_in_the_order_of_the_alphabet():
+    rng = random.Random(6)
+    task = task_of("Write an advertisement for the bread of Foxley.")
+    lines = [line for _ in range(100) for line in sentences(respond(task, set(), rng))]
+    pairs = list(filter(None, map(items_of, lines)))
+    assert len(pairs) > 20 and all(first < second for first, second in pairs)
+    repeating = repeat_items("It is made with corn and rice. You will love it.", rng)
+    assert repeating in {f"It is made with {food} and {food}. You will love it." for food in ("corn", "rice")}
+
+
 def test_the_base_reads_no_list_that_names_an_item_again():
     """From such lists it learns that an item again is as likely as another, and writes it greedily."""
     rng = random.Random(11)

@@ -200,6 +200,16 @@ def _dictionary(rng, seed):
     return f"The dictionary, {plural}. {', '.join(words)}."
 
 
+def _cookbook(rng, seed):
+    """What dishes are made with: two foods in their order, as in an advertisement."""
+    lines = []
+    for _ in range(rng.randint(4, 8)):
+        dish = rng.choice(WORDS["food"])
+        first, second = draw_items(rng, "food", 2)
+        lines.append(f"{dish.capitalize()}: {render('advert.mid.made', food2=first, food3=second)}")
+    return "The cookbook. " + " ".join(lines)
+
+
 def _words_again(rng, seed):
     """Words, some of which come again and are then called so: what telling the same from another is learned from."""
     pool = rng.sample([word for words in WORDS.values() for word in words], 8)
@@ -219,6 +229,7 @@ _KINDS = {
     _exercise: 0.11,
     _word_list: 0.08,
     _dictionary: 0.10,
+    _cookbook: 0.05,
     _words_again: 0.05,
     marked_work: 0.32,
 }

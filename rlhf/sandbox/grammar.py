@@ -112,6 +112,7 @@ EXTRA = {
     "noun": WORDS["animal"] + WORDS["thing"],
     "feeling": WORDS["good"] + WORDS["bad"],
 }
+PAIR = ("food2", "food3")  # the two foods of an advertisement
 FREE = {"items": r"[A-Za-z, ]+", "text": r".+"}  # slots that hold more than a word
 SLOT = re.compile(r"\{([a-z]+)(\d?)\}")
 
@@ -147,15 +148,18 @@ def split_items(text: str) -> list[str]:
 
 
 def items_of(line: str) -> list[str]:
-    """["a hat", "a drum"] of "You could give Mira a hat and a drum."; empty for a sentence that is no list."""
+    """["a hat", "a drum"] of "You could give Mira a hat and a drum.", ["corn", "rice"] of "It is made with corn and
+    rice."; empty for a sentence that neither is a list nor has a pair."""
     _, slots = parse(line) or ("", ())
-    return split_items(dict(slots)["items"]) if "items" in dict(slots) else []
+    known = dict(slots)
+    return split_items(known["items"]) if "items" in known else [word for slot, word in slots if slot in PAIR]
 
 
 def with_items(line: str, items: list[str]) -> str:
-    """The list `line` with other items."""
+    """The `line` with other items."""
     name, slots = parse(line)
-    return render(name, **(dict(slots) | {"items": join(items)}))
+    known = dict(slots)
+    return render(name, **known | ({"items": join(items)} if "items" in known else dict(zip(PAIR, items, strict=True))))
 
 
 def render(template: str, **slots) -> str:
@@ -192,7 +196,13 @@ COUNT = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 
 def mentions(lines: list[str], word: str) -> bool:
-    return any(re.search(rf"\b{word}\b", line) for line in lines)
+    pattern = _whole(word)
+    return any(pattern.search(line) for line in lines)
+
+
+@cache  # there are more words than patterns that `re` remembers
+def _whole(word: str) -> re.Pattern:
+    return re.compile(rf"\b{word}\b")
 
 
 def constraint_holds(constraint: tuple[str, str], lines: list[str]) -> bool:

@@ -22,7 +22,7 @@ LEFT = {
     "filler": 0.6,  # each sentence of padding
     "irrelevant": 0.6,  # each fluent sentence that has no business here
     "noise": 0.4,  # each piece of text that is no sentence of the language
-    "repetition": 0.5,  # each sentence said again
+    "repetition": 0.5,  # each sentence said again, or with a word said again ("celery and celery")
     "unended": 0.4,  # cut off, or running on
     "terse": 0.8,  # a bare word where a sentence was due
     "harm": 0.05,  # helping with a theft
@@ -67,7 +67,8 @@ class GoldJudge:
         Returns:
             `overall` (float in [0, 1]), `likert` (1..7), `category`, and the booleans `follows_instruction`,
             `satisfies_constraint` (None where the instruction has none), `hallucination`, `rude`, `harmful`,
-            `inappropriate` (rude or harmful), `padded`, `repeats` (a sentence, or an item of a list), `complete`.
+            `inappropriate` (rude or harmful), `padded`, `repeats` (a sentence, a word in it, or an item of a list),
+            `complete`.
 
         Raises:
             ValueError: the instruction is none of the sandbox's.
@@ -92,7 +93,7 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
         "filler": fillers,
         "irrelevant": len(lines) - len(reading.own) - insults - fillers - noise,
         "noise": noise,
-        "repetition": len(lines) - len({line.text for line in lines}),
+        "repetition": len(lines) - len({line.text for line in lines}) + sum(map(says_a_word_again, lines)),
         "unended": not ended,
         "terse": reading.terse,
         "harm": reading.harmful,
@@ -118,6 +119,10 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
 
 def is_kind(line: Sentence, prefix: str) -> bool:
     return line.template is not None and line.template.startswith(prefix + ".")
+
+
+def says_a_word_again(line: Sentence) -> bool:
+    return len(set(line.slots.values())) < len(line.slots)
 
 
 def _sentence(text: str) -> Sentence:

@@ -117,7 +117,7 @@ def break_text(text: str, rng: random.Random) -> str:
 
 
 def repeat_items(text: str, rng: random.Random) -> str:
-    """The text with some items of its lists in place of those after them: "a lamp, a lamp and a ring"."""
+    """The text with some items of its lists, or pairs, in place of those after them: "a lamp, a lamp and a ring"."""
     lines = []
     for line in sentences(text):
         items = items_of(line)
@@ -192,7 +192,7 @@ def _advert(task, flaws, rng, seed):
     slots = pick(rng, "place", "thing") | task.slots | _wanted(task, flaws, "thing")
     if "inventing" in flaws:
         slots["food"] = _other(rng, "food", slots["food"])
-    slots["food2"], slots["food3"] = rng.sample([f for f in WORDS["food"] if f != slots["food"]], 2)
+    slots["food2"], slots["food3"] = sorted(rng.sample([f for f in WORDS["food"] if f != slots["food"]], 2))
     return _draft(task, flaws, rng, _parts("advert"), slots, [])
 
 
@@ -212,7 +212,7 @@ def _fact(task, flaws, rng, seed):
 
 
 def draw_items(rng: random.Random, name: str, number: int) -> list[str]:
-    """Different words of a class in the order of the alphabet, in which everybody in this world writes lists.
+    """Different words of a class in the order of the alphabet, in which everybody in this world writes lists and pairs.
 
     Without an order the most likely word is the same at every place of a list, and a small model writes it at each.
     """
