@@ -64,7 +64,7 @@ demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about 
 	@begin=$$SECONDS; table=''; \
 	for stage in $(DEMO_STAGES); do \
 		echo; echo "=== $$stage ==="; start=$$SECONDS; \
-		case $$stage in sft) half=16;; reward) half=4;; ppo) half=32;; *) half=;; esac; \
+		case $$stage in sft) half=16;; reward) half=4;; ppo) half=16;; *) half=;; esac; \
 		$(MAKE) $$stage RECIPE=sandbox ACCELERATE=multi_cpu ARGS="$${half:+--per_device_train_batch_size $$half}"; \
 		table+=$$(printf '%-10s %5d s' $$stage $$((SECONDS - start)))$$'\n'; \
 	done; \
