@@ -23,10 +23,11 @@ RUN       := runs/$(RECIPE)
 # several processes it forgets that they are to be on the CPU.
 PROCESSES_cpu       := 1
 PROCESSES_multi_cpu := 2
-PROCESSES           := $(PROCESSES_$(ACCELERATE))
+PROCESSES            = $(PROCESSES_$(ACCELERATE))
+CORES               := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+THREADS              = $(if $(PROCESSES),$(or $(OMP_NUM_THREADS),$(shell \
+	echo $$((($(CORES) + $(PROCESSES) - 1) / $(PROCESSES))))))
 ifneq ($(PROCESSES),)
-CORES   := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-THREADS := $(or $(OMP_NUM_THREADS),$(shell echo $$((($(CORES) + $(PROCESSES) - 1) / $(PROCESSES)))))
 export ACCELERATE_USE_CPU := true
 endif
 
@@ -35,8 +36,6 @@ endif
 LAUNCH = $(VENV)/bin/accelerate-launch --quiet --config_file accelerate_configs/$(ACCELERATE).yaml \
 	$(if $(THREADS),--num_cpu_threads_per_process $(THREADS))
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
-
-DEMO_STAGES := sft reward choose ppo evaluate
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format data pretrain sft reward choose ppo evaluate compare push
@@ -59,17 +58,12 @@ $(TESTED): $(INSTALLED)
 	@$(VENV)/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	@touch $@
 
-# On a model this small two processes of one thread are quicker than one of two. Each takes half of a recipe's batch.
+# On a model this small two processes of one thread are quicker than one of two.
+demo: override ACCELERATE := multi_cpu
+demo: export ACCELERATE_USE_CPU := true
 demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about ten minutes
-	@begin=$$SECONDS; table=''; \
-	for stage in $(DEMO_STAGES); do \
-		echo; echo "=== $$stage ==="; start=$$SECONDS; \
-		case $$stage in sft) half=16;; reward) half=4;; ppo) half=16;; *) half=;; esac; \
-		$(MAKE) $$stage RECIPE=sandbox ACCELERATE=multi_cpu ARGS="$${half:+--per_device_train_batch_size $$half}"; \
-		table+=$$(printf '%-10s %5d s' $$stage $$((SECONDS - start)))$$'\n'; \
-	done; \
-	printf '\n%s%-10s %5d s\n' "$$table" total $$((SECONDS - begin)); \
-	echo "The report is $(CURDIR)/runs/sandbox/report.html"
+	@$(LAUNCH) recipes/demo.py
+	@echo "The report is $(CURDIR)/runs/sandbox/report.html"
 
 test: $(TESTED) ## all tests, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)

@@ -52,8 +52,9 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
 
 def run(main: Callable[[], Any]) -> None:
     """Calls `main`; an `InputError` becomes one line on stderr and exit code 2, all else passes through."""
-    gc.freeze()  # what was imported stays: see rlhf.startup
-    gc.enable()
+    if not gc.isenabled():  # see rlhf.startup: what was imported stays
+        gc.freeze()
+        gc.enable()
     try:
         main()
     except InputError as error:

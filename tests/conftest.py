@@ -1,5 +1,6 @@
 """Settings of every test: no network, one thread a worker, nothing reported anywhere."""
 
+import gc
 import os
 
 # Before torch and the Hugging Face libraries are imported, which read them once.
@@ -18,6 +19,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def garbage_is_collected():
+    """A recipe that a test imports without running it has left the collector off: rlhf.startup."""
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

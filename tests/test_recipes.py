@@ -2,10 +2,12 @@
 
 import copy
 import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -150,3 +152,14 @@ def test_lora_reaches_every_linear_layer_of_the_architecture(recipe, stages):
         assert logits.shape == ((1, 3, 64) if causal else (1, 1))
         logits.sum().backward()
         assert all(p.grad is not None for name, p in model.named_parameters() if "lora_A" in name)
+
+
+def test_the_demo_has_a_recipe_for_each_stage_and_batches_that_two_processes_share():
+    demo = runpy.run_path(str(ROOT / "recipes" / "demo.py"))
+    batches = {}
+    for stage, recipe in demo["STAGES"].items():
+        assert (ROOT / "recipes" / recipe).exists()
+        settings = yaml.safe_load((ROOT / "recipes" / "sandbox" / f"{stage}.yaml").read_text())
+        batches[stage] = settings.get(demo["BATCH"])
+    assert batches.keys() == {"sft", "reward", "choose", "ppo", "evaluate"}
+    assert all(batches[stage] % 2 == 0 for stage in ("sft", "reward", "ppo"))
