@@ -46,10 +46,10 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
     Returns:
         list of `[completion_length]` ids, the last one `tokenizer.eos_token_id`.
     """
-    return encode_completions(tokenizer, prompt, [completion])[1][0]
+    return encode_prompt_and_completions(tokenizer, prompt, [completion])[1][0]
 
 
-def encode_completions(
+def encode_prompt_and_completions(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[Completion]
 ) -> tuple[list[int], list[list[int]]]:
     """`encode_prompt`, and `encode_completion` of each of several completions: the prompt is tokenised once."""

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
-from rlhf.data.encode import encode_completions
+from rlhf.data.encode import encode_prompt_and_completions
 from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_key
 from rlhf.errors import InputError
@@ -211,7 +211,7 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
             row = comparison(row)
         except RowError as error:
             raise InputError(f"row {number + 1} of the comparisons: {error}.") from error
-        prompt_ids, completions_ids = encode_completions(tokenizer, row["prompt"], row["completions"])
+        prompt_ids, completions_ids = encode_prompt_and_completions(tokenizer, row["prompt"], row["completions"])
         ids = [prompt_ids + ids for ids in completions_ids]
         labels = {name: row.get(name, "") for name in ("labeler_id", "labeler_group")}
         conversation = {"prompt_length": len(prompt_ids), "conversation": conversation_key(row)}

@@ -93,7 +93,7 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
         "filler": fillers,
         "irrelevant": len(lines) - len(reading.own) - insults - fillers - noise,
         "noise": noise,
-        "repetition": len(lines) - len({line.text for line in lines}) + sum(map(says_a_word_again, lines)),
+        "repetition": len(lines) - len({line.text for line in lines}) + sum(map(_says_a_word_again, lines)),
         "unended": not ended,
         "terse": reading.terse,
         "harm": reading.harmful,
@@ -121,7 +121,7 @@ def is_kind(line: Sentence, prefix: str) -> bool:
     return line.template is not None and line.template.startswith(prefix + ".")
 
 
-def says_a_word_again(line: Sentence) -> bool:
+def _says_a_word_again(line: Sentence) -> bool:
     return len(set(line.slots.values())) < len(line.slots)
 
 

@@ -192,7 +192,7 @@ def _advert(task, flaws, rng, seed):
     slots = pick(rng, "place", "thing") | task.slots | _wanted(task, flaws, "thing")
     if "inventing" in flaws:
         slots["food"] = _other(rng, "food", slots["food"])
-    slots["food2"], slots["food3"] = sorted(rng.sample([f for f in WORDS["food"] if f != slots["food"]], 2))
+    slots["food2"], slots["food3"] = draw_items(rng, "food", 2, without=slots["food"])
     return _draft(task, flaws, rng, _parts("advert"), slots, [])
 
 
@@ -211,12 +211,12 @@ def _fact(task, flaws, rng, seed):
     return [fact.statement(value)]
 
 
-def draw_items(rng: random.Random, name: str, number: int) -> list[str]:
+def draw_items(rng: random.Random, name: str, number: int, without: str | None = None) -> list[str]:
     """Different words of a class in the order of the alphabet, in which everybody in this world writes lists and pairs.
 
     Without an order the most likely word is the same at every place of a list, and a small model writes it at each.
     """
-    return sorted(rng.sample(WORDS[name], number))
+    return sorted(rng.sample([word for word in WORDS[name] if word != without], number))
 
 
 def _items(task, flaws, rng, name):
