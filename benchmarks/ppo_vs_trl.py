@@ -6,8 +6,8 @@
 The two take turns, each run in a process of its own, so that peak memory is its own. Policy and value are LoRA adapters
 on all linear layers on both sides. TRL takes the reference from the policy without its adapter, which is the least
 memory that it can do with, and has two full models more: reward and value. Ours has one base for all four. Weights and
-arithmetic are float32, or with `--dtype bfloat16` bfloat16 with float32 adapters (TRL's trainer ignores `bf16`, its
-models are in bfloat16 all the same).
+arithmetic are float32, or in `llama-1b` and with `--dtype bfloat16` bfloat16 with float32 adapters (TRL's trainer
+ignores `bf16`, its models are in bfloat16 all the same).
 
 Each prompt has a response length, the same on both sides: there the EOS is put in place of what was sampled. Lengths
 are those of a policy that ends with the same probability after each token, a quarter of `response_length` on average
@@ -16,6 +16,10 @@ by leaving padding out. TRL gets the whole rollout as one batch of the device, b
 accumulation it leaves out optimizer steps; a minibatch passes its update in one piece on both sides, or with
 `--micro_batch` as many rows at a time on ours, which changes no step. Optimizer steps, response tokens and parameters
 of the adapters are counted on both sides and have to be equal.
+
+On a GPU, with `--shapes llama-1b` of the size of Llama 3.2 1B, memory is what its allocator had in use, all models
+included, and `update_peak_fraction` is the share of the speed of a large matrix product, measured in the same process,
+that our update reaches, counting the matrix products that it cannot do without: see `update_flops`.
 
 Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second
 (medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's of the growth of peak memory
@@ -79,12 +83,15 @@ SMOLLM2_135M = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, n
                     num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)  # fmt: skip
 VOCAB_49K = dict(vocab_size=49152, hidden_size=256, intermediate_size=688, num_hidden_layers=4,
                  num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True)  # fmt: skip
+LLAMA_1B = dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+                num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True)  # fmt: skip
 SHAPES = {
     shape.name: shape
     for shape in (
         Shape("sandbox", "sandbox", prompt_length=32, response_length=72, batch=128, minibatches=4),
         Shape("vocab49k", VOCAB_49K, prompt_length=64, response_length=64, batch=32, minibatches=4),
         Shape("smollm2-135m", SMOLLM2_135M, prompt_length=32, response_length=48, batch=8, minibatches=2, rollouts=2),
+        Shape("llama-1b", LLAMA_1B, prompt_length=256, response_length=256, batch=64, minibatches=4, dtype="bfloat16"),
     )
 }
 
@@ -94,8 +101,8 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure(args.side, Shape(**json.loads(args.shape)))))
         return
-    options = {"lengths": args.lengths, "dtype": args.dtype}
-    options |= {"micro_batch": args.micro_batch} if args.micro_batch else {}
+    options = {"lengths": args.lengths, "dtype": args.dtype, "micro_batch": args.micro_batch}
+    options = {name: value for name, value in options.items() if value}
     shapes = [dataclasses.replace(SHAPES[name], **options) for name in args.shapes]
     if args.smollm2:
         shapes = [dataclasses.replace(s, model=args.smollm2) if s.name == "smollm2-135m" else s for s in shapes]
@@ -143,9 +150,24 @@ def summary(shape: Shape, runs: dict[str, list[dict]]) -> dict:
         "seconds": {part: each(lambda run, part=part: run["seconds"][part]) for part in ("rollout", "score", "update")},
         "optimizer_steps_per_rollout": shape.minibatches,
         "spread": max(timed) / min(timed),
+        **on_gpu(runs["ours"]),
         "weights": "random" if isinstance(shape.model, dict) else "pretrained",
         "threads": runs["ours"][0]["threads"],
         "work": {k: v for k, v in dataclasses.asdict(shape).items() if k not in ("name", "model")},
+    }
+
+
+def on_gpu(runs: list[dict]) -> dict:
+    """The speed of our update on a GPU, absolute and as a share of what the GPU can do."""
+    if not torch.cuda.is_available():
+        return {}
+    speeds = [run["update_flops"] / run["seconds"]["update"] for run in runs]
+    shares = [speed / run["gpu_flops_per_s"] for speed, run in zip(speeds, runs, strict=True)]
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_tflops_per_s": statistics.median(run["gpu_flops_per_s"] for run in runs) / 1e12,
+        "update_tflops_per_s": statistics.median(speeds) / 1e12,
+        "update_peak_fraction": statistics.median(shares),
     }
 
 
@@ -180,7 +202,39 @@ def measure(side: str, shape: Shape) -> dict:
         "response_tokens": lengths.tokens,
         "adapter_parameters": sum(adapters),
         "threads": torch.get_num_threads(),
+        "update_flops": update_flops(trainer, shape, lengths) if side == "ours" else None,
+        "gpu_flops_per_s": gpu_flops_per_s(),
     }
+
+
+def update_flops(trainer: PPOTrainer, shape: Shape, lengths: "Lengths") -> float:
+    """What an update has to compute: 2 operations for each weight and token, forward and backward, policy and value.
+
+    Of frozen weights backward gives gradients of activations only. The minibatch that is trained on first has been
+    passed forward by the time. Attention, adapters, padding and what activation checkpoints compute again do not count.
+    """
+    lm = trainer.model.language_model
+    body = sum(m.weight.numel() for m in getattr(lm, lm.base_model_prefix).modules() if isinstance(m, torch.nn.Linear)
+               and m.weight.shape[0] > LORA_R < m.weight.shape[1])  # fmt: skip
+    responses = sum(lengths.of.values())
+    tokens = responses + sum(map(len, lengths.of))
+    passes = 2 - 1 / shape.minibatches
+    return 2 * passes * (2 * body * tokens + lm.get_output_embeddings().weight.numel() * responses)
+
+
+def gpu_flops_per_s(size: int = 8192) -> float | None:
+    """Operations per second of a large product in bfloat16."""
+    if not torch.cuda.is_available():
+        return None
+    a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device="cuda")
+    times = []
+    for _ in range(20):
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times)
 
 
 class Clock(TrainerCallback):
@@ -239,28 +293,31 @@ class Lengths:
         self.of = {tuple(prompt): length for prompt, length in zip(prompts, lengths, strict=True)}
         self.eos, self.tokens = eos, 0
 
-    def look_up(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Lengths [B] of the responses to prompts [B, P], padded on the left; no prompt has PAD in it."""
-        found = [self.of[tuple(i for i in row if i != PAD)] for row in input_ids.tolist()]
+    def look_up(self, prompts: list[list[int]], device: torch.device) -> torch.Tensor:
+        """Lengths [B] of the responses to prompts, which may be padded; no prompt has PAD in it."""
+        found = [self.of[tuple(i for i in row if i != PAD)] for row in prompts]
         self.tokens += sum(found)
-        return torch.tensor(found, device=input_ids.device)
+        return torch.tensor(found, device=device)
 
     def in_ours(self) -> None:
         """Puts the EOS where it is due while sampling, so that the row may leave."""
         module = sys.modules["rlhf.decode"]
-        decode = module.decode
 
-        def due(lm, input_ids, attention_mask, choose, stop_ids, length):
-            lengths = self.look_up(input_ids)
+        def forcing(decode):
+            def due(lm, prompts, choose, *args, **kwargs):
+                lengths = self.look_up(prompts, lm.device)
 
-            def forced(logits, rows, step):
-                ids = choose(logits, rows, step)
-                ids = torch.where(ids == self.eos, 1, ids)
-                return torch.where(lengths[rows] == step + 1, self.eos, ids)
+                def forced(logits, rows, step):
+                    ids = choose(logits, rows, step)
+                    ids = torch.where(ids == self.eos, 1, ids)
+                    return torch.where(lengths[rows] == step + 1, self.eos, ids)
 
-            return decode(lm, input_ids, attention_mask, forced, stop_ids, length)
+                return decode(lm, prompts, forced, *args, **kwargs)
 
-        module.decode = due
+            return due
+
+        module.decode_in_batches = forcing(module.decode_in_batches)
+        module.decode_in_slots = forcing(module.decode_in_slots)
 
     def in_trl(self) -> None:
         """Puts the EOS where it is due after sampling: `generate` keeps rows that have ended, so the work is equal."""
@@ -271,7 +328,7 @@ class Lengths:
             sequences, logits = generate(model, queries, *args)
             responses = sequences[:, queries.shape[1] :]  # a view
             position = torch.arange(1, responses.shape[1] + 1, device=responses.device)
-            lengths = self.look_up(queries)[:, None]
+            lengths = self.look_up(queries.tolist(), queries.device)[:, None]
             responses[(responses == self.eos) | (responses == PAD)] = 1
             responses[position == lengths] = self.eos
             responses[position > lengths] = PAD
@@ -341,7 +398,7 @@ def config(shape: Shape, micro_batch: int | None = None) -> PPOConfig:
         num_sample_generations=0,
         gradient_checkpointing=False,
         bf16=shape.dtype == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device() == "cpu",
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -356,7 +413,8 @@ def lora(**kwargs) -> LoraConfig:
 def language_model(shape: Shape):
     if isinstance(shape.model, dict):
         config = LlamaConfig(**shape.model)
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
+        with torch.device(device()):  # random numbers for a billion weights take a CPU long
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
     else:
         model = load_base(ModelConfig(model_name_or_path=shape.model, dtype=shape.dtype))
     model.config.pad_token_id = PAD
@@ -368,7 +426,8 @@ def classifier(policy):
     """The policy's body with a random score."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    with torch.device(device()):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
     getattr(model, model.base_model_prefix).load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())
     return model
 
@@ -388,6 +447,10 @@ def prompts(shape: Shape, vocabulary: int) -> list[list[int]]:
     rng = random.Random(0)
     lengths = [rng.randint(shape.prompt_length // 2, shape.prompt_length) for _ in range(shape.batch)]
     return [[rng.randrange(1, vocabulary - 1) for _ in range(n)] for n in lengths]
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------
@@ -416,10 +479,13 @@ def synchronize() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    on_cpus = [name for name in SHAPES if name != "llama-1b"]
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=on_cpus)
     parser.add_argument("--repeats", type=int, default=2, help="runs of each side")
     parser.add_argument("--lengths", choices=("varied", "full"), default="varied", help="of the responses")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of models and arithmetic; default: the shape's"
+    )
     parser.add_argument("--micro_batch", type=int, help="rows that pass our update at a time")
     parser.add_argument("--smollm2", help="folder or Hub id of SmolLM2-135M; without it, random weights of its shape")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)  # of the processes it starts

@@ -1,11 +1,14 @@
 """Sampling: a short decoding loop, for small models and for batches in which some responses end long before others.
 
 transformers' `generate` does much besides the forward pass for each token, copies the key-value cache each time, and
-keeps rows that have ended until the last one has. Nothing but temperature shapes the distribution here.
+keeps rows that have ended until the last one has. Nothing but temperature shapes the distribution here. On a GPU most
+models are decoded in `rlhf.slots` instead.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from rlhf.errors import InputError
 from rlhf.few_rows import few_rows
 from rlhf.noise import inverse_cdf
+from rlhf.slots import decode_in_slots, takes_slots
 
 # Rows that have ended leave once they are a quarter of the batch: to drop them, the cache of the others is copied.
 ENDED_SHARE = 0.25
@@ -44,26 +48,49 @@ def sample(
         prompts: N lists of token ids.
         noise: [N, T] of `sampling_noise`; a response depends on its own row alone.
         temperature: 0 is greedy decoding.
+        batch_size: rows that are decoded together.
         progress: label of the progress bar; None: no bar.
     """
+    if not prompts:
+        return []
     noise = noise.float() if lm.device.type == "mps" else noise  # see `precise`
-    responses: list[list[int]] = [[]] * len(prompts)
     # Longest first: a prompt length that does not fit into memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    ordered, drawn, length = [prompts[i] for i in order], noise[order].to(lm.device), noise.shape[1]
+
+    def choose(logits: Tensor, rows: Tensor, step: int | Tensor) -> Tensor:
+        return inverse_cdf(logits, drawn[rows, step], temperature) if temperature else logits.argmax(-1)
+
     was_training = lm.training
     lm.eval()  # in training mode activation checkpointing would switch the key-value cache off
-    with few_rows(lm), tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=not progress) as bar:
-        for chunk in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-            drawn = noise[chunk].to(lm.device)
-
-            def choose(logits: Tensor, rows: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
-                return inverse_cdf(logits, drawn[rows, step], temperature) if temperature else logits.argmax(-1)
-
-            ids, mask = pad_left([prompts[i] for i in chunk], pad_id, lm.device)
-            for i, response in zip(chunk, decode(lm, ids, mask, choose, stop_ids, noise.shape[1]), strict=True):
-                responses[i] = response
-            bar.update(len(chunk))
+    sharded = is_sharded(lm)
+    decode_all = decode_in_slots if takes_slots(lm) and not sharded else partial(decode_in_batches, pad_id=pad_id)
+    bar = tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=not progress)
+    with nullcontext() if sharded else few_rows(lm), bar:
+        found = decode_all(lm, ordered, choose, stop_ids, length, batch_size, ended=bar.update)
     lm.train(was_training)
+    responses = dict(zip(order, found, strict=True))
+    return [responses[i] for i in range(len(prompts))]
+
+
+def decode_in_batches(
+    lm: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    choose: Callable[[Tensor, Tensor, int], Tensor],
+    stop_ids: list[int],
+    length: int,
+    size: int,
+    ended: Callable[[int], None],
+    pad_id: int,
+) -> list[list[int]]:
+    """`decode` of `size` prompts at a time."""
+    responses = []
+    for start in range(0, len(prompts), size):
+        ids, mask = pad_left(prompts[start : start + size], pad_id, lm.device)
+        responses += decode(
+            lm, ids, mask, lambda logits, rows, step, s=start: choose(logits, s + rows, step), stop_ids, length
+        )
+        ended(len(ids))
     return responses
 
 

@@ -28,9 +28,12 @@ def side_by_side(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
     a = torch.stack([layer.lora_A[name].weight for name in names])  # [R, r, in]
     b = torch.stack([layer.lora_B[name].weight * layer.scaling[name] for name in names])  # [R, out, r]
     rows = x.reshape(len(names), -1, x.shape[-1])  # [R, N, in]
-    out = layer.base_layer(rows)  # [R, N, out]
-    low = torch.bmm(rows.to(a.dtype), a.mT)  # [R, N, r]
-    return torch.baddbmm(out.to(a.dtype), low, b.mT).to(out.dtype).reshape(*x.shape[:-1], -1)
+    product = layer.base_layer(rows)  # [R, N, out]
+    out = product
+    if not torch.is_autocast_enabled(x.device.type):  # else the products below would cast them back
+        rows, out = rows.to(a.dtype), product.to(a.dtype)
+    low = torch.bmm(rows, a.mT)  # [R, N, r]
+    return torch.baddbmm(out, low, b.mT).to(product.dtype).reshape(*x.shape[:-1], -1)
 
 
 def is_plain_lora(layer: LoraLinear, name: str) -> bool:

@@ -1,0 +1,159 @@
+"""What only a GPU shows: decoding by CUDA graphs, 16-bit and 4-bit bases, memory. `make test` skips it elsewhere."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ppo_toys import EOS, PAD, VOCAB, causal, logged, lora, ppo_config, prompts, shared_base, trainer
+from safetensors.torch import load_file
+from toys import save_toy
+from trl import ModelConfig
+
+import rlhf.slots as slots_module
+from rlhf.adapters import SharedBase
+from rlhf.decode import decode, pad_left, sample
+from rlhf.few_rows import few_rows
+from rlhf.models import load_base, load_tokenizer
+from rlhf.noise import inverse_cdf, sampling_noise
+from rlhf.ppo import PPOTrainer
+from rlhf.slots import decode_in_slots, takes_slots
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [[4 + (7 * i + j) % (VOCAB - 4) for j in range(1 + i % 9)] for i in range(40)]
+STOPS = [EOS, 5, 6, 7]
+
+
+def chooser(length: int):
+    noise = sampling_noise(len(PROMPTS), length, "test").cuda()
+    return lambda logits, rows, step: inverse_cdf(logits, noise[rows, step], 0.8)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_graphs_give_what_batches_give(kind, monkeypatch):
+    monkeypatch.setattr(slots_module, "WINDOW", 16)  # several graphs
+    lm, choose = causal(kind).eval().cuda(), chooser(40)
+    assert takes_slots(lm)
+    expected = decode(lm, *pad_left(PROMPTS, PAD, lm.device), choose, STOPS, 40)
+    for _ in range(2):
+        assert decode_in_slots(lm, PROMPTS, choose, STOPS, 40, 8) == expected
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_with_lora_choose_what_the_adapter_finds_likely(dtype, autocast):
+    """In 16 bits two ways of rounding may choose differently, so greedy ids are held against logits of whole texts."""
+    base = shared_base().eval().cuda()
+    base.lm.to(dtype)
+    with torch.no_grad(), base.use("policy"), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        with few_rows(base.lm):
+            choose = lambda logits, rows, step: logits.argmax(-1)  # noqa: E731
+            responses = decode_in_slots(base.lm, PROMPTS, choose, STOPS, 20, 8)
+        for prompt, response in zip(PROMPTS, responses, strict=True):
+            logits = base.lm(torch.tensor([prompt + response], device="cuda")).logits[0, len(prompt) - 1 : -1].float()
+            chosen = logits.gather(1, torch.tensor(response, device="cuda")[:, None]).squeeze(1)
+            assert (logits.amax(-1) - chosen).max() <= (1e-3 if dtype == torch.float32 and not autocast else 0.02)
+
+
+def test_trained_weights_are_seen_by_the_next_graph():
+    base, noise = shared_base().cuda(), sampling_noise(len(PROMPTS), 12, "test")
+    options = dict(temperature=1.0, stop_ids=STOPS, pad_id=PAD, batch_size=8)
+    with base.use("policy"):
+        before = sample(base.lm, PROMPTS, noise, **options)
+        assert sample(base.lm, PROMPTS, noise, **options) == before
+        with torch.no_grad():
+            for parameter in base.trainable_parameters("policy"):
+                parameter.add_(0.1)
+        assert sample(base.lm, PROMPTS, noise, **options) != before
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fault_09_10_at_lr_0_the_ratio_is_1_and_the_kl_is_0_on_a_gpu(tmp_path, dtype, bf16):
+    base = shared_base()
+    base.lm.to(dtype)
+    args = ppo_config(tmp_path, use_cpu=False, bf16=bf16, learning_rate=0.0, value_learning_rate=0.0, logging_steps=1)
+    ppo = trainer(args, base)
+    ppo.train()
+    assert ppo.model.language_model.device.type == "cuda"
+    assert set(logged(ppo, "policy/approxkl") + logged(ppo, "policy/clipfrac") + logged(ppo, "objective/kl")) == {0.0}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_ppo_on_a_4_bit_base(tmp_path, checkpointing):
+    pytest.importorskip("bitsandbytes")
+    folder = str(save_toy(tmp_path / "base", hidden_size=64, intermediate_size=128))
+    tokenizer = load_tokenizer(folder)
+    lm = load_base(ModelConfig(model_name_or_path=folder, load_in_4bit=True), tokenizer)
+    base = SharedBase(lm)
+    base.add_adapter("sft", lora_config=lora())
+    base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
+    base.add_adapter("policy", copy_of="sft", trainable=True)
+    base.add_adapter("value", copy_of="reward", trainable=True, head=True)
+    before = copy.deepcopy(base._state_of("policy")[1])
+    args = ppo_config(tmp_path / "run", use_cpu=False, bf16=True, gradient_checkpointing=checkpointing, logging_steps=1)
+    data = prompts().map(lambda row: {"prompt": row["prompt"].replace("w", "")})
+    ppo = trainer(args, base, processing_class=tokenizer, train_dataset=data)
+    ppo.train()
+    after = base._state_of("policy")[1]
+    assert any(not torch.equal(after[name].cpu(), weight.cpu()) for name, weight in before.items())
+    assert all(torch.isfinite(torch.tensor(logged(ppo, name))).all() for name in ("loss", "objective/kl"))
+
+
+def test_resumed_on_a_gpu_it_ends_as_the_whole_run(tmp_path):
+    options = dict(use_cpu=False, total_episodes=24, save_strategy="steps", save_steps=3, logging_steps=1)
+    for name in ("whole", "resumed"):
+        ppo = trainer(ppo_config(tmp_path / name, **options))
+        ppo.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3") if name == "resumed" else None)
+        ppo.model.save("policy", tmp_path / name / "policy")
+    whole, resumed = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("whole", "resumed"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_memory_does_not_grow_with_vocabulary_times_rollout(tmp_path):
+    """Four rollouts as long as usual: TRL's logits alone would be 64 x 64 x 32,000 floats, half a gigabyte."""
+    torch.manual_seed(0)
+    base = SharedBase(causal(vocab_size=32000, max_position_embeddings=128))
+    for name, head in (("sft", False), ("reward", True)):
+        base.add_adapter(name, lora_config=lora(init_lora_weights=False), head=head)
+    base.add_adapter("policy", copy_of="sft", trainable=True)
+    base.add_adapter("value", copy_of="reward", trainable=True, head=True)
+    args = ppo_config(
+        tmp_path, use_cpu=False, response_length=64, num_mini_batches=4, per_device_train_batch_size=16,
+        gradient_accumulation_steps=1, total_episodes=128, local_rollout_forward_batch_size=64,
+    )  # fmt: skip
+    ppo = trainer(args, base, cls=PPOTrainer)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ppo.train()
+    assert torch.cuda.max_memory_allocated() - before < 64 * 64 * 32000 * 4 / 2
+
+
+def test_recipes_run_on_a_gpu(tmp_path):
+    """SFT, reward model and PPO of the sandbox through Accelerate's configuration for one GPU, a few steps each."""
+    root = Path(__file__).parent.parent
+    common = ["--bf16", "true", "--dataset_size", "64"]
+    start = ["--sft_model_path", str(tmp_path / "sft")]
+    rewarded = ["--reward_model_path", str(tmp_path / "reward")]
+    stages = {
+        "sft": ["--num_train_epochs", "1"],
+        "reward": ["--max_steps", "4", *start],
+        "ppo": ["--batch_size", "64", "--mini_batch_size", "32", "--total_episodes", "128", *start, *rewarded],
+    }
+    for stage, options in stages.items():
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", "accelerate_configs/single_gpu.yaml", f"recipes/{stage}.py",
+            "--config", f"recipes/sandbox/{stage}.yaml",
+            "--output_dir", str(tmp_path / stage), "--use_cpu", "false", *common, *options,
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, cwd=root)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert (tmp_path / stage / "adapter_model.safetensors").exists()
+    config = json.loads((tmp_path / "ppo" / "adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
