@@ -26,14 +26,17 @@ def side_by_side(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
         [R b, ..., out], in the dtype of the base's product.
     """
     a = torch.stack([layer.lora_A[name].weight for name in names])  # [R, r, in]
-    b = torch.stack([layer.lora_B[name].weight * layer.scaling[name] for name in names])  # [R, out, r]
+    factors, (scale, *others) = [layer.lora_B[name].weight for name in names], [layer.scaling[name] for name in names]
+    if any(other != scale for other in others):  # else the product scales
+        factors, scale = [factor * s for factor, s in zip(factors, (scale, *others), strict=True)], 1
+    b = torch.stack(factors)  # [R, out, r]
     rows = x.reshape(len(names), -1, x.shape[-1])  # [R, N, in]
     product = layer.base_layer(rows)  # [R, N, out]
     out = product
     if not torch.is_autocast_enabled(x.device.type):  # else the products below would cast them back
         rows, out = rows.to(a.dtype), product.to(a.dtype)
     low = torch.bmm(rows, a.mT)  # [R, N, r]
-    return torch.baddbmm(out, low, b.mT).to(product.dtype).reshape(*x.shape[:-1], -1)
+    return torch.baddbmm(out, low, b.mT, alpha=scale).to(product.dtype).reshape(*x.shape[:-1], -1)
 
 
 def is_plain_lora(layer: LoraLinear, name: str) -> bool:

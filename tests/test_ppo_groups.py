@@ -5,8 +5,9 @@ import itertools
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ppo_toys import causal
 
-from rlhf.ppo.groups import group_sizes, grouped
+from rlhf.ppo.groups import CPU_LIMITS, group_sizes, grouped, pass_limits
 from rlhf.ppo.rollout import micro_batch
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
@@ -53,3 +54,11 @@ def test_every_row_is_in_a_group_without_its_padding():
             assert ids[1:][predicts].tolist() == responses[row]
     assert next(rows, None) is None
     assert len(grouped(batch.input_ids, batch.attention_mask, batch.response_mask, one=True)[1]) == 1
+
+
+def test_a_pass_on_a_gpu_costs_the_more_tokens_the_smaller_the_layers_are():
+    narrow, wide = causal(), causal(hidden_size=64, intermediate_size=128)
+    assert pass_limits(wide, torch.device("cpu")) == CPU_LIMITS
+    (tokens, per_pass), (_, of_narrow) = (pass_limits(lm, torch.device("cuda")) for lm in (wide, narrow))
+    assert of_narrow > 10 * per_pass  # products of a sixteenth of the size
+    assert tokens == pass_limits(causal(num_hidden_layers=4), torch.device("cuda"))[0]

@@ -44,6 +44,16 @@ def test_hidden_states_and_gradients_are_those_of_passes_of_their_own(tmp_path, 
     assert torch.equal(alone(shared, "sft"), alone(shared, "sft"))  # nothing is left of it
 
 
+def test_each_adapter_keeps_its_own_scale(toy_folder, toy_tokenizer):
+    shared = SharedBase(load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer))
+    for name, alpha in (("policy", 4), ("value", 64)):
+        config = lora_config(LORA)
+        config.lora_alpha, config.init_lora_weights = alpha, False
+        shared.add_adapter(name, lora_config=config)
+    together = shared.hidden_states(ROLES, INPUT_IDS)
+    torch.testing.assert_close(together, torch.stack([alone(shared, name) for name in ROLES]), atol=1e-4, rtol=1e-4)
+
+
 def test_it_is_refused_where_a_layer_is_more_than_plain_lora(toy_folder, toy_tokenizer):
     def with_other(**changes):
         shared = SharedBase(load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from rlhf.adapters import SharedBase
 from rlhf.decode import is_sharded
 from rlhf.errors import InputError
-from rlhf.ppo.groups import Group, grouped
+from rlhf.ppo.groups import Group, grouped, pass_limits
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 
 # The passes that PPO makes, each of a language model and of one with a head.
@@ -36,7 +36,9 @@ class ActorCritic(nn.Module):
         super().__init__()
         # A copy: Trainer writes use_cache and special tokens into `model.config`; the policy's is to be saved as it is.
         self.config = copy.deepcopy(config)
-        self._plain_unembedding: bool | None = None  # see `unembeds_plainly`; found out in the first pass
+        self._plain_unembedding: bool | None = None  # see `unembeds_plainly`; found out in the first pass, as are these
+        self._sharded: bool | None = None
+        self._limits: tuple[int, int] | None = None
 
     def forward(
         self,
@@ -58,9 +60,10 @@ class ActorCritic(nn.Module):
             of the states in which they were sampled. "reference_and_reward": these, and the score [B] of the whole
             response, read at its last token. All float32, zero outside the mask.
         """
+        if self._sharded is None:
+            self._sharded, self._limits = is_sharded(self), pass_limits(self.language_model, input_ids.device)
         copies = 2 if task in PAIRS and self.in_one_pass(input_ids) else 1
-        one = is_sharded(self.language_model)
-        order, groups = grouped(input_ids, attention_mask, response_mask, copies=copies, one=one)
+        order, groups = grouped(input_ids, attention_mask, response_mask, self._limits, copies, one=self._sharded)
 
         def at_responses(parts: list[Tensor]) -> Tensor:
             mask = response_mask[order]
@@ -112,8 +115,7 @@ class ActorCritic(nn.Module):
     def unembeds_plainly(self, input_ids: Tensor) -> bool:
         """Whether logits are no more than the unembedding of hidden states, tried out once, on `input_ids`."""
         if self._plain_unembedding is None:
-            lm = self.language_model
-            self._plain_unembedding = not is_sharded(lm) and unembeds_plainly(lm, input_ids)
+            self._plain_unembedding = not is_sharded(self) and unembeds_plainly(self.language_model, input_ids)
         return self._plain_unembedding
 
     def acting(self, role: str) -> AbstractContextManager[PreTrainedModel]:

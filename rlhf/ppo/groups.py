@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Matrix products run at full speed on so many tokens, and a pass has a cost of its own, that of so many more tokens.
-CPU_TOKENS, CPU_PASS = 512, 64
-GPU_TOKENS, GPU_PASS = 8192, 1024
+CPU_LIMITS = 512, 64
+GPU_TOKENS = 16384
+# What a GPU could compute in the time that Python takes to start the kernels of one layer: a millisecond or two.
+GPU_LAYER_FLOPS = 5e11
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,35 @@ class Group:
     last: Tensor  # [b], position of the last token
 
 
+def pass_limits(lm: nn.Module, device: torch.device) -> tuple[int, int]:
+    """How many tokens a pass of `lm` should have at most, and how many tokens it costs to make one pass more."""
+    if device.type == "cpu":
+        return CPU_LIMITS
+    layers = lm.config.get_text_config().num_hidden_layers
+    embeddings = {lm.get_input_embeddings(), lm.get_output_embeddings()} - {None}
+    others = sum(p.numel() for p in lm.parameters()) - sum(e.weight.numel() for e in embeddings)
+    return GPU_TOKENS, int(GPU_LAYER_FLOPS / (2 * max(others, 1) / layers))
+
+
 def grouped(
-    input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, copies: int = 1, one: bool = False
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    response_mask: Tensor,
+    limits: tuple[int, int] = CPU_LIMITS,
+    copies: int = 1,
+    one: bool = False,
 ) -> tuple[Tensor, list[Group]]:
     """The groups of a batch, and which of its rows they hold, one group after the other: [B].
 
     Args:
         input_ids, attention_mask: [B, P + T], each row [left padding | prompt | response | right padding].
         response_mask: [B, T] bool.
+        limits: of `pass_limits`.
         copies: how often each row will be in the pass of its group.
         one: all rows in one group.
     """
     lengths, responses, first = attention_mask.sum(1), response_mask.sum(1), attention_mask.argmax(1)
     order = lengths.argsort(descending=True, stable=True)
-    limits = (CPU_TOKENS, CPU_PASS) if input_ids.device.type == "cpu" else (GPU_TOKENS, GPU_PASS)
     costs = [copies * length for length in lengths[order].tolist()]
     groups = []
     for rows in order.split([len(order)] if one else group_sizes(costs, *limits)):
