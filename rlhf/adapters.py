@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, set
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rlhf.adapter_files import (
@@ -289,7 +290,7 @@ class SharedBase(nn.Module):
     def head(self, name: str, hidden: Tensor) -> Tensor:
         """The head of adapter `name` on hidden states [..., H]: [...] float32."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.heads[name](hidden.float()).squeeze(-1)
+            return self.heads[name](hidden).squeeze(-1)
 
     def hidden_states(self, names: tuple[str, ...], input_ids: Tensor) -> Tensor:
         """Last hidden states of each of `names` on the same rows, in one pass; see `use`.
@@ -389,8 +390,15 @@ class _Use:
         self.shared._select(self.before.pop())
 
 
-def _scalar_head(hidden: int, weight: Tensor | None, bias: float) -> nn.Linear:
-    head = nn.Linear(hidden, 1, dtype=torch.float32)
+class ScalarHead(nn.Linear):
+    """Computes in float32 also where DeepSpeed and FSDP have put its weights into the precision of the base."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+def _scalar_head(hidden: int, weight: Tensor | None, bias: float) -> ScalarHead:
+    head = ScalarHead(hidden, 1, dtype=torch.float32)
     with torch.no_grad():
         if weight is None:
             nn.init.normal_(head.weight, std=(hidden + 1) ** -0.5)

@@ -4,7 +4,7 @@ Every pass goes through `ActorCritic.forward`, so that DDP, FSDP, DeepSpeed and 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rlhf.decode import is_sharded
 from rlhf.errors import InputError
 from rlhf.ppo.groups import Group, grouped, pass_limits
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
+from rlhf.sharding import gathered, release
 
 # The passes that PPO makes, each of a language model and of one with a head.
 PAIRS = {"policy_and_value": ("policy", "value"), "reference_and_reward": ("reference", "reward")}
@@ -43,23 +44,29 @@ class ActorCritic(nn.Module):
     def forward(
         self,
         task: str,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        response_mask: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        response_mask: Tensor | None = None,
         temperature: float = 1.0,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """One pass over a batch.
+        sampler: Callable[[PreTrainedModel], list[list[int]]] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor] | list[list[int]]:
+        """One pass over a batch, or as many as sampling takes.
 
         Args:
-            task: "policy_and_value", "reference_and_reward", or "policy" or "reference" alone.
+            task: "policy_and_value", "reference_and_reward", "policy" or "reference" alone, or "sample".
             input_ids, attention_mask: [B, P + T], the response in the last T columns.
             response_mask: [B, T] bool, True on response tokens, the EOS included.
+            sampler: for "sample" alone, is called with a causal LM that is the policy. A function, since FSDP would
+                round the random numbers, were they arguments, to the precision of the weights.
 
         Returns:
             "policy", "reference": logprobs [B, T] of the response tokens. "policy_and_value": these, and values [B, T]
             of the states in which they were sampled. "reference_and_reward": these, and the score [B] of the whole
-            response, read at its last token. All float32, zero outside the mask.
+            response, read at its last token. All float32, zero outside the mask. "sample": what `sampler` returns.
         """
+        if task == "sample":
+            with self.acting("policy") as lm:
+                return sampler(lm)
         if self._sharded is None:
             self._sharded, self._limits = is_sharded(self), pass_limits(self.language_model, input_ids.device)
         copies = 2 if task in PAIRS and self.in_one_pass(input_ids) else 1
@@ -130,9 +137,30 @@ class ActorCritic(nn.Module):
         """(name, parameter) of the trainable parameters of "policy" or "value"."""
         raise NotImplementedError
 
-    def save(self, role: str, folder: str | Path) -> None:
-        """Saves "policy" or "value" as users load it: a PEFT adapter or a whole model."""
+    def save(self, role: str, folder: str | Path, write: bool = True) -> None:
+        """Saves "policy" or "value" as users load it: a PEFT adapter or a whole model.
+
+        All processes have to call it, since each may hold a part of the weights; those that `write` do so.
+        """
+        release(self)
+        with gathered(self, self.saved_parameters(role), keep=write):
+            if write:
+                self.write(role, folder)
+
+    def saved_parameters(self, role: str) -> list[nn.Parameter]:
+        """Those that `write` needs."""
         raise NotImplementedError
+
+    def write(self, role: str, folder: str | Path) -> None:
+        """Writes "policy" or "value", whose weights are whole."""
+        raise NotImplementedError
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Names of the classes of layers that FSDP shards one by one; Accelerate reads it."""
+        models = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
+        named = {name for model in models for name in model._no_split_modules or ()}
+        return sorted(named & {type(module).__name__ for module in self.modules()})
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -193,7 +221,10 @@ class SharedActorCritic(ActorCritic):
     def parameters_of(self, role):
         return self._named(self.base.trainable_parameters(role))
 
-    def save(self, role, folder):
+    def saved_parameters(self, role):
+        return [parameter for _, parameter in self.parameters_of(role)]
+
+    def write(self, role, folder):
         self.base.save_adapter(role, folder)
 
     @property
@@ -251,10 +282,16 @@ class SeparateActorCritic(ActorCritic):
         return classifier_scalars(self.value if role == "value" else self.reward, input_ids)
 
     def parameters_of(self, role):
-        return self._named((self.policy if role == "policy" else self.value).parameters())
+        return self._named(self.network(role).parameters())
 
-    def save(self, role, folder):
-        (self.policy if role == "policy" else self.value).save_pretrained(folder)
+    def saved_parameters(self, role):
+        return list(self.network(role).parameters())
+
+    def write(self, role, folder):
+        self.network(role).save_pretrained(folder)
+
+    def network(self, role: str) -> PreTrainedModel | PeftModel:
+        return self.policy if role == "policy" else self.value
 
     @property
     def language_model(self):

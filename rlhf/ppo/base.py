@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,6 +50,9 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every trainable parameter takes part in every step
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_deepspeed_enabled and args.target_kl is not None:
+            raise InputError("target_kl skips optimizer steps, and DeepSpeed takes its own; use FSDP, or no target_kl.")
+        self._keep_outputs_precise()
         self.model_accepts_loss_kwargs = False  # so that the Trainer divides the loss by the accumulation
         self.pretraining = pretraining
         self.rollout: Rollout | None = None
@@ -62,6 +66,12 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
         self.minibatch_kl: Tensor | float = 0.0  # this process's part of policy/approxkl of the minibatch
         self.step_taken = True  # the last optimizer step
         self.add_callback(RolloutCallback(self))
+
+    def _keep_outputs_precise(self) -> None:
+        """FSDP would round log-probabilities and values, which leave the model in float32, to bf16."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
     @property
     def actor_critic(self) -> ActorCritic:
@@ -170,8 +180,8 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
         In a checkpoint there is also the state to go on from.
         """
         folder = Path(output_dir or self.args.output_dir)
+        save_networks(folder, self.actor_critic, self.ema, write=self.args.should_save)
         if self.args.should_save:
-            save_networks(folder, self.actor_critic, self.ema)
             self.processing_class.save_pretrained(folder)
         if _internal_call:
             self._save_progress(folder)
@@ -180,8 +190,8 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_progress(self, folder: Path) -> None:
+        save_state(folder, self.actor_critic, self.ema, write=self.args.should_save)
         if self.args.should_save:
-            save_state(folder, self.actor_critic, self.ema)
             save_history(folder, self._history(), self.args.world_size)
         folder.mkdir(parents=True, exist_ok=True)  # another process may be the first here
         in_progress = self.state.global_step % self.args.steps_per_rollout > 0
@@ -218,6 +228,11 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_state(Path(resume_from_checkpoint), self.actor_critic, self.ema)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:  # which has read the weights, but not their average
+            self._load_from_checkpoint(checkpoint)
+
     def _load_best_model(self) -> None:
         load_state(Path(self.state.best_model_checkpoint), self.actor_critic, self.ema)
 
@@ -230,6 +245,8 @@ class RolloutCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs: Any):
         self.trainer.rollout = self.trainer.first_pass = None  # of an earlier train()
+        if self.trainer.ema:
+            self.trainer.ema.follow(self.trainer.actor_critic.parameters_of("policy"))
         if state.is_world_process_zero:
             drop_samples(Path(args.output_dir) / "samples.jsonl", state.global_step)
 

@@ -11,7 +11,6 @@ prompts, which random numbers, the order of the minibatches) is a function of se
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +18,14 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic
-from rlhf.ppo.ema import EMA
+from rlhf.ppo.ema import EMA, averaged
 from rlhf.ppo.metrics import Meter
 from rlhf.ppo.rollout import MicroBatch, Rollout
+from rlhf.sharding import local_part, part_of, release, whole
 
 STATE_NAME = "ppo_state.safetensors"
 HISTORY_NAME = "ppo_state.json"
@@ -39,19 +40,29 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def save_networks(folder: Path, model: ActorCritic, ema: EMA | None) -> None:
-    """The averaged policy at the top, the last policy in raw/, the value model in value/."""
-    with ema.applied() if ema else nullcontext():
-        model.save("policy", folder)
-    model.save("policy", folder / "raw")
-    model.save("value", folder / "value")
+def save_networks(folder: Path, model: ActorCritic, ema: EMA | None, write: bool = True) -> None:
+    """The averaged policy at the top, the last policy in raw/, the value model in value/.
+
+    All processes have to call it, since each may hold a part of the weights; those that `write` do so.
+    """
+    with averaged(model, ema):
+        model.save("policy", folder, write)
+    model.save("policy", folder / "raw", write)
+    model.save("value", folder / "value", write)
 
 
-def save_state(folder: Path, model: ActorCritic, ema: EMA | None) -> None:
-    """All that training changes besides the optimizer, by name: trained parameters, and the policy's average."""
-    state = {f"model.{name}": parameter.detach() for role in ROLES for name, parameter in model.parameters_of(role)}
-    state |= {f"ema.{name}": average for name, average in ema.shadow.items()} if ema else {}
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / STATE_NAME)
+def save_state(folder: Path, model: ActorCritic, ema: EMA | None, write: bool = True) -> None:
+    """All that training changes besides the optimizer, by name: trained parameters, and the policy's average.
+
+    All processes have to call it, as `save_networks`.
+    """
+    state = {}
+    for name, (part, parameter) in _parts(model, ema).items():
+        tensor = whole(part, parameter)
+        if write:
+            state[name] = tensor.contiguous().cpu()
+    if write:
+        save_file(state, folder / STATE_NAME)
 
 
 @torch.no_grad()
@@ -65,14 +76,24 @@ def load_state(folder: Path, model: ActorCritic, ema: EMA | None) -> None:
     if not path.exists():
         raise InputError(f"{path} is missing; {folder} is not a checkpoint of this trainer.")
     state = load_file(path)
-    targets = {f"model.{name}": parameter for role in ROLES for name, parameter in model.parameters_of(role)}
-    targets |= {f"ema.{name}": average for name, average in ema.shadow.items()} if ema else {}
-    for name, target in targets.items():
-        if name not in state or state[name].shape != target.shape:
+    for name, (part, parameter) in _parts(model, ema).items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if name not in state or state[name].shape != shape:
             raise InputError(
                 f"{path} does not fit: {name} is missing or of another shape; resume with the same options."
             )
-        target.copy_(state[name])
+        part.copy_(part_of(state[name], parameter))
+    release(model)
+
+
+def _parts(model: ActorCritic, ema: EMA | None) -> dict[str, tuple[Tensor, nn.Parameter]]:
+    """This process's part of each tensor of the state, and the parameter in whose layout it is a part."""
+    release(model)
+    parts = {f"model.{n}": (local_part(p), p) for role in ROLES for n, p in model.parameters_of(role)}
+    if ema:
+        ema.follow(model.parameters_of("policy"))
+        parts |= {f"ema.{name}": (ema.shadow[name], parameter) for name, parameter in ema.parameters.items()}
+    return parts
 
 
 def save_history(folder: Path, parts: Mapping[str, Stateful | None], processes: int) -> None:

@@ -7,10 +7,11 @@ distribution are the Trainer's.
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 import torch
+from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
@@ -27,6 +28,7 @@ from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
 from rlhf.ppo.advantages import add_advantages, response_tokens
 from rlhf.ppo.base import PPOTrainerBase
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.ema import averaged
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import episode_means
 from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs, text_weight
@@ -210,18 +212,19 @@ class PPOTrainer(PPOTrainerBase):
     def sample(self, prompts: list[list[int]], noise: Tensor, progress: str) -> list[list[int]]:
         """Responses of the policy to this process's prompts."""
         args, show = self.args, self.is_world_process_zero() and not self.args.disable_tqdm
+        sampler = partial(
+            sample,
+            prompts=prompts,
+            noise=noise,
+            temperature=args.temperature,
+            stop_ids=self.stop_ids,
+            pad_id=self.processing_class.pad_token_id,
+            batch_size=args.local_rollout_forward_batch_size,
+            progress=progress if show else None,
+        )
         # The policy that samples is the one that is trained, in precision too.
-        with self.accelerator.autocast(), self.actor_critic.acting("policy") as lm:
-            return sample(
-                lm,
-                prompts,
-                noise,
-                temperature=args.temperature,
-                stop_ids=self.stop_ids,
-                pad_id=self.processing_class.pad_token_id,
-                batch_size=args.local_rollout_forward_batch_size,
-                progress=progress if show else None,
-            )
+        with self.accelerator.autocast():
+            return self.wrapped_model()(task="sample", sampler=sampler)
 
     def score(
         self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]], trained_next=False
@@ -247,7 +250,8 @@ class PPOTrainer(PPOTrainerBase):
                 batch.scores = torch.zeros(len(rows), device=device)
             if self.reward_funcs:
                 batch.scores += self.function_scores(batch, columns, responses).to(device)
-            keep_graph = trained_next and number == 0 and args.world_size == 1  # DDP wants a backward for each forward
+            # DDP, FSDP and DeepSpeed want a backward for each forward.
+            keep_graph = trained_next and number == 0 and self.accelerator.distributed_type == DistributedType.NO
             with torch.set_grad_enabled(keep_graph):
                 found = model(task="policy_and_value", temperature=args.temperature, **inputs)
             batch.logprobs, batch.values = (tensor.detach() for tensor in found)
@@ -325,7 +329,8 @@ class PPOTrainer(PPOTrainerBase):
         All processes read the same text and each takes its part, so that a minibatch has the same blocks on one process
         and on eight.
         """
-        args, model = self.args, model.train()
+        args = self.args
+        model.train()  # DeepSpeed's returns nothing
         size = args.per_device_train_batch_size
         mine = slice(args.process_index, None, args.world_size)
         count = args.ptx_examples_per_episode * size * args.world_size
@@ -334,7 +339,7 @@ class PPOTrainer(PPOTrainerBase):
         total = torch.zeros((), device=args.device)
         for part in (blocks[i : i + size] for i in range(0, len(blocks), size)):
             with self.gradients_stay_here(model):
-                loss = ptx_loss(model(task="policy", **text_inputs(part, args.device)), tokens)
+                loss = ptx_loss(self.text_logprobs(model, part), tokens)
                 # DDP will average over the processes.
                 kwargs = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
                 self.accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)
@@ -343,6 +348,14 @@ class PPOTrainer(PPOTrainerBase):
             self.stop_non_finite_text(total, blocks)
         self.meter.loss({"loss/ptx": total}, steps=0.0)
         return args.ptx_coef * args.world_size * total
+
+    def text_logprobs(self, model, blocks: list[list[int]]) -> Tensor:
+        inputs = text_inputs(blocks, self.args.device)
+        if not self.is_deepspeed_enabled:
+            return model(task="policy", **inputs)
+        # A weight that gets no gradient from the first backward of a step would keep that of the step before.
+        logprobs, values = model(task="policy_and_value", **inputs)
+        return logprobs + 0.0 * values
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
@@ -365,7 +378,7 @@ class PPOTrainer(PPOTrainerBase):
         rows = list(range(args.process_index, total + (-total) % args.world_size, args.world_size))
         columns = dataset[[i % total for i in rows]]
         noise = sampling_noise(total, args.response_length, args.seed, "eval")[[i % total for i in rows]]
-        with self.ema.applied() if self.ema else nullcontext():
+        with averaged(self.actor_critic, self.ema):
             responses = self.sample(columns["input_ids"], noise, "evaluation: sampling")
             lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
             batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses)
