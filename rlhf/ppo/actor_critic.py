@@ -37,9 +37,14 @@ class ActorCritic(nn.Module):
         super().__init__()
         # A copy: Trainer writes use_cache and special tokens into `model.config`; the policy's is to be saved as it is.
         self.config = copy.deepcopy(config)
-        self._plain_unembedding: bool | None = None  # see `unembeds_plainly`; found out in the first pass, as are these
+        self.forget()
+
+    def forget(self) -> None:
+        """Finds out anew in the next pass what depends on how the model is wrapped."""
         self._sharded: bool | None = None
-        self._limits: tuple[int, int] | None = None
+        self._limits: tuple[int, int] | None = None  # of `pass_limits`
+        self._plain_unembedding: bool | None = None  # see `unembeds_plainly`
+        self._one_pass: bool | None = None  # see `in_one_pass`
 
     def forward(
         self,
@@ -183,7 +188,6 @@ class SharedActorCritic(ActorCritic):
         self.base = base
         self.reward = freeze_reward(reward)
         self.has_reward = reward is not None or "reward" in base.heads
-        self._one_pass: bool | None = None  # see `in_one_pass`; found out in the first pass
         remove_dropout(self)
 
     @contextmanager

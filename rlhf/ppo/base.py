@@ -245,6 +245,7 @@ class RolloutCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs: Any):
         self.trainer.rollout = self.trainer.first_pass = None  # of an earlier train()
+        self.trainer.actor_critic.forget()
         if self.trainer.ema:
             self.trainer.ema.follow(self.trainer.actor_critic.parameters_of("policy"))
         if state.is_world_process_zero:
