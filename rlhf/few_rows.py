@@ -46,10 +46,11 @@ def quick_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return partial(quick_linear, module, module.forward)
     if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or not one_adapter(module):
         return None
-    if all(plain(weight) for weight in (module.base_layer.weight, *factors(module))):
-        return partial(quick_lora, module, module.forward)
+    lora = active_lora(module)
+    if all(plain(weight) for weight in (module.base_layer.weight, *lora[:2])):
+        return partial(quick_lora, module.base_layer, module.forward, *lora)
     if module.base_layer.weight.device.type == "cuda":
-        return gpu_lora(module)
+        return gpu_lora(module.base_layer, *lora)
     return None
 
 
@@ -63,10 +64,10 @@ def one_adapter(module: LoraLinear) -> bool:
     return len(active) == 1 and not module.disable_adapters and is_plain_lora(module, active[0])
 
 
-def factors(module: LoraLinear) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r] of the one active adapter."""
+def active_lora(module: LoraLinear) -> tuple[Tensor, Tensor, float]:
+    """A [r, in], B [out, r] and s of the one active adapter."""
     [name] = active_adapters(module)
-    return module.lora_A[name].weight, module.lora_B[name].weight
+    return module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
 
 
 def active_adapters(module: LoraLinear) -> list[str]:
@@ -81,20 +82,19 @@ def quick_linear(module: nn.Linear, forward, x: Tensor) -> Tensor:
     return from_columns(times(module, columns(x)), x)
 
 
-def quick_lora(module: LoraLinear, forward, x: Tensor) -> Tensor:
-    """`module(x)` without dropout: x [..., in] -> [..., out]."""
+def quick_lora(base: nn.Linear, forward, a: Tensor, b: Tensor, scale: float, x: Tensor) -> Tensor:
+    """`forward(x)`, which is that of a LoRA layer, without dropout: x [..., in] -> [..., out]."""
     if x.numel() > ROWS * x.shape[-1]:
         return forward(x)
-    ([name], (a, b)), x_columns = (active_adapters(module), factors(module)), columns(x)
-    out = times(module.base_layer, x_columns)
-    return from_columns(out.addmm_(b, a @ x_columns, alpha=module.scaling[name]), x)
+    x_columns = columns(x)
+    out = times(base, x_columns)
+    return from_columns(out.addmm_(b, a @ x_columns, alpha=scale), x)
 
 
-def gpu_lora(module: LoraLinear) -> Callable[[Tensor], Tensor]:
-    """A forward of `module` without dropout, with the factors as they are now."""
-    ([name], (a, b)), base = (active_adapters(module), factors(module)), module.base_layer
+def gpu_lora(base: nn.Linear, a: Tensor, b: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+    """A forward without dropout of a LoRA layer around `base`."""
     dtype = precision(base.weight)
-    a, b = a.to(dtype), (b * module.scaling[name]).to(dtype)
+    a, b = a.to(dtype), (b * scale).to(dtype)
 
     def forward(x: Tensor) -> Tensor:
         out = base(x)

@@ -7,7 +7,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import rlhf.slots as slots_module
 from rlhf.decode import decode, pad_left, sample
-from rlhf.few_rows import gpu_lora
+from rlhf.few_rows import active_lora, gpu_lora
 from rlhf.noise import inverse_cdf, sampling_noise
 from rlhf.slots import Slots, decode_in_slots, takes_slots
 
@@ -98,4 +98,4 @@ def test_lora_of_a_gpu_is_that_of_peft():
     with base.use("policy"), torch.no_grad():
         layer = base.lm.model.layers[0].self_attn.q_proj
         x = torch.randn(5, 1, 16)
-        torch.testing.assert_close(gpu_lora(layer)(x), layer(x))
+        torch.testing.assert_close(gpu_lora(layer.base_layer, *active_lora(layer))(x), layer(x))
