@@ -58,7 +58,15 @@ def test_every_row_is_in_a_group_without_its_padding():
 
 def test_a_pass_on_a_gpu_costs_the_more_tokens_the_smaller_the_layers_are():
     narrow, wide = causal(), causal(hidden_size=64, intermediate_size=128)
-    assert pass_limits(wide, torch.device("cpu")) == tuple(n * torch.get_num_threads() for n in CPU_LIMITS)
     (tokens, per_pass), (_, of_narrow) = (pass_limits(lm, torch.device("cuda")) for lm in (wide, narrow))
     assert of_narrow > 10 * per_pass  # products of a sixteenth of the size
     assert tokens == pass_limits(causal(num_hidden_layers=4), torch.device("cuda"))[0]
+
+
+def test_a_pass_on_a_cpu_has_more_tokens_where_several_threads_share_small_layers(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    cpu, few = torch.device("cpu"), CPU_LIMITS
+    assert pass_limits(causal(), cpu) == (4 * few[0], 4 * few[1])
+    assert pass_limits(causal(hidden_size=512, intermediate_size=2048), cpu) == few
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert pass_limits(causal(), cpu) == few

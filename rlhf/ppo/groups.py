@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 # Matrix products run at full speed on so many tokens, and a pass has a cost of its own, that of so many more tokens.
-CPU_LIMITS = 512, 64  # for each thread
+CPU_LIMITS = 512, 64
+CPU_LAYER = 1e6  # weights of a layer; smaller ones take so many tokens to keep each of the threads busy
 GPU_TOKENS = 16384
 # What a GPU could compute in the time that Python takes to start the kernels of one layer: a millisecond or two.
 GPU_LAYER_FLOPS = 5e11
@@ -27,13 +28,15 @@ class Group:
 
 def pass_limits(lm: nn.Module, device: torch.device) -> tuple[int, int]:
     """How many tokens a pass of `lm` should have at most, and how many tokens it costs to make one pass more."""
-    if device.type == "cpu":
-        tokens, per_pass = CPU_LIMITS
-        return tokens * torch.get_num_threads(), per_pass * torch.get_num_threads()
     layers = lm.config.get_text_config().num_hidden_layers
     embeddings = {lm.get_input_embeddings(), lm.get_output_embeddings()} - {None}
     others = sum(p.numel() for p in lm.parameters()) - sum(e.weight.numel() for e in embeddings)
-    return GPU_TOKENS, int(GPU_LAYER_FLOPS / (2 * max(others, 1) / layers))
+    weights = max(others, 1) / layers
+    if device.type != "cpu":
+        return GPU_TOKENS, int(GPU_LAYER_FLOPS / (2 * weights))
+    (tokens, per_pass), threads = CPU_LIMITS, torch.get_num_threads()
+    times = min(threads, max(1, int(threads * CPU_LAYER / weights)))
+    return times * tokens, times * per_pass
 
 
 def grouped(
