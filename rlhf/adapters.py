@@ -27,9 +27,9 @@ from rlhf.adapter_files import (
     write_adapter,
     write_calibration,
 )
-from rlhf.decode import is_sharded
 from rlhf.errors import InputError
 from rlhf.reward_model import load_reward_model
+from rlhf.sharding import is_sharded
 from rlhf.side_by_side import can_stand_side_by_side, side_by_side
 
 __all__ = [

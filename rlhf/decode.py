@@ -11,18 +11,17 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.errors import InputError
 from rlhf.few_rows import few_rows
 from rlhf.noise import inverse_cdf
+from rlhf.sharding import is_sharded
 from rlhf.slots import decode_in_slots, takes_slots
 
 # Rows that have ended leave once they are a quarter of the batch: to drop them, the cache of the others is copied.
@@ -201,9 +200,3 @@ def stop_tokens(
     if not ids:
         raise InputError("neither model nor tokenizer has an EOS token; set stop_token_id.")
     return sorted(ids)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights, so that all have to make the same passes at the same time."""
-    kinds = (FSDPModule, FullyShardedDataParallel)
-    return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())

@@ -10,8 +10,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the weights, so that all have to make the same passes at the same time."""
+    kinds = (FSDPModule, FullyShardedDataParallel)
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())
 
 
 def local_part(parameter: nn.Parameter) -> Tensor:

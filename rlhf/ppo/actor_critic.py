@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.adapters import SharedBase
-from rlhf.decode import is_sharded
 from rlhf.errors import InputError
 from rlhf.ppo.groups import Group, grouped, pass_limits
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
-from rlhf.sharding import gathered, release
+from rlhf.sharding import gathered, is_sharded, release
 
 # The passes that PPO makes, each of a language model and of one with a head.
 PAIRS = {"policy_and_value": ("policy", "value"), "reference_and_reward": ("reference", "reward")}
