@@ -5,7 +5,8 @@
 
 Leaves in output_dir the adapter with its score head, calibration.json, the tokenizer, and result.json with pairwise
 accuracy overall, by K, by labeler group and by margin, the calibration of its margins and the part that length plays;
-report.md and reliability.svg show the same. `--cross_validate` leaves its result in a folder of its own below.
+report.md and reliability.svg show the same. `--cross_validate` leaves its result in a folder of its own below, and
+every fold's as it ends, after which `--resume_from_checkpoint true` goes on.
 """
 
 import copy
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 from accelerate.utils import set_seed
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
 import rlhf.startup  # noqa: F401
@@ -27,11 +28,12 @@ from rlhf.resume import find_checkpoint
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.calibration import calibrate, load_calibration_rows
 from rlhf.reward.cross_validation import cross_validate, cross_validation_text
+from rlhf.reward.folds import FinishedFolds, rows_digest
 from rlhf.reward.labeler_gap import LabelerGapWarning
 from rlhf.reward.model import check_sft_start, load_reward_start
 from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
-from rlhf.runs import MetricsCallback, is_first_process, start_run, write_result
+from rlhf.runs import MetricsCallback, is_first_process, resolved_config, start_run, write_result
 
 
 def main() -> None:
@@ -41,10 +43,11 @@ def main() -> None:
     if args.sft_model_path is not None:
         check_sft_start(args.sft_model_path, model_args)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
-    checkpoint = find_checkpoint(args)
     if args.cross_validate:  # the model that may be in output_dir already stays as it is
         args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
         args.save_strategy = "no"
+    else:
+        checkpoint = find_checkpoint(args)
     start_run(args.output_dir, args, model_args, data_args, stage="reward")
     push = take_over_push(args)
 
@@ -57,7 +60,7 @@ def main() -> None:
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, args.output_dir)
 
     if args.cross_validate:
-        result = run_folds(args, model_args, tokenizer, rows)
+        result = run_folds(args, model_args, data_args, tokenizer, rows)
         write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
         return
     demonstrations = load_calibration_rows(args, data_args, tokenizer)
@@ -95,13 +98,22 @@ def make_trainer(
     )
 
 
-def run_folds(args: KWiseRewardConfig, model_args: ModelConfig, tokenizer, rows: dict[str, Dataset]) -> dict:
+def run_folds(
+    args: KWiseRewardConfig, model_args: ModelConfig, data_args: DataArguments, tokenizer, rows: dict[str, Dataset]
+) -> dict:
     """Trains a model without each fold in turn; prints the table and writes it to report.md."""
+    train, validation = rows["train"], rows["validation"]
+    if args.cross_validate == "prompts":  # these folds need no rows beside them, so all that may be seen are in them
+        train, validation = concatenate_datasets([train, validation]), validation.select([])
+    settings = resolved_config(args) | resolved_config(model_args) | resolved_config(data_args)
+    resume = str(settings.pop("resume_from_checkpoint", False)).lower() == "true"
+    settings |= {"processes": args.world_size, "rows": rows_digest(train)}
 
     def fold_trainer(train: Dataset, evaluation: Dataset) -> KWiseRewardTrainer:
         return make_trainer(copy.copy(args), model_args, tokenizer, train, evaluation, callbacks=[])
 
-    result = cross_validate(fold_trainer, rows["train"], rows["validation"], args.cross_validate)
+    finished = FinishedFolds(args.output_dir, settings, resume)
+    result = cross_validate(fold_trainer, train, validation, args.cross_validate, finished)
     if is_first_process():
         text = cross_validation_text(result)
         (Path(args.output_dir) / "report.md").write_text(text, encoding="utf-8")

@@ -8,23 +8,23 @@ from datasets import Dataset
 
 from rlhf.errors import InputError
 from rlhf.reward.accuracy import Predictions
-from rlhf.reward.cross_validation import (
-    assign_folds,
-    cross_validate,
-    cross_validation_text,
-    fold_rows,
-    length_differences,
-)
+from rlhf.reward.cross_validation import cross_validate, cross_validation_text, length_differences
+from rlhf.reward.folds import FinishedFolds, assign_folds, fold_rows, rows_digest
 
 
-def rows(n=40, labelers=("ann", "ben", "cleo", "dan", "eve", "fay"), rows_per_prompt=2):
+def rows(n=40, labelers=("ann", "ben", "cleo", "dan", "eve", "fay"), rows_per_prompt=2, first_prompt=0):
     """K = 3, the prompt one token; the longest is ranked first by `ann`, last by the others."""
     made = []
     for i in range(n):
         labeler = labelers[i % len(labelers)]
         ids = [[1, 5], [1, 5, 6], [1, 5, 6, 7, 8]]
         ranks = [2, 1, 0] if labeler == "ann" else [0, 1, 2]
-        row = {"completions_ids": ids, "ranks": ranks, "prompt_length": 1, "prompt_id": i // rows_per_prompt}
+        row = {
+            "completions_ids": ids,
+            "ranks": ranks,
+            "prompt_length": 1,
+            "prompt_id": first_prompt + i // rows_per_prompt,
+        }
         made.append({**row, "labeler_id": labeler, "labeler_group": "north" if labeler < "c" else "south"})
     return Dataset.from_list(made)
 
@@ -65,7 +65,7 @@ def test_the_seed_divides_otherwise():
 def test_a_conversation_is_never_on_both_sides():
     data = rows()
     fold_of = assign_folds(data["labeler_id"], "labelers")
-    validation = rows(12)
+    validation = rows(24, first_prompt=15)  # five conversations of data, and seven others
     for fold in range(5):
         train, evaluation = fold_rows(data, validation, fold_of, fold, "labelers")
         held_out = evaluation.filter(lambda row: row["labeler_group"] == "heldout")
@@ -75,12 +75,14 @@ def test_a_conversation_is_never_on_both_sides():
         assert not set(train["prompt_id"]) & set(held_out["prompt_id"])
         assert not set(train["labeler_id"]) & set(held_out["labeler_id"])
         assert set(known["labeler_id"]) <= set(train["labeler_id"])
-        assert not set(known["prompt_id"]) & set(data["prompt_id"])  # two splits, two numberings
+        assert not set(known["prompt_id"]) & set(train["prompt_id"])
+        assert set(known["prompt_id"]) & set(range(20, 27))
 
 
-def test_hand_worked_numbers():
+def test_hand_worked_numbers(tmp_path):
     """30 rows of six labelers; ann prefers long answers, the model and the other five short ones."""
-    result = cross_validate(ShortestFirst, rows(30, rows_per_prompt=1), rows(12), "labelers")
+    data, validation = rows(30, rows_per_prompt=1), rows(12, first_prompt=30)
+    result = cross_validate(ShortestFirst, data, validation, "labelers", FinishedFolds(tmp_path, {}, False))
     assert (result["n_pairs"], result["accuracy"]) == (90, pytest.approx(5 / 6))
     by_labeler = {name: fold["accuracy"] for fold in result["folds"] for name in fold["held_out"]}
     assert by_labeler["ann"] in (0.0, 0.5)  # in a fold of its own, or with one of the other five
@@ -98,22 +100,72 @@ def test_hand_worked_numbers():
     ]
 
 
-def test_by_prompts_there_are_no_labelers_to_compare():
-    result = cross_validate(ShortestFirst, rows(30), rows(12), "prompts")
+def test_by_prompts_there_are_no_labelers_to_compare(tmp_path):
+    result = cross_validate(ShortestFirst, rows(30), rows(12), "prompts", FinishedFolds(tmp_path, {}, False))
     assert sum(fold["held_out"] for fold in result["folds"]) == 15
     assert result["training_labelers"]["accuracy"] is None
     assert result["labeler_gap"] is None
     assert "| - |" in cross_validation_text(result)
 
 
-def test_what_cannot_be_held_out_is_one_sentence():
+class Stopped(Exception):
+    pass
+
+
+def test_a_run_goes_on_after_its_last_finished_fold(tmp_path):
+    data, validation = rows(30, rows_per_prompt=1), rows(12, first_prompt=30)
+    trained = []
+
+    class Stopping(ShortestFirst):
+        def train(self):
+            if stop_at == len(trained):
+                raise Stopped
+            trained.append(self.train_dataset["prompt_id"])
+
+    def run(folder, resume):
+        return cross_validate(Stopping, data, validation, "labelers", FinishedFolds(folder, {"seed": 1}, resume))
+
+    stop_at = 2
+    with pytest.raises(Stopped):
+        run(tmp_path, resume=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold-1.json", "fold-2.json"]
+    stop_at = None
+    resumed = run(tmp_path, resume=True)
+    assert len(trained) == 5
+    trained.clear()
+    assert run(tmp_path, resume=True) == resumed
+    assert not trained
+    assert run(tmp_path, resume=False) == resumed  # starts anew, and finds the same
+    assert len(trained) == 5
+
+
+def test_folds_of_other_settings_or_rows_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no finished fold to resume from"):
+        FinishedFolds(tmp_path, {}, resume=True)
+    FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "a"}, resume=False).add(0, {"correct": [1.0]})
+    assert FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "a"}, resume=True).found == {0: {"correct": [1.0]}}
+    with pytest.raises(InputError, match=r"fold-1.json was found with learning_rate 0.0001, not 0.001"):
+        FinishedFolds(tmp_path, {"learning_rate": 1e-3, "rows": "a"}, resume=True)
+    with pytest.raises(InputError, match=r"fold-1.json was found with rows a, not b"):
+        FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "b"}, resume=True)
+    FinishedFolds(tmp_path, {"learning_rate": 1e-3, "rows": "a"}, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_digest_of_rows_is_of_what_the_model_sees():
+    assert rows_digest(rows(5)) == rows_digest(rows(5))
+    assert rows_digest(rows(5)) != rows_digest(rows(6))
+    assert rows_digest(rows(5)) != rows_digest(rows(5, labelers=("ann", "ben")))
+
+
+def test_what_cannot_be_held_out_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="needs the column labeler_id"):
         assign_folds(["ann", ""], "labelers")
     with pytest.raises(InputError, match="at least 2 different"):
         assign_folds(["ann", "ann"], "labelers")
     same_prompt = Dataset.from_list([{**row, "prompt_id": 0} for row in rows(6)])
     with pytest.raises(InputError, match="nothing to train on"):
-        cross_validate(ShortestFirst, same_prompt, rows(6), "labelers")
+        cross_validate(ShortestFirst, same_prompt, rows(6), "labelers", FinishedFolds(tmp_path, {}, False))
 
 
 def test_length_differences_of_the_labelers_choices():

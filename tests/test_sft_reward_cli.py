@@ -176,6 +176,13 @@ def test_cross_validation_by_labelers(home, tmp_path):
     assert text in process.stdout
     assert f"| all |  | {result['accuracy']:.3f} |" in text
 
+    (folder / "fold-2.json").unlink()  # as if the run had been stopped before its end
+    process = launch("reward", tmp_path / "reward.yaml", *options, "--resume_from_checkpoint", "true")
+    assert process.returncode == 0, process.stderr[-3000:]
+    again = read_result(folder)
+    assert result.pop("seconds") > again.pop("seconds")
+    assert again == result  # a fold does not depend on those before it
+
 
 def test_reward_loads_with_plain_peft(home, reward):
     classifier = AutoModelForSequenceClassification.from_pretrained(home / "base", num_labels=1)
@@ -262,7 +269,7 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
         ("reward", ["--max_length", 12], "more than max_length 12"),
         ("reward", ["--calibration_dataset", tmp_path / "none"], "does not exist"),
         ("reward", ["--cross_validate", "labels"], "invalid choice"),
-        ("reward", ["--cross_validate", "labelers", "--resume_from_checkpoint", "true"], "keeps no checkpoints"),
+        ("reward", ["--cross_validate", "labelers", "--resume_from_checkpoint", "runs/x"], "every finished fold"),
         ("choose_sft", ["--reward_model_path", sft], "is not a reward model"),
         ("choose_sft", ["--sft_path", tmp_path], "missing"),
         ("reward", {**row, "completions": ["one"], "ranks": [0]}, "K = 1"),

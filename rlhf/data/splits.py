@@ -25,6 +25,11 @@ def conversation_key(row: dict[str, Any]) -> str:
     return prompt_key(" ".join(prompt.casefold().split()))
 
 
+def conversation_id(row: dict[str, Any]) -> int:
+    """A number of 52 bits that is the same for all rows of one conversation, in every file and split."""
+    return _hash(conversation_key(row))
+
+
 def conversation_hash(row: dict[str, Any]) -> float:
     """A number in [0, 1) that is the same for all rows of one conversation: eight bytes a row are all a split needs."""
     return hash_share(conversation_key(row))
@@ -68,7 +73,11 @@ def split_indices(
 
 def hash_share(key: str) -> float:
     """A number in [0, 1) from a hash of the key; equal keys have equal numbers on every machine."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 16**13
+    return _hash(key) / 16**13
+
+
+def _hash(key: str) -> int:
+    return int(hashlib.sha256(key.encode()).hexdigest()[:13], 16)
 
 
 def _ends(different: np.ndarray, count: int, share: float) -> list[int]:

@@ -67,5 +67,8 @@ class KWiseRewardConfig(RewardConfig):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
-        if self.cross_validate and self.resume_from_checkpoint not in (None, "false"):
-            raise InputError("cross_validate keeps no checkpoints to resume from; leave resume_from_checkpoint out.")
+        if self.cross_validate and str(self.resume_from_checkpoint or "false").lower() not in ("true", "false"):
+            raise InputError(
+                "cross_validate keeps no checkpoints, but every finished fold; to go on after those, set "
+                "resume_from_checkpoint to true."
+            )

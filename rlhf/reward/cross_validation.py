@@ -5,30 +5,28 @@ data is predicted once. Beside it stands what length alone would predict.
 """
 
 import gc
-import random
-from collections import Counter
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
-from rlhf.errors import InputError
 from rlhf.reward.accuracy import agreement
 from rlhf.reward.clusters import clustered_accuracy, clustered_difference
+from rlhf.reward.folds import COLUMN, TRAINING, FinishedFolds, assign_folds, fold_rows
 from rlhf.reward.length import fit_length_model
 from rlhf.reward.report import accuracy_cells, signed, table
 from rlhf.reward.trainer import KWiseRewardTrainer
 
-FOLDS = 5
-COLUMN = {"labelers": "labeler_id", "labeler_groups": "labeler_group", "prompts": "prompt_id"}
-TRAINING, HELD_OUT = "training", "heldout"
+logger = logging.getLogger(__name__)
 
+PER_PAIR = ("correct", "from_length", "prompt_ids", "known")
 MakeTrainer = Callable[[Dataset, Dataset], KWiseRewardTrainer]
 
 
 def cross_validate(
-    make_trainer: MakeTrainer, rows: Dataset, validation: Dataset, by: str, seed: int = 0
+    make_trainer: MakeTrainer, rows: Dataset, validation: Dataset, by: str, finished: FinishedFolds, seed: int = 0
 ) -> dict[str, Any]:
     """Trains and evaluates once for each fold.
 
@@ -38,6 +36,7 @@ def cross_validate(
         validation: such rows that are never trained on. Where labelers are held out, those of them that the other
             labelers ranked show how much worse the model does on people it does not know.
         by: "labelers", "labeler_groups" or "prompts".
+        finished: folds that are not run again; each new one is added as it ends.
         seed: of the division into folds.
 
     Returns:
@@ -48,29 +47,42 @@ def cross_validate(
         InputError: rows do not say who ranked them, or there are too few labelers or prompts to hold one out.
     """
     fold_of = assign_folds(rows[COLUMN[by]], by, seed)
-    folds, pooled = [], []
+    folds, pairs = [], []
     for fold in range(max(fold_of) + 1):
-        train, evaluation = fold_rows(rows, validation, fold_of, fold, by)
-        trainer = make_trainer(train, evaluation)
-        trainer.train()
-        pairs = trainer.predictions(trainer.eval_dataset).pairs()
-        from_length = agreement(fit_length_model(length_differences(train)) * pairs.length_differences)
-        known = pairs.labeler_group_ids == trainer.labeler_groups.index(TRAINING)
-        part = (pairs.correct, from_length, pairs.prompt_ids, known)
+        if fold not in finished.found:
+            train, evaluation = fold_rows(rows, validation, fold_of, fold, by)
+            finished.add(fold, _predict_fold(make_trainer(train, evaluation), train))
+            gc.collect()
+        found = finished.found[fold]
         held_out = sorted({key for key, number in zip(rows[COLUMN[by]], fold_of, strict=True) if number == fold})
-        names = len(held_out) if by == "prompts" else held_out
-        folds.append({"held_out": names, "n_train": len(train), **_fold_result(*part)})
-        pooled.append(part)
-        del trainer
-        gc.collect()
+        pairs.append([np.array(found[name]) for name in PER_PAIR])
+        result = _fold_result(*pairs[-1])
+        folds.append({
+            "held_out": len(held_out) if by == "prompts" else held_out, "n_train": found["n_train"], **result
+        })  # fmt: skip
+        logger.info("fold %d of %d: accuracy %.3f", fold + 1, max(fold_of) + 1, result["accuracy"])
     accuracies = [fold["accuracy"] for fold in folds]
     return {
         "by": by,
-        **_fold_result(*map(np.concatenate, zip(*pooled, strict=True))),
+        **_fold_result(*map(np.concatenate, zip(*pairs, strict=True))),
         "fold_mean": float(np.mean(accuracies)),
         "fold_standard_error": float(np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))),
         "folds": folds,
     }
+
+
+def _predict_fold(trainer: KWiseRewardTrainer, train: Dataset) -> dict[str, Any]:
+    """Trains, and predicts the evaluation rows: `n_train`, and for each of P pairs the values of `PER_PAIR`.
+
+    `correct` and `from_length` say whether the model and whether length alone ordered the pair as the labeler did,
+    `known` whether its labeler is one of those trained on.
+    """
+    trainer.train()
+    pairs = trainer.predictions(trainer.eval_dataset).pairs()
+    from_length = agreement(fit_length_model(length_differences(train)) * pairs.length_differences)
+    known = pairs.labeler_group_ids == trainer.labeler_groups.index(TRAINING)
+    values = (pairs.correct, from_length, pairs.prompt_ids, known)
+    return {"n_train": len(train), **{name: value.tolist() for name, value in zip(PER_PAIR, values, strict=True)}}
 
 
 def _fold_result(correct: np.ndarray, from_length: np.ndarray, clusters: np.ndarray, known: np.ndarray) -> dict:
@@ -87,67 +99,6 @@ def _fold_result(correct: np.ndarray, from_length: np.ndarray, clusters: np.ndar
         "training_labelers": clustered_accuracy(correct[other], clusters[other]),
         "labeler_gap": clustered_difference(correct[other], correct[own], clusters[other], clusters[own]),
     }
-
-
-def assign_folds(keys: list[str] | list[int], by: str, seed: int = 0) -> list[int]:
-    """The fold of each row, such that equal keys share one and the folds have about equally many rows.
-
-    Keys go, the most frequent first, to the fold that has the fewest rows so far. Groups of labelers are a fold each.
-
-    Raises:
-        InputError: fewer than two different keys, or rows without one.
-    """
-    counts = Counter(keys)
-    if "" in counts:
-        raise InputError(
-            f"cross_validate: {by} needs the column {COLUMN[by]} in all comparisons; {counts['']} of {len(keys)} rows "
-            "have none. Add it, or cross-validate by prompts."
-        )
-    if len(counts) < 2:
-        raise InputError(f"cross_validate: {by} needs at least 2 different values of {COLUMN[by]}; there is 1.")
-    order = sorted(counts)
-    random.Random(seed).shuffle(order)
-    order.sort(key=counts.__getitem__, reverse=True)  # stable, so equally frequent keys stay shuffled
-    sizes = [0] * (len(counts) if by == "labeler_groups" else min(FOLDS, len(counts)))
-    fold = {}
-    for key in order:
-        fold[key] = sizes.index(min(sizes))
-        sizes[fold[key]] += counts[key]
-    return [fold[key] for key in keys]
-
-
-def fold_rows(rows: Dataset, validation: Dataset, fold_of: list[int], fold: int, by: str) -> tuple[Dataset, Dataset]:
-    """Rows to train on, and rows to predict: those held out, group "heldout", and validation rows, group "training".
-
-    A conversation that is held out is not trained on either, whoever ranked it: the accuracy is to say how well the
-    model knows the labelers, not how well it remembers the completions.
-    """
-    held_out = rows.select([i for i, number in enumerate(fold_of) if number == fold])
-    unseen = set(held_out["prompt_id"])
-    train = rows.select(
-        [
-            i
-            for i, (n, prompt) in enumerate(zip(fold_of, rows["prompt_id"], strict=True))
-            if n != fold and prompt not in unseen
-        ]
-    )
-    if not len(train):
-        raise InputError(
-            f"cross_validate: {by} leaves nothing to train on, since every prompt was ranked by all; "
-            "cross-validate by prompts."
-        )
-    parts = [_of_group(held_out, HELD_OUT)]
-    if by != "prompts":
-        known = set(train[COLUMN[by]])
-        seen = [i for i, key in enumerate(validation[COLUMN[by]]) if key in known]
-        offset = max(rows["prompt_id"]) + 1  # the two splits number their conversations each on its own
-        others = _of_group(validation.select(seen), TRAINING)
-        parts.append(others.map(lambda row: {"prompt_id": row["prompt_id"] + offset}) if seen else others)
-    return _of_group(train, TRAINING), concatenate_datasets([part for part in parts if len(part)])
-
-
-def _of_group(dataset: Dataset, group: str) -> Dataset:
-    return dataset.remove_columns("labeler_group").add_column("labeler_group", [group] * len(dataset))
 
 
 def length_differences(rows: Dataset) -> np.ndarray:

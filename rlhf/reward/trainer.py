@@ -13,7 +13,7 @@ from trl import RewardTrainer
 
 from rlhf.data.encode import encode_prompt_and_completions
 from rlhf.data.schemas import RowError, comparison
-from rlhf.data.splits import conversation_key
+from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.resume import WholeCheckpoints
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
@@ -202,8 +202,8 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
 
     Returns:
         columns `completions_ids` (K lists: prompt, completion, EOS), `ranks`, `prompt_length` in tokens, `prompt_id`
-        (equal for conversations that begin with the same message, which are one cluster), `labeler_id` and
-        `labeler_group` (empty where the comparison has none).
+        (`conversation_id`: equal for conversations that begin with the same message, which are one cluster),
+        `labeler_id` and `labeler_group` (empty where the comparison has none).
     """
 
     def encode(row, number):
@@ -214,12 +214,10 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
         prompt_ids, completions_ids = encode_prompt_and_completions(tokenizer, row["prompt"], row["completions"])
         ids = [prompt_ids + ids for ids in completions_ids]
         labels = {name: row.get(name, "") for name in ("labeler_id", "labeler_group")}
-        conversation = {"prompt_length": len(prompt_ids), "conversation": conversation_key(row)}
+        conversation = {"prompt_length": len(prompt_ids), "prompt_id": conversation_id(row)}
         return {"completions_ids": ids, "ranks": row["ranks"], **conversation, **labels}
 
-    dataset = dataset.map(encode, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing comparisons")
-    prompt_ids = np.unique(dataset["conversation"], return_inverse=True)[1]
-    return dataset.remove_columns("conversation").add_column("prompt_id", prompt_ids)
+    return dataset.map(encode, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing comparisons")
 
 
 def as_pairs(dataset: Dataset) -> Dataset:
