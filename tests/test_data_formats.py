@@ -267,7 +267,7 @@ def test_ultrachat_200k_is_a_demonstration(tmp_path):
 def test_a_format_can_be_named_and_a_wrong_name_is_said(tmp_path):
     args = write(tmp_path / "a.jsonl", [{"instruction": "Add.", "output": "3"}])
     args.dataset_format = "dolly"
-    with pytest.raises(InputError, match="line 1: no text in column response; add it"):
+    with pytest.raises(InputError, match="column response; add it; its columns are those of alpaca, and dataset_f"):
         load_demonstrations(args, "train")
     with pytest.raises(InputError, match="dataset_format dollies is unknown; it is one of oasst, oasst_messages, hh_"):
         DataArguments(dataset_name="a", dataset_format="dollies")

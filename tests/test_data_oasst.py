@@ -138,6 +138,10 @@ def test_what_is_no_tree_in_a_file_of_trees(tmp_path):
     args.dataset_format = "oasst"
     with pytest.raises(InputError, match=r"line 6: not an OpenAssistant tree"):
         load_prompts(args, "train")
+    args.dataset_format = "oasst_messages"
+    with pytest.raises(InputError, match=r"line 1: .*; its columns are those of oasst, and dataset_format is oasst_"):
+        load_prompts(args, "train")
+    args.dataset_format = "oasst"
     with pytest.raises(InputError, match="holds OpenAssistant trees, which have no pretraining"):
         load_pretraining(args, "train")
 

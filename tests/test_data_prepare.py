@@ -103,6 +103,7 @@ HARMLESS = [
     "router 192.168.0.1, loopback 127.0.0.1",
     "mail @home or a@b",
     "the years 1950-2010",
+    "about 6.67 x 10-11 Nm2/kg2",  # x is how an extension is written
     "",
 ]
 
@@ -156,6 +157,15 @@ def test_the_card_masks_what_it_shows(personal):
     assert "| kept | 1 | 0 | 1 |" in page and "| dropped: personal data | 1 | 0 | 0 |" in page
     assert r"| open\|qa | 1 | 0 | 0 |" in page and "> Name a fruit." in page
     assert card.counts()["kept"] == {"train": 1, "test": 1}
+
+
+def test_the_card_shows_what_was_found_wherever_it_stands(personal):
+    text = "x" * 900 + " call (212) 555-0123 " + "y" * 900
+    card = DataCard()
+    for decision in decisions([{"prompt": text, "user_id": user_on("train")}], personal=personal):
+        card.add(decision)
+    shown = next(line for line in card.render("raw", settings(), 1, 0).splitlines() if line.startswith("> ..."))
+    assert "x call [telephone number] y" in shown and len(shown) < 350
 
 
 def test_the_cards_examples_are_drawn_evenly():

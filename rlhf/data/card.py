@@ -40,7 +40,8 @@ class DataCard:
             self.dropped[decision.reason][split] += 1
             for kind in {found.kind for found in decision.found}:
                 if len(self.masked[kind]) < EXAMPLES_A_KIND:
-                    self.masked[kind].append(mask(text, decision.found))
+                    masked = mask(text, decision.found)
+                    self.masked[kind].append(_excerpt(masked, around=masked.index(f"[{kind}]")))
             self.personal.update(found.kind for found in decision.found)
             return
         self.kept[split] += 1
@@ -85,7 +86,7 @@ class DataCard:
             "## Personal data in the training split",
             *self._personal(args),
             "## Examples from the training split",
-            *map(_quote, self.examples),
+            *(_quote(_excerpt(text)) for text in self.examples),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -122,9 +123,15 @@ def _histogram(split: str, lengths: Counter[int]) -> str:
     return "\n".join(["```", split, *lines, "```"])
 
 
+def _excerpt(text: str, around: int = 0) -> str:
+    """`LONGEST_EXAMPLE` characters of the text, those around a place in the middle where it allows."""
+    start = max(0, min(around - LONGEST_EXAMPLE // 2, len(text) - LONGEST_EXAMPLE))
+    end = start + LONGEST_EXAMPLE
+    return ("... " if start else "") + text[start:end] + (" ..." if end < len(text) else "")
+
+
 def _quote(text: str) -> str:
-    short = text if len(text) <= LONGEST_EXAMPLE else text[:LONGEST_EXAMPLE] + " ..."
-    return "\n".join(f"> {line}" for line in short.splitlines())
+    return "\n".join(f"> {line}" for line in text.splitlines())
 
 
 def _cell(text: str) -> str:

@@ -156,7 +156,7 @@ def checked_rows(kind: str, rows: Iterable[Row], args: DataArguments, bad_rows: 
                     "column prompt is text in some rows and messages in others; one of them is needed in all"
                 )
         except RowError as error:
-            bad_rows.add(row, str(error))
+            bad_rows.add(row, _reason(error, row, args))
             continue
         style = next(iter(styles), None)
         yield from checked
@@ -177,16 +177,16 @@ def _units(
     groups = Groups()
     for row in rows:
         bad_rows.read(row)
-        try:
-            if row.fault:
-                raise RowError(row.fault)
-            name = args.dataset_format or detect(row.content)
-            form = FORMATS[name] if name else None
-            if form is not None and form.group_key is not None:
+        if row.fault:
+            bad_rows.add(row, row.fault)
+            continue
+        name = args.dataset_format or detect(row.content)
+        form = FORMATS[name] if name else None
+        if form is not None and form.group_key is not None:
+            try:
                 groups.add(name, row)
-                continue
-        except RowError as error:
-            bad_rows.add(row, str(error))
+            except RowError as error:
+                bad_rows.add(row, _reason(error, row, args))
             continue
         yield row, form, row.content
     for form, first, contents in groups:
@@ -203,6 +203,14 @@ def _converted(kind: str, row: Row, form: Format | None, content: Any, args: Dat
     if form.language is not None and args.dataset_config not in (None, form.language(content)):
         return []
     return convert(content)
+
+
+def _reason(error: RowError, row: Row, args: DataArguments) -> str:
+    """What is wrong with a row; perhaps it is of another format than the one that was insisted on."""
+    other = detect(row.content) if args.dataset_format is not None else None
+    if other in (None, args.dataset_format):
+        return str(error)
+    return f"{error}; its columns are those of {other}, and dataset_format is {args.dataset_format}"
 
 
 def _with_hashes(rows: Iterable[dict[str, Any]], hashes: array) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ CARD = re.compile(r"(?<!\d)[3-6](?:[ -]?\d){12,18}(?!\d)")
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 US_SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
 IP_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
+LOCAL_NUMBER = re.compile(r"[\d\s()+-]*\d[-)][\d\s()+-]*")  # no "6.67 x 10-11", of which x would be an extension
 SEVEN_DIGITS = re.compile(r"\d(?:\D{0,3}\d){6}")  # the shortest telephone number, however it is written
 
 
@@ -84,7 +85,7 @@ class PersonalData:
         numbers = self._phonenumbers
         for match in numbers.PhoneNumberMatcher(text, self.region, leniency=numbers.Leniency.POSSIBLE):
             # A number within its town (555-0142) is never valid by itself; hyphens tell it from any other number.
-            if numbers.is_valid_number(match.number) or re.search(r"\d[-)]", match.raw_string):
+            if numbers.is_valid_number(match.number) or LOCAL_NUMBER.fullmatch(match.raw_string):
                 yield Found("telephone number", match.start, match.end)
 
 
