@@ -157,6 +157,29 @@ def test_a_sampled_pad_token_at_the_end_is_a_token(base, tokenizer):
     assert (scores[0] - scores[1]).abs() > 1e-4
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_small_steps_move_the_head_of_a_base_in_16_bit(base, tokenizer, tmp_path, quantized):
+    """Steps of 1e-4 on weights of about 0.02: in bfloat16, where numbers of that size are 1.2e-4 apart, many are lost."""
+    if quantized:
+        pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model = load_reward_start(ModelConfig(base, dtype="bfloat16", load_in_4bit=quantized, lora_r=4), tokenizer)
+    rows = comparisons(8)
+    run = KWiseRewardTrainer(
+        model,
+        config(tmp_path, learning_rate=1e-4, num_train_epochs=1, per_device_train_batch_size=1, save_strategy="no"),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    head = model.get_base_model().score.modules_to_save["default"].weight
+    before = head.detach().clone()
+    run.train()
+    assert before.dtype == head.dtype == torch.float32
+    assert (head != before).all()
+    inputs = torch.tensor([[5, 6, 7]])
+    assert model(input_ids=inputs).logits.isfinite().all()  # the plain forward still takes the head
+
+
 def test_accumulation_changes_nothing(base, tokenizer, tmp_path):
     """11 prompts in steps of 8: the last step has 3, which do not fill its micro-batches of 2."""
     results = []

@@ -68,12 +68,20 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
     The classifiers of transformers look for the last token that is not the pad token, which is the wrong one where a
     response ends in a sampled pad token. The forward is replaced on the instance, as TRL's SFTTrainer does for its
     chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
-    `last_token` the model is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
+    `last_token` the forward is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
+
+    The head becomes float32, whatever the base is. PEFT casts LoRA's weights, but leaves a head, which is trained in full,
+    in the precision of the base, and TRL casts all that is trained to bfloat16 on a quantized one. There a weight of the
+    size of a new head's does not move by a step of Adam at a rate of 1e-4: it is less than half of the distance to the
+    next number.
 
     Args:
         model: a decoder with a linear head called `score`, any wrapper of PEFT removed.
     """
     original_forward = model.forward
+    model.score.float()
+    # FSDP and DeepSpeed may put it into another precision again.
+    model.score.register_forward_pre_hook(lambda head, args: (args[0].to(next(head.parameters()).dtype),))
 
     def forward(self, input_ids=None, attention_mask=None, last_token=None, shared_prompts=None, **kwargs):
         if last_token is None:
@@ -86,7 +94,7 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
             last_hidden = shared_hidden_states(self.base_model, input_ids, shared_prompts, **kwargs)[0, last_token]
         # The head is one dot product: in full precision it costs nothing, and bfloat16 would round the margins.
         with torch.autocast(last_hidden.device.type, enabled=False):
-            scores = self.score(last_hidden.to(next(self.score.parameters()).dtype))
+            scores = self.score(last_hidden)
         return SequenceClassifierOutput(logits=scores.float())  # [N, 1]
 
     model.forward = types.MethodType(forward, model)
