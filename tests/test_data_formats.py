@@ -264,6 +264,54 @@ def test_ultrachat_200k_is_a_demonstration(tmp_path):
     assert got == {"prompt": CONVERSATION, "completion": [assistant("Bye!")]}
 
 
+def test_prompts_are_those_of_the_same_rows_demonstrations_and_comparisons(tmp_path):
+    """PPO must ask as SFT was taught: with all turns, a system message, and the chat template."""
+    system = {"role": "system", "content": "Be brief."}
+    talk = {"prompt": "Hi", "messages": [system, *CONVERSATION, assistant("Bye!")]}
+    pair = {"prompt": "Hi", "chosen": [*CONVERSATION, assistant("A")], "rejected": [*CONVERSATION, assistant("B")]}
+    without = {"chosen": [user("Hi"), assistant("A")], "rejected": [user("Hi"), assistant("B")]}
+    texts = {"chosen": "Say it in Dutch: dag", "rejected": "Say it in Dutch: nee"}
+    for number, (load, row) in enumerate(
+        [
+            (load_demonstrations, talk),
+            (load_comparisons, pair),
+            (load_comparisons, without),
+            (load_comparisons, texts),
+            (load_comparisons, pair | {"messages": pair["chosen"], "score_chosen": 9.0, "score_rejected": 8.0}),
+        ]
+    ):
+        args = write(tmp_path / f"{number}.jsonl", [row])
+        assert load_prompts(args, "train")["prompt"][:] == load(args, "train")["prompt"][:]
+
+
+def test_binarized_ratings_that_are_equal_are_a_tie(tmp_path):
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": 7.0, "score_rejected": 7.0}
+    rows = [row, row | {"score_rejected": 6.0}, row | {"score_chosen": None, "score_rejected": None}]
+    assert load_comparisons(write(tmp_path / "a.jsonl", rows), "train")["ranks"][:] == [[0, 0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(("good", "bad"), [(True, False), (1, 0), ("true", "False"), ("1", "0")])
+def test_labels_of_unpaired_preferences_as_files_spell_them(tmp_path, good, bad):
+    rows = [{"prompt": "Q", "completion": "yes", "label": good}, {"prompt": "Q", "completion": "no", "label": bad}]
+    args = write(tmp_path / "a.jsonl", rows)
+    assert load_demonstrations(args, "train")["completion"][:] == ["yes"]
+    assert load_comparisons(args, "train")["ranks"][:] == [[0, 1]]
+
+
+def test_dolly_copies_with_an_input(tmp_path):
+    row = {"instruction": "Translate.", "input": "Bonjour", "response": "Hello"}
+    (got,) = load_demonstrations(write(tmp_path / "a.jsonl", [row]), "train")
+    assert got["prompt"] == [user("Translate.\n\nBonjour")]
+
+
+def test_rows_that_belong_together_may_be_in_two_files(tmp_path):
+    rows = [{"prompt": "Q", "completion": "yes", "label": True}, {"prompt": "Q", "completion": "no", "label": False}]
+    for number, row in enumerate(rows):
+        write(tmp_path / f"train-{number}.jsonl", [row])
+    (got,) = load_comparisons(DataArguments(dataset_name=str(tmp_path)), "train")
+    assert got == {"prompt": "Q", "completions": ["yes", "no"], "ranks": [0, 1]}
+
+
 def test_a_format_can_be_named_and_a_wrong_name_is_said(tmp_path):
     args = write(tmp_path / "a.jsonl", [{"instruction": "Add.", "output": "3"}])
     args.dataset_format = "dolly"

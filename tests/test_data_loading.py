@@ -71,6 +71,65 @@ def test_files_of_a_folder_are_split_by_their_names(tmp_path):
     assert prompts == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
 
 
+def test_a_file_of_no_split_beside_others_is_not_trained_on_in_silence(tmp_path):
+    """As in a clone of HelpSteer2, whose preference/preference.jsonl has rows of both splits."""
+    write_jsonl(tmp_path / "validation.jsonl", [{"prompt": "b"}])
+    (tmp_path / "v1-training").mkdir()
+    write_jsonl(tmp_path / "v1-training" / "validation.jsonl", [{"prompt": "c"}])  # its own name comes first
+    write_jsonl(tmp_path / "more.jsonl", [{"prompt": "d"}])
+    assert load_prompts(arguments(tmp_path), "train")["prompt"][:] == ["d"]
+    assert load_prompts(arguments(tmp_path), "validation")["prompt"][:] == ["c", "b"]
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}])
+    with pytest.raises(InputError, match=r"files of its splits, such as .*train.jsonl, and .*more.jsonl of none; give"):
+        load_prompts(arguments(tmp_path), "train")
+
+
+def test_names_that_no_file_can_have():
+    for name in ("~nobody-of-that-name/data.jsonl", "a" * 5000):
+        with pytest.raises(InputError, match="is no path and no name on the Hub"):
+            load_prompts(arguments(name), "train")
+
+
+def test_names_in_capital_letters(tmp_path):
+    (tmp_path / "A.CSV").write_text("prompt\nq\n")
+    assert load_prompts(arguments(tmp_path / "A.CSV"), "train")["prompt"][:] == ["q"]
+
+
+def test_lists_and_indices_in_csv_cells(tmp_path):
+    best = {"prompt": "Q", "completions": ["a", "b", "c"], "best": 2, "worst": 0}
+    votes = [{"labeler_id": "ann", "better": 1, "worse": 0}]
+    voted = {"prompt": [{"role": "user", "content": "Q"}], "completions": ["a", "b"], "votes": votes}
+    for number, (row, ranks) in enumerate([(best, [2, 1, 0]), (voted, [1, 0])]):
+        (got,) = load_comparisons(arguments(write(tmp_path / f"{number}.csv", [row])), "train")
+        assert (got["prompt"], got["ranks"]) == (row["prompt"], ranks)
+    write(tmp_path / "text.csv", [{"prompt": "[{ is a bracket"}])
+    assert load_prompts(arguments(tmp_path / "text.csv"), "train")["prompt"][:] == ["[{ is a bracket"]
+
+
+def test_one_odd_row_at_the_beginning_does_not_cost_all_others(tmp_path):
+    messages = [{"prompt": [{"role": "user", "content": f"Q{i}"}]} for i in range(5)]
+    args = arguments(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "odd"}, *messages]), on_bad_rows="skip")
+    with pytest.raises(InputError, match="1 are as the first row is, and 5 are not; write all in one way"):
+        load_prompts(args, "train")
+    write_jsonl(tmp_path / "a.jsonl", [*messages, {"prompt": "odd"}])
+    assert sum(len(load_prompts(args, split)) for split in ("train", "validation", "test")) == 5
+
+
+def test_a_loading_script_on_the_hub(monkeypatch):
+    def load(*args, **kwargs):
+        raise RuntimeError("Dataset scripts are no longer supported, but found summarize.py")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(InputError, match=r"no longer supported.*download the Hub's Parquet conversion"):
+        load_prompts(DataArguments(dataset_name="openai/summarize"), "train")
+
+
+def test_transcripts_in_a_text_prompt_are_one_conversation():
+    first = "\n\nHuman: Hi\n\nAssistant:"
+    keys = {conversation_hash({"prompt": text}) for text in (first, first + " Hello\n\nHuman: Bye\n\nAssistant:")}
+    assert len(keys) == 1
+
+
 def test_columns_that_only_late_rows_have(tmp_path):
     """More rows than are written at a time; the first of them do not show all the columns."""
     rows = [{"prompt": f"Q{i}"} | ({"user_id": i} if i > 2000 else {}) for i in range(2500)]

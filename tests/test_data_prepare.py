@@ -65,8 +65,13 @@ def test_the_prefix_of_a_conversation_is_that_of_its_last_message():
 
 def test_a_user_has_at_most_so_many_kept_prompts():
     rows = [{"prompt": f"Q{i // 2}", "user_id": "u"} for i in range(6)] + [{"prompt": "R", "user_id": "v"}]
-    assert reasons(rows, max_per_user=2) == [None, DUPLICATE, None, DUPLICATE, TOO_MANY, DUPLICATE, None]
+    assert reasons(rows, max_per_user=2) == [None, DUPLICATE, None, DUPLICATE, TOO_MANY, TOO_MANY, None]
     assert reasons([{"prompt": f"Q{i}"} for i in range(300)]) == [None] * 300  # nobody's prompts are not one user's
+
+
+def test_a_prompt_that_was_dropped_makes_no_other_a_duplicate():
+    rows = [{"prompt": "A", "user_id": "u"}, {"prompt": "B", "user_id": "u"}, {"prompt": "B", "user_id": "v"}]
+    assert reasons(rows, max_per_user=1) == [None, TOO_MANY, None]
 
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(0, 50)), max_size=30))

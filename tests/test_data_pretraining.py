@@ -105,6 +105,28 @@ def test_refusals(tmp_path):
         PretrainingStream(documents(), no_eos, 8)
 
 
+def test_blank_documents_of_a_stream_are_left_out_if_asked(monkeypatch):
+    """As in the wikitext sets of the Hub; and a resumed stream goes on as one that was never stopped."""
+    texts = [text for row in documents(12, 3) for text in ("", row["text"], " ")]
+    rows = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: rows)
+    args = PretrainingArguments(pretrain_dataset_name=["owner/wikitext"])
+
+    def stream(policy):
+        sources = open_sources(args, DataArguments(dataset_name="sandbox", on_bad_rows=policy))
+        return PretrainingStream(sources, tokenizer(), 8, buffer_size=7)
+
+    with pytest.raises(InputError, match=r"row 1 of the pretraining text: column text is empty.* --on_bad_rows skip"):
+        next(stream("error"))
+    whole = stream("skip")
+    blocks = [next(whole) for _ in range(30)]
+    part = stream("skip")
+    assert [next(part) for _ in range(11)] == blocks[:11]
+    resumed = stream("skip")
+    resumed.load_state_dict(json.loads(json.dumps(part.state_dict())))
+    assert [next(resumed) for _ in range(19)] == blocks[11:]
+
+
 def test_sources_by_name(tmp_path, monkeypatch):
     asked = {}
 
@@ -123,5 +145,8 @@ def test_sources_by_name(tmp_path, monkeypatch):
     assert [len(list(rows)) for rows in sources] == [3, 3, 3]
     assert asked == {"name": "owner/corpus", "config": "en", "split": "train", "streaming": True}
     assert open_sources(PretrainingArguments(), DataArguments(dataset_name="sandbox")) is None
+    (tmp_path / "train.jsonl").rename(tmp_path / "all.jsonl")  # nothing is evaluated on it, so nothing is held out
+    args = PretrainingArguments(pretrain_dataset_name=[str(tmp_path)])
+    assert [len(rows) for rows in open_sources(args, DataArguments(dataset_name="sandbox"))] == [12]
     with pytest.raises(InputError, match="2 pretrain_dataset_config for 1"):
         PretrainingArguments(pretrain_dataset_name=["a/b"], pretrain_dataset_config=["x", "y"])

@@ -3,8 +3,10 @@
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +17,9 @@ import pyarrow.parquet
 from rlhf.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".txt", ".txt.gz")
-JSON_COLUMNS = ("messages", "completions", "ranks", "ratings")  # lists, which a csv cell holds as JSON
+JSON_COLUMNS = ("messages", "completions", "ranks", "ratings", "votes")  # lists, which a csv cell holds as JSON
+MAYBE_MESSAGES = ("prompt", "completion", "chosen", "rejected")  # text, or such a list
+INDICES = ("best", "worst")
 csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long document
 
 
@@ -44,7 +48,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         InputError: the file as a whole cannot be read.
     """
-    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
+    kind = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind == "parquet":
         return _parquet_rows(path)
     if kind == "csv":
@@ -76,7 +80,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None, str | None]]:
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _starts_with(path: Path, start: bytes) -> bool:
@@ -170,6 +174,13 @@ def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> Ro
         except (ValueError, RecursionError):
             example = "[0, 1, 2]" if name in ("ranks", "ratings") else '["one", "two"]'
             return Row(str(path), place, None, f"column {name} is not a list in JSON; write it like {example}")
+    for name in content.keys() & set(MAYBE_MESSAGES):
+        if re.match(r"\[\s*\{", content[name]):
+            with suppress(ValueError, RecursionError):  # then it is text that begins like a list
+                content[name] = json.loads(content[name])
+    for name in content.keys() & set(INDICES):
+        if re.fullmatch(r"\d{1,9}", content[name]):
+            content[name] = int(content[name])
     return Row(str(path), place, content)
 
 

@@ -66,9 +66,15 @@ def load_prompts(args: DataArguments, split: str, output_dir: str | None = None)
     return _load("prompts", args, split, output_dir)
 
 
-def load_pretraining(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
-    """Column `text`; arguments as for demonstrations."""
-    return _load("pretraining", args, split, output_dir)
+def load_pretraining(
+    args: DataArguments, split: str, output_dir: str | None = None, hold_out: bool = True
+) -> datasets.Dataset:
+    """Column `text`; arguments as for demonstrations.
+
+    Args:
+        hold_out: whether a source without validation and test rows gives up some of its train rows for them.
+    """
+    return _load("pretraining", args, split, output_dir, hold_out)
 
 
 def load_votes(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
@@ -76,12 +82,15 @@ def load_votes(args: DataArguments, split: str, output_dir: str | None = None) -
     return _load("votes", args, split, output_dir)
 
 
-def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) -> datasets.Dataset:
+def _load(
+    kind: str, args: DataArguments, split: str, output_dir: str | None, hold_out: bool = True
+) -> datasets.Dataset:
     split = {"train": args.dataset_train_split, "validation": args.dataset_test_split}.get(split, split)
     size = args.dataset_size if split == args.dataset_train_split else args.dataset_eval_size
     if args.dataset_name == "sandbox":
         return _sandbox(kind, split, size, args.dataset_seed)
     source, origin, held_out = _open_split(kind, args, split)
+    held_out = held_out if hold_out else set()
     bad_rows = BadRows(args.on_bad_rows, output_dir)
     rows = checked_rows(kind, source[origin](), args, bad_rows)
     hashes = array("d")
@@ -90,8 +99,9 @@ def _load(kind: str, args: DataArguments, split: str, output_dir: str | None) ->
     dataset = _write(kind, rows)
     bad_rows.report()
     if dataset is None:
+        chosen = f" with dataset_config {args.dataset_config}" if args.dataset_config is not None else ""
         raise InputError(
-            f"{args.dataset_name} has no {kind} in its {origin} split ({len(bad_rows)} rows were skipped)."
+            f"{args.dataset_name} has no {kind} in its {origin} split{chosen} ({len(bad_rows)} rows were skipped)."
         )
     if hashes:
         dataset = dataset.select(split_indices(hashes, split, held_out, args.dataset_name))
@@ -146,12 +156,13 @@ def checked_rows(kind: str, rows: Iterable[Row], args: DataArguments, bad_rows: 
         rows: as they were read.
         bad_rows: told of every row that was read, and of those that cannot be used.
     """
-    style = None
+    style, kept, of_other_style = None, 0, 0
     for row, form, content in _units(rows, args, bad_rows):
         try:
             checked = [CHECKS[kind](one) for one in _converted(kind, row, form, content, args)]
             styles = {type(one.get("prompt")) for one in checked} | ({style} if style else set())
             if len(styles) > 1:
+                of_other_style += 1
                 raise RowError(
                     "column prompt is text in some rows and messages in others; one of them is needed in all"
                 )
@@ -159,7 +170,13 @@ def checked_rows(kind: str, rows: Iterable[Row], args: DataArguments, bad_rows: 
             bad_rows.add(row, _reason(error, row, args))
             continue
         style = next(iter(styles), None)
+        kept += len(checked)
         yield from checked
+    if of_other_style > kept:  # the first row decides for all, and was the odd one
+        raise InputError(
+            f"column prompt of {args.dataset_name} is text in some rows and messages in others: {kept} are as the "
+            f"first row is, and {of_other_style} are not; write all in one way."
+        )
 
 
 def _held_out(source: Splits, args: DataArguments) -> set[str]:

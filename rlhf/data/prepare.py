@@ -98,10 +98,12 @@ def decide(
             reason = TOO_LONG
         elif personal is not None and split == "train" and (found := personal.find(prompt_text(prompt))):
             reason = PERSONAL
-        elif seen.has_prefix(prefix_key(prompt, args.duplicate_prefix)):
+        elif seen.has_prefix(prefix := prefix_key(prompt, args.duplicate_prefix)):
             reason = DUPLICATE
         elif row.get("user_id") is not None and seen.count_user(row["user_id"]) > args.max_per_user:
             reason = TOO_MANY
+        else:
+            seen.add_prefix(prefix)
         yield Decision(row, split, tokens, reason, found)
 
 
@@ -121,7 +123,7 @@ def prefix_key(prompt: Prompt, length: int) -> str:
 
 
 class _Seen:
-    """Prefixes and users of earlier prompts, in a temporary file."""
+    """Prefixes of the prompts kept so far, and users, in a temporary file."""
 
     def __init__(self):
         self._table = sqlite3.connect(
@@ -132,8 +134,10 @@ class _Seen:
         self._table.execute("CREATE TABLE users (hash PRIMARY KEY, prompts) WITHOUT ROWID")
 
     def has_prefix(self, key: str) -> bool:
-        """Whether the key was asked for before."""
-        return self._table.execute("INSERT OR IGNORE INTO prefixes VALUES (?)", (_digest(key),)).rowcount == 0
+        return self._table.execute("SELECT 1 FROM prefixes WHERE hash = ?", (_digest(key),)).fetchone() is not None
+
+    def add_prefix(self, key: str) -> None:
+        self._table.execute("INSERT INTO prefixes VALUES (?)", (_digest(key),))
 
     def count_user(self, user: str) -> int:
         """How often the user was asked for, this time included."""

@@ -198,7 +198,9 @@ def text_of(row: dict[str, Any], number: int) -> str:
     try:
         return pretraining(row)["text"]
     except RowError as error:
-        raise InputError(f"row {number + 1} of the pretraining text: {error}.") from error
+        raise InputError(
+            f"row {number + 1} of the pretraining text: {error}, or leave such rows out with --on_bad_rows skip."
+        ) from error
 
 
 def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: str | None = None) -> list[Rows] | None:
@@ -217,6 +219,8 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
     for name, config in zip(names, configs, strict=True):
         if is_hub_dataset(name):
             rows = stream_hub(name, config, "train")
+            if data.on_bad_rows == "skip":
+                rows = rows.filter(_has_text)
             sources.append(rows if args.pretrain_dataset_size is None else rows.take(args.pretrain_dataset_size))
         else:
             own = DataArguments(
@@ -226,5 +230,9 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
                 dataset_seed=data.dataset_seed,
                 on_bad_rows=data.on_bad_rows,
             )
-            sources.append(load_pretraining(own, "train", output_dir))
+            sources.append(load_pretraining(own, "train", output_dir, hold_out=False))
     return sources or None
+
+
+def _has_text(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("text"), str) and bool(row["text"].strip())

@@ -32,7 +32,7 @@ class RowError(ValueError):
 
 def demonstration(row: dict[str, Any]) -> dict[str, Any]:
     """`prompt` and `completion`; the completion is one assistant message if the prompt is messages, else text."""
-    if row.get("messages") is not None and (row.get("prompt") is None or row.get("completion") is None):
+    if _is_conversation(row):
         prompt, answer = _split_conversation(row["messages"], "messages")
     else:
         prompt, answer = check_prompt(_column(row, "prompt")), _answer(_column(row, "completion"), "completion")
@@ -65,8 +65,13 @@ def comparison(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """`prompt`; of a row that holds a conversation instead, what stands before its last assistant turn."""
-    if row.get("prompt") is None and row.get("messages") is not None:
+    """`prompt`; of a row that holds a conversation instead, what stands before its last assistant turn.
+
+    The same as the row's demonstration and comparison have, so that all stages ask in one way.
+    """
+    if _is_pair_of_conversations(row):
+        return {"prompt": _chosen_rejected(row)["prompt"], **_labels(row)}
+    if _is_conversation(row):
         messages = check_messages(row["messages"], "messages")
         while messages and messages[-1]["role"] != "user":
             messages = messages[:-1]
@@ -150,13 +155,26 @@ def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], 
     return check_prompt(messages[:-1]), check_text(messages[-1]["content"], f"the last answer of column {column}")
 
 
+def _is_conversation(row: dict[str, Any]) -> bool:
+    """Whether a row's `messages` say all; a text `prompt` beside them is their first message, or a name of it."""
+    return row.get("messages") is not None and (row.get("prompt") is None or row.get("completion") is None)
+
+
+def _is_pair_of_conversations(row: dict[str, Any]) -> bool:
+    """Whether `chosen` and `rejected` begin with their prompt."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    whole = isinstance(chosen, list) and (row.get("prompt") is None or len(chosen) > 1)
+    return rejected is not None and (whole or (isinstance(chosen, str) and row.get("prompt") is None))
+
+
 def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
     """TRL's pair: with a `prompt`, or with the prompt at the beginning of both."""
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str) and row.get("prompt") is None:
+    whole = _is_pair_of_conversations(row)
+    if whole and isinstance(chosen, str) and isinstance(rejected, str):
         row = row | {"prompt": _common_words(chosen, rejected)}
         chosen, rejected = (text[len(row["prompt"] or "") :] for text in (chosen, rejected))
-    if isinstance(chosen, list) and (row.get("prompt") is None or len(chosen) > 1):  # the conversation, prompt and all
+    if whole and isinstance(chosen, list):
         prompt, better = _split_conversation(chosen, "chosen")
         other, worse = _split_conversation(rejected, "rejected")
         if prompt != other:
@@ -164,7 +182,9 @@ def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
     else:
         prompt = check_prompt(_column(row, "prompt"))
         better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
-    return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 1], **_labels(row)}
+    scores = row.get("score_chosen"), row.get("score_rejected")  # binarized ratings, where the best are chosen from
+    tied = scores[0] is not None and scores[0] == scores[1]
+    return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 0 if tied else 1], **_labels(row)}
 
 
 def _common_words(a: str, b: str) -> str | None:

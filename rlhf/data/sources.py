@@ -22,7 +22,7 @@ def find_splits(name: str, config: str | None = None) -> Splits:
     """The splits of a source; call a split for its rows.
 
     A single file is a train split. In a folder, files (or sub-folders) with train, validation or test in their names
-    make these splits, and all other files are train.
+    make these splits, and all other files are train, where none has that in its name.
 
     Args:
         name: local file or folder, else `owner/name` on the Hub, or `owner/name/path/to/file` on the Hub.
@@ -31,7 +31,7 @@ def find_splits(name: str, config: str | None = None) -> Splits:
     Raises:
         InputError: nothing readable has that name.
     """
-    path = Path(name).expanduser()
+    path = _local(name)
     if path.is_dir():
         return _folder(path)
     if path.exists():
@@ -43,6 +43,20 @@ def find_splits(name: str, config: str | None = None) -> Splits:
     return _hub(name, config)
 
 
+def _local(name: str) -> Path:
+    """The path that `name` is, if it is one.
+
+    Raises:
+        InputError: it names the home of nobody, or is longer than a path may be.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"dataset_name {name[:100]} is no path and no name on the Hub ({_brief(error)}).") from error
+    return path
+
+
 def _file(path: Path) -> Splits:
     if not is_readable(path):
         raise InputError(f"{path} is of an unknown type; data files end in {', '.join(SUFFIXES)}.")
@@ -52,25 +66,31 @@ def _file(path: Path) -> Splits:
 def _folder(folder: Path) -> Splits:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         raise InputError(f"{folder} was written by save_to_disk; write it with to_parquet or to_json to read it here.")
-    files: dict[str, list[Path]] = {}
+    files: dict[str | None, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and is_readable(path) and not any(part.startswith(".") for part in inside.parts):
             files.setdefault(_split_of_name(inside), []).append(path)
     if not files:
         raise InputError(f"folder {folder} holds no data; files that end in {', '.join(SUFFIXES)} are read.")
-    return {split: partial(_rows_of_files, paths) for split, paths in files.items()}
+    if None in files and "train" in files:
+        raise InputError(
+            f"folder {folder} has files of its splits, such as {files['train'][0]}, and {files[None][0]} of none; give "
+            "a folder without it, or that file alone."
+        )
+    return {split or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
 
 
 def _rows_of_files(paths: list[Path]) -> Iterator[Row]:
     return chain.from_iterable(map(read_rows, paths))
 
 
-def _split_of_name(path: Path) -> str:
-    for split, words in SPLIT_WORDS.items():
-        if re.search(rf"(?<![a-z])({words})(?![a-z])", str(path).lower()):
-            return split
-    return "train"
+def _split_of_name(path: Path) -> str | None:
+    for part in reversed(path.parts):  # the file's own name first, then the innermost folder's
+        for split, words in SPLIT_WORDS.items():
+            if re.search(rf"(?<![a-z])({words})(?![a-z])", part.lower()):
+                return split
+    return None
 
 
 def _download(name: str) -> Path:
@@ -85,7 +105,7 @@ def _download(name: str) -> Path:
 
 def is_hub_dataset(name: str) -> bool:
     """Whether `find_splits` would look for `name` on the Hub, as a data set and not as one of its files."""
-    path = Path(name).expanduser()
+    path = _local(name)
     return not (name == "sandbox" or path.exists() or LOOKS_LOCAL.search(name) or is_readable(path))
 
 
@@ -106,6 +126,11 @@ def _hub(name: str, config: str | None) -> Splits:
 def _load_from_hub(name: str, config: str | None, **options):
     try:
         return datasets.load_dataset(name, config, **options)
+    except RuntimeError as error:  # a loading script, which `datasets` no longer runs
+        raise InputError(
+            f"dataset_name {name} cannot be read ({_brief(error)}); download the Hub's Parquet conversion of it (its "
+            "branch refs/convert/parquet) and give that folder."
+        ) from error
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)})."

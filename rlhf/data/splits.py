@@ -22,6 +22,8 @@ def conversation_key(row: dict[str, Any]) -> str:
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if not isinstance(prompt, str):
         prompt = next(message["content"] for message in prompt if message["role"] == "user")
+    elif prompt.startswith("\n\nHuman:"):  # a transcript as hh-rlhf writes them
+        prompt = prompt.split("\n\nAssistant:")[0]
     return prompt_key(" ".join(prompt.casefold().split()))
 
 

@@ -39,7 +39,7 @@ def detect(content: dict[str, Any]) -> str | None:
 
 
 class Groups:
-    """Rows that belong together, gathered in a temporary file from wherever in their own file they stand."""
+    """Rows that belong together, gathered in a temporary file from wherever in the files of a split they stand."""
 
     def __init__(self):
         self._rows = sqlite3.connect("")  # a file that SQLite itself deletes, and keeps in memory while it is small
@@ -47,7 +47,7 @@ class Groups:
 
     def add(self, name: str, row: Row) -> None:
         """Keeps a row of the format `name`; raises `RowError` if it cannot belong to any group."""
-        key = json.dumps([name, row.file, FORMATS[name].group_key(row.content)])
+        key = json.dumps([name, FORMATS[name].group_key(row.content)])
         digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
         content = json.dumps([row.file, row.place, row.content], default=str)  # dates, of which no schema knows
         self._rows.execute("INSERT INTO rows (key, format, row) VALUES (?, ?, ?)", (digest, name, content))

@@ -17,14 +17,14 @@ def alpaca_prompts(row: Row) -> Iterator[Row]:
 
 
 def dolly_demonstrations(row: Row) -> Iterator[Row]:
-    """{"instruction", "context", "response", "category"}: the context follows the instruction."""
+    """{"instruction", "context", "response", "category"}: the context follows the instruction, in copies an `input`."""
     (question,) = dolly_prompts(row)
     yield question | {"completion": assistant(text_of(row, "response"))}
 
 
 def dolly_prompts(row: Row) -> Iterator[Row]:
     yield {
-        "prompt": user(text_of(row, "instruction"), optional_text(row, "context")),
+        "prompt": user(text_of(row, "instruction"), optional_text(row, "context"), optional_text(row, "input")),
         "category": row.get("category"),
     }
 

@@ -1,5 +1,7 @@
 """TRL's unpaired preferences: {"prompt", "completion", "label": true or false}, one completion a row.
 
+Files that have no truth values of their own spell them 1 and 0, or as words.
+
 TRL's other formats are the schemas themselves, or are read by them (`rlhf.data.schemas`).
 """
 
@@ -10,14 +12,21 @@ from rlhf.data.encode import prompt_key
 from rlhf.data.formats.base import Format, Row
 from rlhf.data.schemas import RowError, check_prompt
 
+LABELS = {"true": True, "1": True, "false": False, "0": False}
+
 
 def is_unpaired(row: Row) -> bool:
-    return "completion" in row and isinstance(row.get("label"), bool)
+    return "completion" in row and _is_good(row) is not None
+
+
+def _is_good(row: Row) -> bool | None:
+    label = row.get("label")
+    return LABELS.get(str(label).lower()) if isinstance(label, bool | int | str) else None
 
 
 def comparisons(rows: list[Row]) -> Iterator[Row]:
     """The good completions of a prompt above its bad ones, ties within; none if they are all of one kind."""
-    ranks = [0 if row["label"] else 1 for row in rows]
+    ranks = [0 if _is_good(row) else 1 for row in rows]
     if len(set(ranks)) == 2:
         completions = [row["completion"] for row in rows]
         yield {"prompt": rows[0]["prompt"], "completions": completions, "ranks": ranks}
@@ -26,7 +35,7 @@ def comparisons(rows: list[Row]) -> Iterator[Row]:
 def demonstrations(rows: list[Row]) -> Iterator[Row]:
     """The good completions."""
     for row in rows:
-        if row["label"]:
+        if _is_good(row):
             yield {"prompt": row["prompt"], "completion": row["completion"]}
 
 
@@ -35,7 +44,7 @@ def prompts(rows: list[Row]) -> Iterator[Row]:
 
 
 def labelled_prompt(row: Row) -> str:
-    if not isinstance(row.get("label"), bool):
+    if _is_good(row) is None:
         raise RowError(f"column label is {row.get('label')!r:.40}; true or false is needed")
     if row.get("prompt") is None or row.get("completion") is None:
         raise RowError("no column prompt or no column completion; add it")
