@@ -10,6 +10,7 @@ every fold's as it ends, after which `--resume_from_checkpoint true` goes on.
 """
 
 import copy
+import logging
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
 import rlhf.startup  # noqa: F401
-from rlhf.adapter_files import write_calibration
+from rlhf.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
 from rlhf.data.lengths import drop_long_rows, shorter
@@ -35,6 +36,8 @@ from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs import MetricsCallback, is_first_process, resolved_config, start_run, write_result
 
+logger = logging.getLogger(__name__)
+
 
 def main() -> None:
     args, model_args, data_args = parse(KWiseRewardConfig, ModelConfig, DataArguments)
@@ -48,7 +51,7 @@ def main() -> None:
         args.save_strategy = "no"
     else:
         checkpoint = find_checkpoint(args)
-    start_run(args.output_dir, args, model_args, data_args, stage="reward")
+        start_run(args.output_dir, args, model_args, data_args, stage="reward")
     push = take_over_push(args)
 
     # Data
@@ -60,8 +63,7 @@ def main() -> None:
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, args.output_dir)
 
     if args.cross_validate:
-        result = run_folds(args, model_args, data_args, tokenizer, rows)
-        write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
+        run_folds(args, model_args, data_args, tokenizer, rows, started)
         return
     demonstrations = load_calibration_rows(args, data_args, tokenizer)
 
@@ -69,14 +71,18 @@ def main() -> None:
     callbacks = [MetricsCallback(args.output_dir), LabelerGapWarning()]
     trainer = make_trainer(args, model_args, tokenizer, rows["train"], rows["validation"], callbacks)
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
-    trainer.save_model(args.output_dir)
 
-    # Evaluation and calibration
-    report = trainer.report()
+    # The bias is there before the adapter: one without it would be taken for calibrated.
     calibration = calibrate(trainer, demonstrations)
-    if trainer.is_world_process_zero():
+    if is_first_process():
+        remove_adapter(args.output_dir)
         if calibration is not None:
             write_calibration(args.output_dir, calibration["bias"], calibration)
+    trainer.save_model(args.output_dir)
+
+    # Evaluation
+    report = trainer.report()
+    if is_first_process():
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), **report, "calibration": calibration}
         write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
         write_report(args.output_dir, report)
@@ -99,26 +105,39 @@ def make_trainer(
 
 
 def run_folds(
-    args: KWiseRewardConfig, model_args: ModelConfig, data_args: DataArguments, tokenizer, rows: dict[str, Dataset]
-) -> dict:
+    args: KWiseRewardConfig,
+    model_args: ModelConfig,
+    data_args: DataArguments,
+    tokenizer,
+    rows: dict[str, Dataset],
+    started: float,
+) -> None:
     """Trains a model without each fold in turn; prints the table and writes it to report.md."""
     train, validation = rows["train"], rows["validation"]
     if args.cross_validate == "prompts":  # these folds need no rows beside them, so all that may be seen are in them
         train, validation = concatenate_datasets([train, validation]), validation.select([])
     settings = resolved_config(args) | resolved_config(model_args) | resolved_config(data_args)
     resume = str(settings.pop("resume_from_checkpoint", False)).lower() == "true"
-    settings |= {"processes": args.world_size, "rows": rows_digest(train)}
+    settings |= {"world_size": args.world_size, "rows": rows_digest(train, validation)}
+    if args.sft_model_path is not None:
+        settings["sft_adapter"] = adapter_digest(adapter_folder(args.sft_model_path))
+        logger.warning(
+            "the folds start from %s, which must not have learned demonstrations of the conversations that are held "
+            'out; --sft_model_path "" starts from the base',
+            args.sft_model_path,
+        )
 
     def fold_trainer(train: Dataset, evaluation: Dataset) -> KWiseRewardTrainer:
         return make_trainer(copy.copy(args), model_args, tokenizer, train, evaluation, callbacks=[])
 
     finished = FinishedFolds(args.output_dir, settings, resume)
+    start_run(args.output_dir, args, model_args, data_args, stage="reward")  # not if resuming was refused
     result = cross_validate(fold_trainer, train, validation, args.cross_validate, finished)
+    write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
     if is_first_process():
         text = cross_validation_text(result)
         (Path(args.output_dir) / "report.md").write_text(text, encoding="utf-8")
         print(f"\n{text}")
-    return result
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Reward and value adapters have the form in which TRL's RewardTrainer saves them:
 saved in full beside the LoRA weights. b is the mean raw score of demonstrations; every score shown is raw - b.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -130,6 +131,21 @@ def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) 
         metadata={"format": "pt"},
     )
     config.save_pretrained(folder)
+
+
+def remove_adapter(folder: str | Path) -> None:
+    """Deletes the weights and the bias in a folder that another adapter is to be written to.
+
+    One that is killed while it is written then leaves no adapter, and not one with the bias of another.
+    """
+    for file in (WEIGHTS, CALIBRATION):
+        (Path(folder) / file).unlink(missing_ok=True)
+
+
+def adapter_digest(folder: str | Path) -> str:
+    """A hash of an adapter's weights."""
+    with (Path(folder) / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_calibration(name: str | Path) -> float:

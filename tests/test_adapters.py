@@ -14,7 +14,7 @@ from toys import TINY, save_toy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 from trl import ModelConfig
 
-from rlhf.adapter_files import read_adapter, same_base
+from rlhf.adapter_files import read_adapter, remove_adapter, same_base
 from rlhf.adapters import SharedBase, check_adapter, load_reward_model, read_calibration, write_calibration
 from rlhf.errors import InputError
 from rlhf.models import load_base, load_tokenizer, lora_config
@@ -565,6 +565,15 @@ def test_damaged_weights(saved, llama):
     (saved / "adapter_model.safetensors").write_bytes(b"\0" * 7)
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is damaged"):
         llama.add_adapter("loaded", folder=saved)
+
+
+def test_what_is_left_of_an_adapter_that_is_to_be_replaced(tmp_path):
+    """Its configuration, which nothing takes for an adapter; and no bias, which the next would inherit."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "calibration.json"):
+        (tmp_path / name).write_text("{}")
+    remove_adapter(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
+    remove_adapter(tmp_path)
 
 
 def test_calibration(saved):

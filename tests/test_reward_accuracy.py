@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import TrainerState
 
 from rlhf.reward.accuracy import (
     PADDING,
@@ -172,23 +173,22 @@ def test_report_files(tmp_path):
 
 
 def test_a_gap_between_labelers_that_has_grown_is_a_warning(caplog):
-    class State:
-        global_step = 5
-
     def warned(gaps):
         caplog.clear()
-        callback = LabelerGapWarning()
+        state = TrainerState(global_step=5)
         with caplog.at_level(logging.WARNING):
             for gap, low in gaps:
-                callback.on_evaluate(None, State, None, metrics={"eval_labeler_gap": gap, "eval_labeler_gap_low": low})
+                metrics = {"eval_labeler_gap": gap, "eval_labeler_gap_low": low}
+                state.log_history += [{"loss": 0.6}, metrics]
+                LabelerGapWarning().on_evaluate(None, state, None, metrics=metrics)  # as if resumed before each
         return len(caplog.records)
 
     assert warned([(0.04, 0.02)]) == 0  # how the groups differ anyway
     assert warned([(0.04, 0.02), (0.05, 0.03)]) == 0  # within the interval
     assert warned([(0.02, 0.0), (0.06, 0.04), (0.08, 0.06)]) == 2
     assert warned([(-0.05, -0.07), (-0.01, -0.03)]) == 0  # held-out labelers are still ahead
-    callback = LabelerGapWarning()
-    callback.on_evaluate(None, State, None, metrics={"eval_loss": 1.0})  # without two groups there is nothing to say
+    # Without two groups there is nothing to say.
+    LabelerGapWarning().on_evaluate(None, TrainerState(), None, metrics={"eval_loss": 1.0})
 
 
 def test_calibration_bias_centres_the_demonstrations():

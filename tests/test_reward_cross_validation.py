@@ -152,10 +152,33 @@ def test_folds_of_other_settings_or_rows_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_digest_of_rows_is_of_what_the_model_sees():
-    assert rows_digest(rows(5)) == rows_digest(rows(5))
-    assert rows_digest(rows(5)) != rows_digest(rows(6))
-    assert rows_digest(rows(5)) != rows_digest(rows(5, labelers=("ann", "ben")))
+def test_a_damaged_fold_is_said_to_be(tmp_path):
+    (tmp_path / "fold-1.json").write_text('{"settings": {')
+    with pytest.raises(InputError, match=r"fold-1.json is damaged; delete it"):
+        FinishedFolds(tmp_path, {}, resume=True)
+
+
+def test_the_digest_is_of_all_columns_of_all_rows():
+    digests = {
+        rows_digest(rows(5), rows(3)),
+        rows_digest(rows(6), rows(3)),
+        rows_digest(rows(5), rows(2)),
+        rows_digest(rows(5, labelers=("ann", "ben")), rows(3)),
+        rows_digest(rows(5, first_prompt=1), rows(3)),
+        rows_digest(rows(5), rows(3).map(lambda row: {"labeler_group": "west"})),
+    }
+    assert len(digests) == 6
+    assert rows_digest(rows(5), rows(3)) in digests
+
+
+def test_a_fold_of_ties_has_no_accuracy(tmp_path):
+    """Ann, who ranks three rows of seven and so is a fold of her own, ties all."""
+    data = rows(28, labelers=("ann", "ann", "ann", "ben", "cleo", "dan", "eve"), rows_per_prompt=1)
+    data = data.map(lambda row: {"ranks": [0, 0, 0] if row["labeler_id"] == "ann" else row["ranks"]})
+    result = cross_validate(ShortestFirst, data, data.select([]), "labelers", FinishedFolds(tmp_path, {}, False))
+    assert [fold["accuracy"] for fold in result["folds"]] == [None, 1.0, 1.0, 1.0, 1.0]
+    assert (result["accuracy"], result["fold_mean"], result["fold_standard_error"]) == (1.0, 1.0, 0.0)
+    assert "| 1 | ann | - |" in cross_validation_text(result)
 
 
 def test_what_cannot_be_held_out_is_one_sentence(tmp_path):

@@ -159,7 +159,7 @@ def test_a_sampled_pad_token_at_the_end_is_a_token(base, tokenizer):
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_small_steps_move_the_head_of_a_base_in_16_bit(base, tokenizer, tmp_path, quantized):
-    """Steps of 1e-4 on weights of about 0.02: in bfloat16, where numbers of that size are 1.2e-4 apart, many are lost."""
+    """Steps of 2e-5 on weights of about 0.02, where numbers of bfloat16 are 1.2e-4 apart: most would be lost."""
     if quantized:
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
@@ -167,7 +167,7 @@ def test_small_steps_move_the_head_of_a_base_in_16_bit(base, tokenizer, tmp_path
     rows = comparisons(8)
     run = KWiseRewardTrainer(
         model,
-        config(tmp_path, learning_rate=1e-4, num_train_epochs=1, per_device_train_batch_size=1, save_strategy="no"),
+        config(tmp_path, learning_rate=2e-5, num_train_epochs=1, per_device_train_batch_size=1, save_strategy="no"),
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -312,6 +312,27 @@ def test_a_gap_between_labelers_is_logged_at_evaluation(base, tokenizer, tmp_pat
 def test_a_completion_beyond_max_length_is_reported(base, tokenizer, tmp_path):
     with pytest.raises(InputError, match="max_length 10"):
         trainer(base, tokenizer, tmp_path, max_length=10)
+
+
+def test_scores_that_are_not_finite_are_no_accuracy(base, tokenizer, tmp_path):
+    ours = trainer(base, tokenizer, tmp_path)
+    with torch.no_grad():
+        ours.model.get_base_model().score.modules_to_save["default"].weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="scores are not finite: training diverged"):
+        ours.report()
+
+
+def test_demonstrations_beyond_max_length_are_not_calibrated_with(tokenizer, tmp_path, caplog):
+    data = DataArguments("sandbox")
+    every = load_calibration_rows(config(tmp_path, max_length=None), data, tokenizer)
+    limit = sorted(map(len, every))[len(every) // 2]
+    some = load_calibration_rows(config(tmp_path, max_length=limit), data, tokenizer)
+    assert some == [ids for ids in every if len(ids) <= limit]
+    assert f"{len(every) - len(some)} of {len(every)} demonstrations are longer than max_length" in caplog.text
+    with pytest.raises(InputError, match=f"all {len(every)} demonstrations are longer than max_length 3; raise it"):
+        load_calibration_rows(config(tmp_path, max_length=3, calibration_dataset="sandbox"), data, tokenizer)
+    assert load_calibration_rows(config(tmp_path, max_length=3), data, tokenizer) is None
+    assert "scores are left uncalibrated" in caplog.text
 
 
 def test_calibration_takes_so_many_validation_demonstrations(tokenizer, tmp_path):

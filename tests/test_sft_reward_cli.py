@@ -159,7 +159,7 @@ def test_reward_draws_what_it_reports(reward):
 def test_cross_validation_by_labelers(home, tmp_path):
     options = ["--cross_validate", "labelers", "--num_train_epochs", 6, "--gradient_accumulation_steps", 1]
     config = yaml.safe_load((home / "reward.yaml").read_text())
-    del config["sft_model_path"]
+    config["sft_model_path"] = ""  # takes back what a recipe says
     config["output_dir"] = str(tmp_path / "reward")
     (tmp_path / "reward.yaml").write_text(yaml.safe_dump(config))
     process = launch("reward", tmp_path / "reward.yaml", *options)
@@ -182,6 +182,12 @@ def test_cross_validation_by_labelers(home, tmp_path):
     again = read_result(folder)
     assert result.pop("seconds") > again.pop("seconds")
     assert again == result  # a fold does not depend on those before it
+
+    settings = (folder / "config.yaml").read_text()
+    other = ["--resume_from_checkpoint", "true", "--learning_rate", 0.5]
+    process = launch("reward", tmp_path / "reward.yaml", *options, *other)
+    assert process.returncode and "was found with learning_rate" in process.stderr, process.stderr[-3000:]
+    assert (folder / "config.yaml").read_text() == settings  # of the result that is there
 
 
 def test_reward_loads_with_plain_peft(home, reward):
@@ -268,6 +274,8 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
         ("reward", ["--lora_r", 8], "lora_r 4, not 8"),
         ("reward", ["--max_length", 12], "more than max_length 12"),
         ("reward", ["--calibration_dataset", tmp_path / "none"], "does not exist"),
+        ("reward", ["--calibration_size", 0], "calibration_size is 0; it has to be at least 1"),
+        ("reward", ["--completions_per_forward", 0], "completions_per_forward is 0"),
         ("reward", ["--cross_validate", "labels"], "invalid choice"),
         ("reward", ["--cross_validate", "labelers", "--resume_from_checkpoint", "runs/x"], "every finished fold"),
         ("choose_sft", ["--reward_model_path", sft], "is not a reward model"),

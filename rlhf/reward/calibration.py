@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -26,23 +27,33 @@ def load_calibration_rows(
     None, with a warning, if none were named and `dataset_name` has no demonstrations (plain preference data).
 
     Raises:
-        InputError: `calibration_dataset` cannot be read.
+        InputError: `calibration_dataset` cannot be read, or has no demonstration within `max_length`.
     """
     source = replace(data_args, dataset_eval_size=args.calibration_size)
     if args.calibration_dataset is not None:
-        source = replace(source, dataset_name=args.calibration_dataset, dataset_config=None, dataset_format=None)
+        name, config = args.calibration_dataset, args.calibration_dataset_config
+        source = replace(source, dataset_name=name, dataset_config=config, dataset_format=None)
     try:
-        rows = load_demonstrations(source, "validation")
+        return _sequences(load_demonstrations(source, "validation"), tokenizer, args.max_length)
     except InputError as error:
         if args.calibration_dataset is not None:
             raise
         logger.warning("scores are left uncalibrated, set calibration_dataset to calibrate them: %s", error)
         return None
+
+
+def _sequences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[list[int]]:
     sequences = [
         encode_prompt(tokenizer, row["prompt"]) + encode_completion(tokenizer, row["prompt"], row["completion"])
         for row in rows
     ]
-    return [ids for ids in sequences if args.max_length is None or len(ids) <= args.max_length] or None
+    short = [ids for ids in sequences if max_length is None or len(ids) <= max_length]
+    if not short:
+        raise InputError(f"all {len(sequences)} demonstrations are longer than max_length {max_length}; raise it.")
+    if len(short) < len(sequences):
+        left_out = len(sequences) - len(short)
+        logger.warning("%d of %d demonstrations are longer than max_length: not in the bias", left_out, len(sequences))
+    return short
 
 
 def calibrate(trainer: KWiseRewardTrainer, demonstrations: list[list[int]] | None) -> dict[str, float] | None:

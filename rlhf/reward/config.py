@@ -52,7 +52,9 @@ class KWiseRewardConfig(RewardConfig):
     )
     sft_model_path: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of the SFT adapter whose LoRA weights the reward model starts from."},
+        metadata={
+            "help": "Folder or Hub id of the SFT adapter whose LoRA weights the reward model starts from; '' for none."
+        },
     )
     calibration_dataset: str | None = field(
         default=None,
@@ -61,12 +63,19 @@ class KWiseRewardConfig(RewardConfig):
             "Default: those of dataset_name, where it has demonstrations."
         },
     )
+    calibration_dataset_config: str | None = field(
+        default=None, metadata={"help": "Its configuration on the Hub; for OpenAssistant the language."}
+    )
     calibration_size: int = field(default=512, metadata={"help": "At most this many demonstrations are scored."})
 
     def __post_init__(self):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+        self.sft_model_path = self.sft_model_path or None  # "" on the command line takes back what a recipe says
+        for name in ("completions_per_forward", "calibration_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
         if self.cross_validate and str(self.resume_from_checkpoint or "false").lower() not in ("true", "false"):
             raise InputError(
                 "cross_validate keeps no checkpoints, but every finished fold; to go on after those, set "

@@ -16,12 +16,12 @@ from rlhf.reward.accuracy import agreement
 from rlhf.reward.clusters import clustered_accuracy, clustered_difference
 from rlhf.reward.folds import COLUMN, TRAINING, FinishedFolds, assign_folds, fold_rows
 from rlhf.reward.length import fit_length_model
-from rlhf.reward.report import accuracy_cells, signed, table
+from rlhf.reward.report import accuracy_cells, number, signed, table
 from rlhf.reward.trainer import KWiseRewardTrainer
 
 logger = logging.getLogger(__name__)
 
-PER_PAIR = ("correct", "from_length", "prompt_ids", "known")
+PER_PAIR = {"correct": float, "from_length": float, "prompt_ids": np.int64, "known": bool}
 MakeTrainer = Callable[[Dataset, Dataset], KWiseRewardTrainer]
 
 
@@ -55,18 +55,19 @@ def cross_validate(
             gc.collect()
         found = finished.found[fold]
         held_out = sorted({key for key, number in zip(rows[COLUMN[by]], fold_of, strict=True) if number == fold})
-        pairs.append([np.array(found[name]) for name in PER_PAIR])
+        pairs.append([np.array(found[name], dtype) for name, dtype in PER_PAIR.items()])
         result = _fold_result(*pairs[-1])
         folds.append({
             "held_out": len(held_out) if by == "prompts" else held_out, "n_train": found["n_train"], **result
         })  # fmt: skip
-        logger.info("fold %d of %d: accuracy %.3f", fold + 1, max(fold_of) + 1, result["accuracy"])
-    accuracies = [fold["accuracy"] for fold in folds]
+        logger.info("fold %d of %d: accuracy %s", fold + 1, max(fold_of) + 1, number(result["accuracy"]))
+    accuracies = [fold["accuracy"] for fold in folds if fold["n_pairs"]]
+    several = len(accuracies) > 1  # a fold in which labelers tied everything has none
     return {
         "by": by,
         **_fold_result(*map(np.concatenate, zip(*pairs, strict=True))),
-        "fold_mean": float(np.mean(accuracies)),
-        "fold_standard_error": float(np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))),
+        "fold_mean": float(np.mean(accuracies)) if accuracies else None,
+        "fold_standard_error": float(np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))) if several else None,
         "folds": folds,
     }
 
@@ -128,7 +129,7 @@ def cross_validation_text(result: dict[str, Any]) -> str:
     held_out = "conversations" if result["by"] == "prompts" else result["by"].replace("_", " ")
     head = ["fold", f"{held_out} held out", "accuracy", "95 % interval", "pairs", "prompts"]
     head += ["length only", "95 % interval", "ahead of it by", "training labelers", "95 % interval"]
-    mean = f"{result['fold_mean']:.3f} +- {result['fold_standard_error']:.3f}"
+    mean = f"{number(result['fold_mean'])} +- {number(result['fold_standard_error'])}"
     return (
         f"# Cross-validation by {result['by'].replace('_', ' ')}\n\n{table(head, lines)}\n\nMean of the folds {mean}.\n"
     )

@@ -117,8 +117,11 @@ class FinishedFolds:
         partial.replace(path)
 
     def _read(self, path: Path) -> dict[str, Any]:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        theirs = content["settings"]
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            theirs, found = content["settings"], content["found"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged; delete it, and the fold is run again.") from error
         for name in sorted(self.settings.keys() | theirs.keys()):
             if self.settings.get(name) != theirs.get(name):
                 raise InputError(
@@ -126,12 +129,14 @@ class FinishedFolds:
                     "differ in more than their rows have no mean; make it the same, or leave resume_from_checkpoint "
                     "out to start anew."
                 )
-        return content["found"]
+        return found
 
 
-def rows_digest(rows: Dataset) -> str:
-    """A hash of what the model sees of the rows, to tell whether they are those of an earlier run."""
+def rows_digest(*datasets: Dataset) -> str:
+    """A hash of all rows, to tell whether they are those of an earlier run."""
     digest = hashlib.sha256()
-    for row in rows.select_columns(["completions_ids", "ranks", "labeler_id"]):
-        digest.update(json.dumps(list(row.values())).encode())
+    for rows in datasets:
+        digest.update(b"\n")
+        for row in rows:
+            digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -17,17 +17,15 @@ class LabelerGapWarning(TrainerCallback):
     is above the least gap of the run so far. It needs an evaluation during training (`eval_strategy`).
     """
 
-    def __init__(self) -> None:
-        self.least: float | None = None
-
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         gap, low = (metrics or {}).get(GAP), (metrics or {}).get(GAP_LOW)
         if gap is None or low is None:
             return
-        if self.least is not None and low > max(self.least, 0.0):
+        # The Trainer has logged this evaluation already; its history outlasts a stop.
+        *earlier, _ = [log[GAP] for log in state.log_history if GAP in log]
+        if earlier and low > max(min(earlier), 0.0):
             logger.warning(
                 "step %d: accuracy on held-out labelers is %.3f below that on training labelers (95 %% interval from "
                 "%.3f), at its least it was %.3f; fewer epochs, a lower learning rate or more labelers help.",
-                state.global_step, gap, low, self.least,
+                state.global_step, gap, low, min(earlier),
             )  # fmt: skip
-        self.least = gap if self.least is None else min(self.least, gap)

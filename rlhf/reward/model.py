@@ -70,10 +70,9 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
     chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
     `last_token` the forward is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
 
-    The head becomes float32, whatever the base is. PEFT casts LoRA's weights, but leaves a head, which is trained in full,
-    in the precision of the base, and TRL casts all that is trained to bfloat16 on a quantized one. There a weight of the
-    size of a new head's does not move by a step of Adam at a rate of 1e-4: it is less than half of the distance to the
-    next number.
+    The head becomes float32, whatever the base is. PEFT casts LoRA's weights, but leaves a head, which is trained in
+    full, in the precision of the base, and TRL casts all that is trained on a quantized base to bfloat16. Numbers of
+    the size of a head's weights are 1e-4 apart there, and small steps of Adam are rounded away.
 
     Args:
         model: a decoder with a linear head called `score`, any wrapper of PEFT removed.

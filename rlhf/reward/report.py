@@ -74,8 +74,10 @@ def accuracy_cells(part: dict[str, Any]) -> list[str]:
     return [f"{part['accuracy']:.3f}", interval, str(part["n_pairs"]), str(part["n_prompts"])]
 
 
-def signed(difference: dict[str, float]) -> str:
+def signed(difference: dict[str, float] | None) -> str:
     """A `clustered_difference` with its interval."""
+    if difference is None:
+        return "-"
     return f"{difference['difference']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
 
 

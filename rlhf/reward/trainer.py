@@ -146,8 +146,14 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
         return accuracy_report(predictions, self.labeler_groups, self.training_groups)
 
     def predictions(self, dataset: Dataset) -> Predictions:
-        """Scores of a prepared dataset (`train_dataset`, `eval_dataset`) beside its labels; logs the plain numbers."""
+        """Scores of a prepared dataset (`train_dataset`, `eval_dataset`) beside its labels; logs the plain numbers.
+
+        Raises:
+            InputError: scores are not finite, so the model orders nothing.
+        """
         output = self.predict(dataset, metric_key_prefix="eval")
+        if not np.isfinite(output.predictions).all():
+            raise InputError("the reward model's scores are not finite: training diverged; lower learning_rate.")
         self.log(output.metrics)
         return Predictions(output.predictions, *output.label_ids)
 
