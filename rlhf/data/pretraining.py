@@ -220,7 +220,7 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
         if is_hub_dataset(name):
             rows = stream_hub(name, config, "train")
             if data.on_bad_rows == "skip":
-                rows = rows.filter(_has_text)
+                rows = rows.filter(_is_document)
             sources.append(rows if args.pretrain_dataset_size is None else rows.take(args.pretrain_dataset_size))
         else:
             own = DataArguments(
@@ -234,5 +234,9 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
     return sources or None
 
 
-def _has_text(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("text"), str) and bool(row["text"].strip())
+def _is_document(row: dict[str, Any]) -> bool:
+    try:
+        pretraining(row)
+    except RowError:
+        return False
+    return True
