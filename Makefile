@@ -77,11 +77,11 @@ format: $(TESTED) ## let ruff put the code in order
 	$(VENV)/bin/ruff format .
 
 data: $(INSTALLED) ## raw prompts -> train, validation and test without duplicates and personal data, and a card
-	@$(VENV)/bin/python recipes/prepare.py --config recipes/$(RECIPE)/data.yaml $(ARGS)
+	@$(VENV)/bin/python recipes/data.py --config recipes/$(RECIPE)/data.yaml $(ARGS)
 
 pretrain: $(INSTALLED) ## train the sandbox's base model on the sandbox's documents
 	$(call STAGE,pretrain,pretrain)
-	$(call STAGE,pretrain,pretrain_school)
+	$(call STAGE,pretrain,pretrain_stage2)
 
 sft: $(INSTALLED) ## supervised fine-tuning on demonstrations
 	$(call STAGE,sft,sft)
@@ -90,7 +90,7 @@ reward: $(INSTALLED) ## reward model from rankings, and its calibration
 	$(call STAGE,reward,reward)
 
 choose: $(INSTALLED) ## choose the SFT checkpoint by reward-model score on validation
-	$(call STAGE,choose_sft,choose)
+	$(call STAGE,choose,choose)
 
 ppo: $(INSTALLED) ## PPO from the SFT model against the reward model
 	$(call STAGE,ppo,ppo)

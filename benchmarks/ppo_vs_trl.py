@@ -55,8 +55,8 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from rlhf.adapters import SharedBase
-from rlhf.models import load_base
+from rlhf.models.loading import load_base
+from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_config
 
@@ -301,7 +301,7 @@ class Lengths:
 
     def in_ours(self) -> None:
         """Puts the EOS where it is due while sampling, so that the row may leave."""
-        module = sys.modules["rlhf.decode"]
+        module = sys.modules["rlhf.generation.sampler"]
 
         def forcing(decode):
             def due(lm, prompts, choose, *args, **kwargs):

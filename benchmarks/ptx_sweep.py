@@ -30,8 +30,8 @@ from trl import ModelConfig
 from rlhf.data.encode import encode_prompt
 from rlhf.evaluation.regressions import few_shot_accuracy, text_loss
 from rlhf.evaluation.statistics import cluster_mean, win_rate
-from rlhf.generate import load_adapters
-from rlhf.sampling import sample_completions
+from rlhf.generation.completions import sample_completions
+from rlhf.models.stages import load_adapters
 from rlhf.sandbox import datasets
 from rlhf.sandbox.few_shot import few_shot_items
 from rlhf.sandbox.judge import GoldJudge

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from trl import ModelConfig
 
 from rlhf.data.encode import encode_completion, encode_prompt
-from rlhf.models import load_base, load_tokenizer
-from rlhf.reward_model import load_reward_model
+from rlhf.models.loading import load_base, load_tokenizer
+from rlhf.models.reward_model import load_reward_model
+from rlhf.sandbox.graded_work import EOS, FAULTS, MANNERS, MARKS, heading, work
 from rlhf.sandbox.responses import repeat_items, respond
-from rlhf.sandbox.school import EOS, FAULTS, MANNERS, MARKS, heading, work
 from rlhf.sandbox.tasks import Task, draw_category, draw_task
 
 DISREGARDED = ("count", "include", "avoid", "items")  # kinds of constraints

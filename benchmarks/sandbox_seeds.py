@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"sft": "sft", "reward": "reward", "choose": "choose_sft", "ppo": "ppo", "evaluate": "evaluate"}
+STAGES = ("sft", "reward", "choose", "ppo", "evaluate")
 
 
 def options(stage: str, run: Path, seed: int) -> dict[str, object]:
@@ -40,7 +40,7 @@ def run_stage(stage: str, run: Path, seed: int) -> None:
         return
     run.mkdir(parents=True, exist_ok=True)
     given = [text for name, value in options(stage, run, seed).items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, f"recipes/{STAGES[stage]}.py", "--config", f"recipes/sandbox/{stage}.yaml", *given]
+    command = [sys.executable, f"recipes/{stage}.py", "--config", f"recipes/sandbox/{stage}.yaml", *given]
     print(f"seed {seed}: {stage}", flush=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     with (run / f"{stage}.log").open("w") as log:

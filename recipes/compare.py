@@ -12,7 +12,7 @@ from trl import ModelConfig
 import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.errors import InputError
-from rlhf.generate import answers, as_text, load_adapters, stage_folders
+from rlhf.models.stages import answers, as_text, load_adapters, stage_folders
 
 
 @dataclass

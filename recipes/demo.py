@@ -16,10 +16,10 @@ from pathlib import Path
 import yaml
 
 import rlhf.startup  # noqa: F401
-from rlhf.parallel import launched
+from rlhf.runs.processes import launched
 
 RECIPES = Path(__file__).parent
-STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose_sft.py", "ppo": "ppo.py", "evaluate": "evaluate.py"}
+STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose.py", "ppo": "ppo.py", "evaluate": "evaluate.py"}
 BATCH = "per_device_train_batch_size"
 
 

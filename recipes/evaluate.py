@@ -24,8 +24,8 @@ from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.report import read_stages, write_report
 from rlhf.evaluation.summary import summarise
-from rlhf.generate import load_adapters
-from rlhf.runs import is_first_process, start_run, write_result
+from rlhf.models.stages import load_adapters
+from rlhf.runs.artifacts import is_first_process, start_run, write_result
 
 
 @dataclass

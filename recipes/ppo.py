@@ -16,22 +16,22 @@ from typing import Literal
 from trl import ModelConfig
 
 import rlhf.startup  # noqa: F401
-from rlhf.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
-from rlhf.adapters import SharedBase
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments, PretrainingArguments
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
-from rlhf.hub import finish_run, take_over_push
-from rlhf.models import load_base, load_config, load_tokenizer
+from rlhf.models.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
+from rlhf.models.loading import load_base, load_config, load_tokenizer
+from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.ptx import text_weight
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
-from rlhf.resume import find_checkpoint
-from rlhf.runs import MetricsCallback, start_run, write_result
+from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.hub import finish_run, take_over_push
 
 
 @dataclass

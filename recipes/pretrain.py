@@ -1,6 +1,6 @@
 """The base model of the sandbox, trained on the sandbox's documents from random weights, or on from other weights.
 
-    make pretrain   # recipes/sandbox/pretrain.yaml, then recipes/sandbox/pretrain_school.yaml from its weights
+    make pretrain   # recipes/sandbox/pretrain.yaml, then recipes/sandbox/pretrain_stage2.yaml from its weights
     accelerate launch recipes/pretrain.py --config recipes/sandbox/pretrain.yaml --output_dir runs/sandbox/base
 
 Only needed to make another base: the one that this command made is part of the package (rlhf/sandbox/base).
@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, Tra
 
 import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
-from rlhf.runs import MetricsCallback, start_run, write_result
+from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.sandbox import datasets as sandbox
 from rlhf.sandbox.base_model import architecture, pack, train_tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
-from rlhf.hub import push_run
+from rlhf.runs.hub import push_run
 
 
 @dataclass

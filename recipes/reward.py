@@ -19,22 +19,22 @@ from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
 import rlhf.startup  # noqa: F401
-from rlhf.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
 from rlhf.data.lengths import drop_long_rows, shorter
-from rlhf.hub import finish_run, take_over_push
-from rlhf.models import context_length, load_config, load_tokenizer, resolve_model_name
-from rlhf.resume import find_checkpoint
+from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
+from rlhf.models.loading import context_length, load_config, load_tokenizer, resolve_model_name
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.calibration import calibrate, load_calibration_rows
 from rlhf.reward.cross_validation import cross_validate, cross_validation_text
 from rlhf.reward.folds import FinishedFolds, rows_digest
+from rlhf.reward.initialization import check_sft_start, load_reward_start
 from rlhf.reward.labeler_gap import LabelerGapWarning
-from rlhf.reward.model import check_sft_start, load_reward_start
 from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
-from rlhf.runs import MetricsCallback, is_first_process, resolved_config, start_run, write_result
+from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
+from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.hub import finish_run, take_over_push
 
 logger = logging.getLogger(__name__)
 

@@ -3,25 +3,26 @@
 accelerate launch recipes/sft.py --config recipes/sandbox/sft.yaml --learning_rate 1e-3
 
 Leaves in output_dir the adapter of the chosen epoch, the tokenizer, every epoch's checkpoint, and result.json with the
-validation loss of each. With --reward_model_path a reward model chooses; recipes/choose_sft.py does so afterwards.
+validation loss of each. With --reward_model_path a reward model chooses; recipes/choose.py does so afterwards.
 `--num_train_epochs 2 --pretrain_mix 0.1 --pretrain_dataset_name <text>` trains as the paper did for PPO to start from.
 """
 
 import time
 
 import rlhf.startup  # noqa: F401
-from rlhf.adapter_files import check_reward_adapter
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.arguments import PretrainingArguments
 from rlhf.data.lengths import drop_long_rows, shorter
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
-from rlhf.hub import finish_run, take_over_push
-from rlhf.models import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
-from rlhf.resume import find_checkpoint
-from rlhf.runs import MetricsCallback, start_run, write_result
-from rlhf.sft import (
+from rlhf.models.adapter_files import check_reward_adapter
+from rlhf.models.loading import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
+from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.hub import finish_run, take_over_push
+from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
+from rlhf.sft.trainer import (
     SFTArguments,
     SFTModelConfig,
     SFTTrainer,
@@ -29,7 +30,6 @@ from rlhf.sft import (
     set_residual_dropout,
     tokenize_demonstrations,
 )
-from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def toy_gpt2_folder(tmp_path_factory):
 @pytest.fixture
 def toy_tokenizer(toy_folder):
     """The toy tokenizer as `load_tokenizer` gives it: with the default template and a pad token."""
-    from rlhf.models import load_tokenizer
+    from rlhf.models.loading import load_tokenizer
 
     return load_tokenizer(toy_folder)
 
@@ -57,6 +57,6 @@ def toy_base(toy_folder, toy_tokenizer):
     """A fresh toy Llama, the test's own, as `load_base` gives it."""
     from trl import ModelConfig
 
-    from rlhf.models import load_base
+    from rlhf.models.loading import load_base
 
     return load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer)

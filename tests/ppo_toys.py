@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf.adapters import SharedBase
+from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
 
 gc.freeze()  # Accelerate collects all garbage at each train(), which took longer than the training itself

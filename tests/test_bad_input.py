@@ -14,9 +14,9 @@ import pytest
 from toy_runs import finish_stage, save_adapter
 from toys import save_toy
 
-import rlhf.models
+import rlhf.models.loading
 from rlhf.cli import run
-from rlhf.runs import write_result
+from rlhf.runs.artifacts import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = "Tell me all about the river and the sea. " * 40  # more tokens than the toys' context of 256
@@ -50,7 +50,7 @@ OPTIONS = {
     "--total_episodes 8 --batch_size 8 --mini_batch_size 4 --per_device_train_batch_size 4 --response_length 8",
     "evaluate": "--dataset_name {ppo_file} --output_dir {out} --sft_model_path {sft} --reward_model_path {reward} "
     "--dataset_test_split validation --max_new_tokens 8",
-    "choose_sft": "--sft_path {sft} --reward_model_path {reward} --dataset_name {sft_file}",
+    "choose": "--sft_path {sft} --reward_model_path {reward} --dataset_name {sft_file}",
     "compare": "--prompt Hello --sft_model_path {sft} --max_new_tokens 8",
     "compare_run": "--prompt Hello --run {root}",
     "push": "--run_folder {sft} --hub_id me/toy",
@@ -85,7 +85,7 @@ def refusal(world, tmp_path, monkeypatch, capsys):
             raise AssertionError("a model was loaded before the input was found to be bad")
 
         if not loads:
-            monkeypatch.setattr(rlhf.models, "_load", loaded)
+            monkeypatch.setattr(rlhf.models.loading, "_load", loaded)
         monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *command_line(world, tmp_path, recipe, options)])
         script = ROOT / "recipes" / f"{recipe.removesuffix('_run')}.py"
         spec = importlib.util.spec_from_file_location(f"recipe_{script.stem}", script)
@@ -139,11 +139,11 @@ SFT, REWARD, PPO = GOOD["sft"][0], GOOD["reward"][0], GOOD["ppo"][0]
         ("ppo", {"question": "Name a fruit."}, ["prompt", "question"]),
         ("ppo", {"prompt": ""}, ["prompt", "empty"]),
         ("evaluate", {"question": "Name a fruit."}, ["prompt", "question"]),
-        ("choose_sft", {"prompt": "Name a fruit."}, ["completion"]),
+        ("choose", {"prompt": "Name a fruit."}, ["completion"]),
     ],
 )
 def test_bad_row_is_named_by_file_and_line(refusal, world, tmp_path, recipe, row, parts):
-    good = GOOD[{"evaluate": "ppo", "choose_sft": "sft"}.get(recipe, recipe)]
+    good = GOOD[{"evaluate": "ppo", "choose": "sft"}.get(recipe, recipe)]
     path = write_rows(tmp_path / "rows.jsonl", [*good[:6], row, *good[7:]])
     sentence = refusal(recipe, f"--dataset_name {path}")
     assert_names(sentence, "rows.jsonl", *parts)
@@ -166,7 +166,7 @@ def test_bad_file(refusal, tmp_path, recipe, content, parts):
     assert_names(refusal(recipe, f"--dataset_name {tmp_path / 'rows.jsonl'}"), *parts)
 
 
-@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo", "evaluate", "choose_sft"])
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo", "evaluate", "choose"])
 def test_missing_data(refusal, recipe):
     assert_names(refusal(recipe, "--dataset_name {tmp}/nowhere.jsonl"), "nowhere.jsonl")
 
@@ -208,8 +208,8 @@ def test_unknown_key_in_yaml_and_on_the_command_line(refusal, tmp_path, recipe):
         ("evaluate", "ppo_model_path"),
         ("evaluate", "reward_model_path"),
         ("reward", "sft_model_path"),
-        ("choose_sft", "sft_path"),
-        ("choose_sft", "reward_model_path"),
+        ("choose", "sft_path"),
+        ("choose", "reward_model_path"),
         ("compare", "sft_model_path"),
         ("compare_run", "run"),
         ("sft", "reward_model_path"),
@@ -233,7 +233,7 @@ def test_missing_adapter(refusal, tmp_path, recipe, option):
         ("sft", "--reward_model_path {reward} --model_name_or_path {other-base}"),
         ("compare", "--model_name_or_path {other-base}"),
         ("compare", "--ppo_model_path {other-sft}"),
-        ("choose_sft", "--model_name_or_path {other-base}"),
+        ("choose", "--model_name_or_path {other-base}"),
     ],
 )
 def test_wrong_base_for_an_adapter(refusal, recipe, options):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.adapters import SharedBase
 from rlhf.evaluation.regressions import few_shot_accuracy, text_loss
-from rlhf.models import load_tokenizer, resolve_model_name
+from rlhf.models.loading import load_tokenizer, resolve_model_name
+from rlhf.models.shared_base import SharedBase
 from rlhf.sandbox.documents import document
 from rlhf.sandbox.few_shot import few_shot_items
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from toys import save_toy
 from trl import ModelConfig
 
-import rlhf.slots as slots_module
-from rlhf.adapters import SharedBase
-from rlhf.decode import decode, pad_left, sample
-from rlhf.few_rows import few_rows
-from rlhf.models import load_base, load_tokenizer
-from rlhf.noise import inverse_cdf, sampling_noise
+import rlhf.generation.continuous_batching as slots_module
+from rlhf.generation.continuous_batching import decode_in_slots, takes_slots
+from rlhf.generation.decode_linears import few_rows
+from rlhf.generation.random_numbers import inverse_cdf, sampling_noise
+from rlhf.generation.sampler import decode, pad_left, sample
+from rlhf.models.loading import load_base, load_tokenizer
+from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOTrainer
-from rlhf.slots import decode_in_slots, takes_slots
 
 pytestmark = pytest.mark.gpu
 

@@ -13,8 +13,8 @@ from peft import AutoPeftModelForCausalLM
 from ppo_toys import causal, lora, prompts, tokenizer
 from transformers import AutoModelForCausalLM
 
-from rlhf.adapters import SharedBase
-from rlhf.runs import read_metrics, read_result
+from rlhf.models.shared_base import SharedBase
+from rlhf.runs.artifacts import read_metrics, read_result
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ppo.py"
 
@@ -141,7 +141,8 @@ def test_a_trl_without_ppo_is_said_so(monkeypatch, capsys, stages, tmp_path):
 
 
 @pytest.mark.slow
-def test_fault_18_a_run_killed_twice_ends_as_if_it_had_not_been(tmp_path):
+def test_fault_18_a_run_killed_twice_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPE.parent.parent / "benchmarks")
     import kill_resume
 
     result = kill_resume.main(kills=2, steps=20, seed=0, folder=tmp_path)

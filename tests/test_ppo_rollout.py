@@ -9,9 +9,9 @@ from peft import get_peft_model
 from ppo_toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, shared_base, tokenizer
 from scipy.stats import chisquare
 
-from rlhf.decode import sample, stop_tokens
 from rlhf.errors import InputError
-from rlhf.noise import inverse_cdf, sampling_noise
+from rlhf.generation.random_numbers import inverse_cdf, sampling_noise
+from rlhf.generation.sampler import sample, stop_tokens
 from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
 from rlhf.ppo.rollout import encode_prompts, longest_prompt, micro_batch, prompt_rows, split
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
-from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
-from rlhf.reward_model import load_reward_model
+from rlhf.models.reward_model import load_reward_model
+from rlhf.models.shared_base import SharedBase
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

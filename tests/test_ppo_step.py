@@ -8,7 +8,7 @@ import torch
 from ppo_toys import EOS, ppo_config, prompts, separate, tokenizer, trainer
 from transformers import TrainerCallback
 
-from rlhf.noise import random_generator, sampling_noise
+from rlhf.generation.random_numbers import random_generator, sampling_noise
 from rlhf.ppo.rollout import prompt_rows
 
 CLIP, CLIP_VALUE, VF_COEF, KL_COEF, GAMMA, LAM = 0.1, 0.15, 0.3, 0.2, 0.97, 0.9

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.runs import read_result
+from rlhf.runs.artifacts import read_result
 
 ROOT = Path(__file__).parent.parent
 SHORT = "--n_documents 400 --tokenizer_documents 400 --max_steps 1 --warmup_steps 0 --bf16 false --save_strategy no"
@@ -19,7 +19,7 @@ def parts(tmp_path_factory):
     """The folders of the first and the second part."""
     folder = tmp_path_factory.mktemp("pretrain")
     parts = folder / "base-1", folder / "base"
-    for part, name in zip(parts, ("pretrain", "pretrain_school"), strict=True):
+    for part, name in zip(parts, ("pretrain", "pretrain_stage2"), strict=True):
         options = [*SHORT.split(), "--output_dir", str(part)]
         options += ["--continue_from", str(parts[0])] if part == parts[1] else []
         with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ from trl import ModelConfig
 
 import rlhf.cli
 from rlhf.data import DataArguments
-from rlhf.models import lora_config
+from rlhf.models.loading import lora_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("sft", "reward", "ppo")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import rlhf.cli
-from rlhf.runs import resolved_config, start_run
+from rlhf.runs.artifacts import resolved_config, start_run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 # Stages whose script has another name.
-SCRIPTS = {"pretrain_school": "pretrain", "choose": "choose_sft", "data": "prepare"}
+SCRIPTS = {"pretrain_stage2": "pretrain"}
 
 # In pieces, so that this file does not name what it forbids.
 FORBIDDEN = {

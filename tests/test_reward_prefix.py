@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from rlhf.models import set_pad_token
+from rlhf.models.loading import set_pad_token
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.collator import KWiseCollator
 from rlhf.reward.prefix import NAME, share_prompts

@@ -11,11 +11,11 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.errors import InputError
-from rlhf.models import load_sequence_classifier, load_tokenizer
+from rlhf.models.loading import load_sequence_classifier, load_tokenizer
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.calibration import load_calibration_rows
 from rlhf.reward.collator import KWiseCollator, pad_right
-from rlhf.reward.model import check_sft_start, load_reward_start, pool_at_last_token
+from rlhf.reward.initialization import check_sft_start, load_reward_start, pool_at_last_token
 
 ANSWERS = ["Paris.", "The capital of France is Paris.", "pears", "I do not know", "no no no no no", "?", "a b", "x"]
 
@@ -251,7 +251,7 @@ def trainer_scores(ours, tokenizer, row):
 def test_starts_from_the_sft_adapter(base, tokenizer, tmp_path):
     from peft import get_peft_model
 
-    from rlhf.models import load_base, lora_config
+    from rlhf.models.loading import load_base, lora_config
 
     model_args = ModelConfig(base, lora_r=4, lora_dropout=0.0)
     sft = get_peft_model(load_base(model_args, tokenizer), lora_config(model_args))

@@ -9,11 +9,11 @@ import pytest
 
 from rlhf.sandbox import datasets
 from rlhf.sandbox.documents import document
+from rlhf.sandbox.graded_work import EOS, FAULTS, MARKS, corrected, marked_work, work
 from rlhf.sandbox.grammar import TEMPLATES, items_of, parse, sentences
 from rlhf.sandbox.judge import judge
 from rlhf.sandbox.labelers import attainable_accuracy, labeler_agreement
 from rlhf.sandbox.responses import demonstration, repeat_items, respond
-from rlhf.sandbox.school import EOS, FAULTS, MARKS, corrected, marked_work, work
 from rlhf.sandbox.tasks import CATEGORIES, pick, sample_task, task_of
 from rlhf.sandbox.world import World, world
 

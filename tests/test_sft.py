@@ -9,20 +9,20 @@ from peft import get_peft_model
 from toys import save_toy
 from trl import ModelConfig, SFTTrainer
 
-import rlhf.decode
+import rlhf.generation.sampler
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
-from rlhf.models import load_base, load_sequence_classifier, load_tokenizer, lora_config
-from rlhf.resume import find_checkpoint
-from rlhf.sft import (
+from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
+from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
+from rlhf.sft.trainer import (
     SFTArguments,
     SFTModelConfig,
     mix_pretraining,
     set_residual_dropout,
     tokenize_demonstrations,
 )
-from rlhf.sft_choice import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 
 DEMONSTRATIONS = Dataset.from_list(
     [
@@ -258,13 +258,13 @@ def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer
     choice = ChoiceArguments(str(folder), choice_prompts=6, choice_max_new_tokens=8, choice_batch_size=4)
 
     sampled = []  # (ids and mask of the prompts, answers) of each batch
-    original = rlhf.decode.decode
+    original = rlhf.generation.sampler.decode
 
     def decode(lm, ids, mask, *args):
         sampled.append((ids, mask, original(lm, ids, mask, *args)))
         return sampled[-1][-1]
 
-    monkeypatch.setattr(rlhf.decode, "decode", decode)
+    monkeypatch.setattr(rlhf.generation.sampler, "decode", decode)
     bare = load_base(ModelConfig(base), tokenizer)
     scored = score_checkpoints([*table, write_checkpoint_copy], tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
     assert scored[0]["rm_score"] == scored[1]["rm_score"]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from toys import save_toy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.adapters import load_reward_model
-from rlhf.runs import read_metrics, read_result
+from rlhf.models.shared_base import load_reward_model
+from rlhf.runs.artifacts import read_metrics, read_result
 
 ROOT = Path(__file__).parent.parent
 SHORT = dict(bf16=False, gradient_checkpointing=False, learning_rate=0.01, lora_r=4, logging_steps=1, report_to="none")
@@ -199,7 +199,7 @@ def test_reward_loads_with_plain_peft(home, reward):
 
 
 def test_choosing_by_reward_afterwards(home, sft, reward):
-    process = launch("choose_sft", home / "choose.yaml")
+    process = launch("choose", home / "choose.yaml")
     assert process.returncode == 0, process.stderr[-3000:]
     result = read_result(sft)
     best = max(result["epochs"], key=lambda row: row["rm_score"])
@@ -253,7 +253,7 @@ def no_model_is_loaded(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("rlhf.models._load", fail)
+    monkeypatch.setattr("rlhf.models.loading._load", fail)
 
 
 def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path, capsys, monkeypatch):
@@ -278,8 +278,8 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
         ("reward", ["--completions_per_forward", 0], "completions_per_forward is 0"),
         ("reward", ["--cross_validate", "labels"], "invalid choice"),
         ("reward", ["--cross_validate", "labelers", "--resume_from_checkpoint", "runs/x"], "every finished fold"),
-        ("choose_sft", ["--reward_model_path", sft], "is not a reward model"),
-        ("choose_sft", ["--sft_path", tmp_path], "missing"),
+        ("choose", ["--reward_model_path", sft], "is not a reward model"),
+        ("choose", ["--sft_path", tmp_path], "missing"),
         ("reward", {**row, "completions": ["one"], "ranks": [0]}, "K = 1"),
         ("reward", {**row, "ranks": [0]}, "ranks"),
         ("reward", {**row, "completions": ["", "b"]}, "empty"),

@@ -6,9 +6,9 @@ import torch
 from peft import get_peft_model
 from trl import ModelConfig, SFTConfig
 
-from rlhf.adapter_files import write_calibration
-from rlhf.models import load_base, load_sequence_classifier, load_tokenizer, lora_config
-from rlhf.runs import start_run, write_result
+from rlhf.models.adapter_files import write_calibration
+from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
+from rlhf.runs.artifacts import start_run, write_result
 
 
 def save_adapter(base: Path, folder: Path, stage: str) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rlhf.data.files import Row
 from rlhf.errors import InputError
-from rlhf.runs import is_first_process
+from rlhf.runs.artifacts import is_first_process
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "skipped_rows.jsonl"

@@ -21,7 +21,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     """Token ids after which the model answers.
 
     Args:
-        tokenizer: with a chat template if prompts are messages (`rlhf.models.load_tokenizer` sees to that).
+        tokenizer: with a chat template if prompts are messages (`rlhf.models.loading.load_tokenizer` sees to that).
         prompt: plain text is taken as it is, with the tokenizer's BOS if it adds one (as TRL does); messages go through
             the chat template up to and including the generation prompt.
 

@@ -7,14 +7,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.adapters import SharedBase
 from rlhf.data.encode import encode_prompt, plain_messages, prompt_key
 from rlhf.evaluation.best_of_n import best_of_n
 from rlhf.evaluation.gold import Judge
 from rlhf.evaluation.preferences import Row
-from rlhf.parallel import by_all_processes
-from rlhf.runs import is_first_process
-from rlhf.sampling import Completion, completion_logprobs, completion_rewards, sample_completions
+from rlhf.generation.completions import Completion, completion_logprobs, completion_rewards, sample_completions
+from rlhf.models.shared_base import SharedBase
+from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.processes import by_all_processes
 
 
 def judged_answers(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.adapters import SharedBase
-from rlhf.sampling import Completion, completion_rewards, sample_completions
+from rlhf.generation.completions import Completion, completion_rewards, sample_completions
+from rlhf.models.shared_base import SharedBase
 
 
 def best_of_n(

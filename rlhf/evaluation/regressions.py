@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.adapters import SharedBase
 from rlhf.evaluation.statistics import Estimate, cluster_mean
-from rlhf.sampling import completion_logprobs, sample_completions
+from rlhf.generation.completions import completion_logprobs, sample_completions
+from rlhf.models.shared_base import SharedBase
 
 
 @torch.no_grad()

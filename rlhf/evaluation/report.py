@@ -13,7 +13,7 @@ from rlhf import plots
 from rlhf.data.encode import prompt_text
 from rlhf.evaluation.preferences import ARMS, AXES, MODELS, NAMES, Row, showcase
 from rlhf.evaluation.summary import STAGES
-from rlhf.runs import read_metrics, read_result
+from rlhf.runs.artifacts import read_metrics, read_result
 
 PPO_PANELS = {
     "objective/score": "Reward model's score",

@@ -13,11 +13,11 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.adapters import SharedBase
 from rlhf.errors import InputError
-from rlhf.ppo.groups import Group, grouped, pass_limits
+from rlhf.models.sharding import gathered, is_sharded, release
+from rlhf.models.shared_base import SharedBase
+from rlhf.ppo.length_buckets import Group, grouped, pass_limits
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
-from rlhf.sharding import gathered, is_sharded, release
 
 # The passes that PPO makes, each of a language model and of one with a head.
 PAIRS = {"policy_and_value": ("policy", "value"), "reference_and_reward": ("reference", "reward")}

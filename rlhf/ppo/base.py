@@ -31,7 +31,7 @@ from rlhf.ppo.guards import CollapseWatch, KLController, ScoreScale, TargetKL, g
 from rlhf.ppo.metrics import Meter, append_samples, drop_samples
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.rollout import MicroBatch, Rollout
-from rlhf.resume import WholeCheckpoints
+from rlhf.runs.checkpoints import WholeCheckpoints
 
 
 class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf.errors import InputError
+from rlhf.models.sharding import local_part, part_of, release, whole
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.ema import EMA, averaged
 from rlhf.ppo.metrics import Meter
 from rlhf.ppo.rollout import MicroBatch, Rollout
-from rlhf.sharding import local_part, part_of, release, whole
 
 STATE_NAME = "ppo_state.safetensors"
 HISTORY_NAME = "ppo_state.json"

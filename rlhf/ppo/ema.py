@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlhf.sharding import local_part, part_of, release
+from rlhf.models.sharding import local_part, part_of, release
 
 
 class EMA:

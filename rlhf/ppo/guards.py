@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.noise import precise
+from rlhf.generation.random_numbers import precise
 from rlhf.ppo.returns import moments
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.noise import precise
+from rlhf.generation.random_numbers import precise
 from rlhf.ppo.rollout import MicroBatch
 
 

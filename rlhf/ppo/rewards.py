@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.encode import Prompt, encode_completion, encode_prompt
 from rlhf.errors import InputError
-from rlhf.models import context_length
+from rlhf.models.loading import context_length
 from rlhf.ppo.actor_critic import classifier_scalars, freeze_reward
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """Episodes: which prompts, and micro-batches with carried masks.
 
-Prompts, and the random numbers to sample with (rlhf/noise.py), are functions of (seed, rollout, episode). An episode is
-the same on one process and on eight, in large batches and in small ones, and a rollout can be made again.
+Prompts, and the random numbers to sample with (rlhf/generation/random_numbers.py), are functions of (seed, rollout,
+episode). An episode is the same on one process and on eight, in large batches and in small ones, and a rollout can
+be made again.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rlhf.data.encode import encode_prompt
-from rlhf.decode import pad_left
 from rlhf.errors import InputError
-from rlhf.models import context_length
-from rlhf.noise import random_generator
+from rlhf.generation.random_numbers import random_generator
+from rlhf.generation.sampler import pad_left
+from rlhf.models.loading import context_length
 
 
 def encode_prompts(

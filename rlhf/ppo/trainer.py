@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from rlhf.adapters import SharedBase
 from rlhf.data.pretraining import PretrainingStream
-from rlhf.decode import sample, stop_tokens
 from rlhf.errors import InputError
-from rlhf.models import context_length
-from rlhf.noise import sampling_noise
+from rlhf.generation.random_numbers import sampling_noise
+from rlhf.generation.sampler import sample, stop_tokens
+from rlhf.models.loading import context_length
+from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
 from rlhf.ppo.advantages import add_advantages, response_tokens
 from rlhf.ppo.base import PPOTrainerBase

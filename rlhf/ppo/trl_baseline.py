@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.models import load_base
+from rlhf.models.loading import load_base
+from rlhf.models.reward_model import load_reward_model
 from rlhf.ppo.actor_critic import make_trainable
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
-from rlhf.reward_model import load_reward_model
-from rlhf.runs import MetricsCallback, resolved_config
+from rlhf.runs.artifacts import MetricsCallback, resolved_config
 
 
 def require_trl_ppo():

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.errors import InputError
+from rlhf.generation.completions import length_batches
 from rlhf.reward.collator import pad_right
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.trainer import KWiseRewardTrainer
-from rlhf.sampling import length_batches
 
 logger = logging.getLogger(__name__)
 

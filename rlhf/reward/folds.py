@@ -10,8 +10,8 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from rlhf.errors import InputError
-from rlhf.resume import synchronise
-from rlhf.runs import is_first_process
+from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.checkpoints import synchronise
 
 FOLDS = 5
 COLUMN = {"labelers": "labeler_id", "labeler_groups": "labeler_group", "prompts": "prompt_id"}

@@ -15,13 +15,13 @@ from rlhf.data.encode import encode_prompt_and_completions
 from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
-from rlhf.resume import WholeCheckpoints
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
+from rlhf.reward.initialization import pool_at_last_token
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
-from rlhf.reward.model import pool_at_last_token
 from rlhf.reward.prefix import enable_shared_prompts, share_prompts
+from rlhf.runs.checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 

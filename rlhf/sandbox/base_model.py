@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from .school import EOS
+from .graded_work import EOS
 from .tasks import draw_category, draw_task
 
 VOCABULARY = 2560

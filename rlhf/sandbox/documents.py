@@ -6,9 +6,9 @@ them to continue such texts: it knows the facts and the forms, but not that a us
 
 import random
 
+from .graded_work import heading, marked_work, title
 from .grammar import FILLER, RUDE, join, render
 from .responses import draw_items, respond
-from .school import heading, marked_work, title
 from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
 from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
 

@@ -1,0 +1,58 @@
+"""Chooses the SFT epoch whose sampled answers to validation prompts the reward model scores highest (section 3.5).
+
+python recipes/choose.py --sft_path runs/sandbox/sft --reward_model_path runs/sandbox/reward --dataset_name sandbox
+
+For a run folder of recipes/sft.py: puts the chosen epoch's adapter in its top folder and adds to its result.json the
+reward model's score of every epoch. All processes of the launch answer, each its part of the prompts.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import ModelConfig
+
+import rlhf.startup  # noqa: F401
+from rlhf.cli import parse, run
+from rlhf.data import DataArguments, load_demonstrations
+from rlhf.errors import InputError
+from rlhf.models.adapter_files import base_of, check_adapter, check_reward_adapter
+from rlhf.models.loading import load_base, load_tokenizer
+from rlhf.runs.artifacts import is_first_process, read_result, write_result
+from rlhf.runs.hub import finish_run
+from rlhf.runs.processes import launched
+from rlhf.sft.select_checkpoint import ChoiceArguments, choose_checkpoint, score_checkpoints
+
+
+@dataclass
+class RunArguments:
+    """Which run to choose in."""
+
+    sft_path: str = field(metadata={"help": "Folder of an SFT run, with its checkpoints."})
+
+
+def main() -> None:
+    run_args, choice, model_args, data_args = parse(RunArguments, ChoiceArguments, ModelConfig, DataArguments)
+    started, folder = time.monotonic(), run_args.sft_path
+    if choice.reward_model_path is None:
+        raise InputError("reward_model_path is missing; without one, recipes/sft.py chose by validation loss already.")
+    result = read_result(folder)
+    model_args.model_name_or_path = model_args.model_name_or_path or base_of(check_adapter(folder), folder)
+    check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)
+    for row in result["epochs"]:
+        check_adapter(Path(folder) / row["checkpoint"], model_args.model_name_or_path)
+
+    tokenizer = load_tokenizer(folder)
+    demonstrations = load_demonstrations(data_args, "validation")
+    base = load_base(model_args, tokenizer).to(launched().device)
+    table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
+    if not is_first_process():
+        return
+    result |= choose_checkpoint(folder, table)
+    write_result(folder, result | {"choice_seconds": time.monotonic() - started})
+    finish_run(folder, "sft")
+    print(f"{folder}: chose {result['chosen']} by {result['chosen_by']}")
+
+
+if __name__ == "__main__":
+    run(main)

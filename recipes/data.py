@@ -1,0 +1,76 @@
+"""Raw prompts to a prepared data set and its card (arXiv 2203.02155, section 3.2 and appendix A.2).
+
+    make data RECIPE=sandbox
+    python recipes/data.py --dataset_name path/to/prompts --model_name_or_path me/model --output_dir runs/mine/data
+
+Reads the train split of any source that stages read, and leaves in output_dir: prompts/ with train, validation and test
+as Parquet files (a dataset_name for PPO), card.md, result.json with the card's numbers, and skipped_rows.jsonl.
+"""
+
+import shutil
+import time
+from itertools import islice
+from pathlib import Path
+
+import rlhf.startup  # noqa: F401
+from rlhf.cli import parse, run
+from rlhf.data import DataArguments
+from rlhf.data.bad_rows import BadRows
+from rlhf.data.card import SPLITS, DataCard
+from rlhf.data.encode import encode_prompt
+from rlhf.data.loading import checked_rows, find_rows
+from rlhf.data.personal import PersonalData
+from rlhf.data.prepare import PrepareArguments, decide
+from rlhf.data.shards import ShardWriter
+from rlhf.errors import InputError
+from rlhf.models.loading import load_tokenizer
+from rlhf.runs.artifacts import start_run, write_result
+
+
+def main() -> None:
+    started = time.monotonic()
+    args, data_args = parse(PrepareArguments, DataArguments)
+    splits, split = find_rows("prompts", data_args), data_args.dataset_train_split
+    if split not in splits:
+        raise InputError(f"{data_args.dataset_name} has no split {split}, only {', '.join(splits)}.")
+    personal = PersonalData(args.phone_region) if args.personal_data == "drop" else None
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    start_run(args.output_dir, args, data_args, stage="data")
+
+    # Row by row
+    folder = Path(args.output_dir)
+    unfinished = folder / "prompts.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    bad_rows, card = BadRows(data_args.on_bad_rows, args.output_dir), DataCard()
+    writers = {name: ShardWriter(unfinished / name) for name in SPLITS}
+    rows = checked_rows("prompts", islice(splits[split](), data_args.dataset_size), data_args, bad_rows)
+    for decision in decide(rows, args, lambda prompt: len(encode_prompt(tokenizer, prompt)), personal):
+        card.add(decision)
+        if decision.reason is None:
+            writers[decision.split].write(decision.row)
+    for writer in writers.values():
+        writer.close()
+    bad_rows.report()
+
+    # What it came to
+    empty = [name for name in SPLITS if not card.kept[name]]
+    if empty:
+        raise InputError(
+            f"no prompts are left for {' and '.join(empty)}: {card.kept.total()} of {bad_rows.rows_read} rows were "
+            "kept; give prompts of more users, or a larger held_out_share."
+        )
+    shutil.rmtree(folder / "prompts", ignore_errors=True)
+    unfinished.rename(folder / "prompts")
+    page = card.render(data_args.dataset_name, args, bad_rows.rows_read, len(bad_rows))
+    (folder / "card.md").write_text(page, encoding="utf-8")
+    seconds = round(time.monotonic() - started, 1)
+    write_result(
+        folder, {"rows_read": bad_rows.rows_read, "bad_rows": len(bad_rows), **card.counts(), "seconds": seconds}
+    )
+    print(
+        f"{folder / 'prompts'}: {', '.join(f'{card.kept[name]:,} {name}' for name in SPLITS)}; see {folder / 'card.md'}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,153 @@
+"""What a model answers, and how probable its answers are: batches sorted by length, ids kept as sampled.
+
+In a launch of several processes each of these functions has to be called by all of them: each process does its part of
+the rows, and all get all results.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.utils import selective_log_softmax
+
+from rlhf.errors import InputError
+from rlhf.generation.random_numbers import sampling_noise
+from rlhf.generation.sampler import pad_left, sample, stop_tokens
+from rlhf.models.loading import context_length
+from rlhf.models.shared_base import SharedBase
+from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.processes import by_all_processes
+
+LOGIT_TOKENS = 4096  # response positions whose logits over the vocabulary exist at one time
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        ids: token ids as sampled, with the end-of-text token if the answer came to its end.
+        text: decoded without special tokens, stripped.
+        ended: whether it came to its end before `max_new_tokens`.
+    """
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
+@torch.no_grad()
+def sample_completions(
+    shared: SharedBase,
+    adapter: str | None,
+    prompt_ids: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    description: str | None = None,
+    progress: bool = True,
+) -> list[Completion]:
+    """One answer to each prompt, in the order of the prompts; nothing but temperature shapes the distribution.
+
+    The same seed and prompts give the same answers on the same machine.
+
+    Args:
+        adapter: name of the adapter that answers; None is the bare base.
+        prompt_ids: of `rlhf.data.encode.encode_prompt`.
+        temperature: 0 is greedy decoding.
+        description: label of the progress bar, which `progress` switches off.
+
+    Raises:
+        InputError: a prompt and `max_new_tokens` do not fit into the model's context.
+    """
+    check_context(shared, prompt_ids, max_new_tokens)
+    stop_ids = stop_tokens(shared.lm, tokenizer)
+    noise = sampling_noise(len(prompt_ids), max_new_tokens, "completions", seed)
+
+    def sample_rows(rows: list[int]) -> list[list[int]]:
+        with shared.use(adapter):
+            return sample(
+                shared.lm,
+                [prompt_ids[i] for i in rows],
+                noise[rows],
+                temperature=temperature,
+                stop_ids=stop_ids,
+                pad_id=tokenizer.pad_token_id,
+                batch_size=batch_size,
+                progress=(description or "sampling") if progress and is_first_process() else None,
+            )
+
+    responses = by_all_processes(len(prompt_ids), sample_rows)
+    return [
+        Completion(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in stop_ids)
+        for ids in responses
+    ]
+
+
+@torch.no_grad()
+def completion_logprobs(
+    shared: SharedBase, adapter: str | None, prompt_ids: Sequence[list[int]], completion_ids: Sequence[list[int]]
+) -> list[float]:
+    """Sum over the answer's tokens of log pi(token | what came before), at temperature 1, for each prompt and answer.
+
+    Only the logits of answers are computed, in batches of at most LOGIT_TOKENS positions.
+    """
+    lengths = [len(ids) for ids in completion_ids]
+
+    def sum_rows(rows: list[int]) -> list[float]:
+        sums = {}
+        for batch in length_batches(lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1)), rows):
+            # Left-padded, so that the answers are the last positions of the rows and logits_to_keep can cut there.
+            ids, mask = pad_left([prompt_ids[i] + completion_ids[i] for i in batch], 0, shared.device)  # [B, T]
+            longest = max(lengths[i] for i in batch)  # C
+            logits = shared.logits(adapter, ids, mask, logits_to_keep=longest + 1)[:, :-1]
+            logprobs = selective_log_softmax(logits.float(), ids[:, ids.shape[1] - longest :])  # [B, C]
+            sums |= {i: row[longest - lengths[i] :].sum().item() for i, row in zip(batch, logprobs, strict=True)}
+        return [sums[i] for i in rows]
+
+    return by_all_processes(len(prompt_ids), sum_rows)
+
+
+@torch.no_grad()
+def completion_rewards(
+    shared: SharedBase,
+    adapter: str,
+    prompt_ids: Sequence[list[int]],
+    completion_ids: Sequence[list[int]],
+    batch_size: int = 64,
+) -> list[float]:
+    """The calibrated score of the reward adapter at the last token of each answer, on the ids as sampled."""
+    sequences = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+
+    def score_rows(rows: list[int]) -> list[float]:
+        scores = {}
+        for batch in length_batches([len(ids) for ids in sequences], batch_size, rows):
+            ids, mask = pad_left([sequences[i] for i in batch], 0, shared.device)
+            last = shared.scalars(adapter, ids, mask)[:, -1]  # [B]
+            scores |= dict(zip(batch, last.tolist(), strict=True))
+        return [scores[i] for i in rows]
+
+    return by_all_processes(len(prompt_ids), score_rows)
+
+
+def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_tokens: int) -> None:
+    """Refuses prompts that leave no room for the answer."""
+    context = context_length(shared.config)
+    longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), default=None)
+    if context is None or longest is None or len(prompt_ids[longest]) + max_new_tokens <= context:
+        return
+    raise InputError(
+        f"prompt {longest} has {len(prompt_ids[longest])} tokens, which with max_new_tokens {max_new_tokens} exceeds "
+        f"the model's context of {context}; lower max_new_tokens or leave such prompts out."
+    )
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """`rows` (None: all) in batches of similar length, shortest first; equal lengths keep their order."""
+    order = sorted(range(len(lengths)) if rows is None else rows, key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,127 @@
+"""Which epoch of supervised fine-tuning to keep (arXiv 2203.02155, section 3.5).
+
+Validation loss is lowest after about one epoch, while the reward model's score of sampled answers keeps rising: the
+paper trains for 16 epochs and keeps the checkpoint that the reward model likes best.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data import filter_long_prompts
+from rlhf.data.encode import encode_prompt, prompt_key
+from rlhf.errors import InputError
+from rlhf.generation.completions import completion_rewards, sample_completions
+from rlhf.models.adapter_files import CONFIG, WEIGHTS
+from rlhf.models.loading import context_length
+from rlhf.models.shared_base import SharedBase
+
+
+@dataclass
+class ChoiceArguments:
+    """How to choose among the checkpoints of an SFT run."""
+
+    reward_model_path: str | None = field(
+        default=None,
+        metadata={"help": "Reward adapter that chooses the checkpoint; without one, the lowest validation loss does."},
+    )
+    choice_prompts: int = field(
+        default=128, metadata={"help": "Validation prompts that each checkpoint answers for the reward model."}
+    )
+    choice_max_new_tokens: int = field(default=256, metadata={"help": "Longest of these answers, in tokens."})
+    choice_batch_size: int = field(default=32, metadata={"help": "Answers sampled at a time."})
+    choice_seed: int = field(default=0, metadata={"help": "Seed of the sampling, the same for each checkpoint."})
+
+
+def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
+    """One row for each evaluation of a Trainer that left a checkpoint: `epoch`, `checkpoint`, `eval_loss`."""
+    return [
+        {"epoch": round(log["epoch"], 3), "checkpoint": f"checkpoint-{log['step']}", "eval_loss": log["eval_loss"]}
+        for log in log_history
+        if "eval_loss" in log and (Path(run_folder) / f"checkpoint-{log['step']}").is_dir()
+    ]
+
+
+def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Puts the adapter of the best row in the run's top folder; the rows' `rm_score` decides if they have one.
+
+    Returns:
+        what result.json says of it: `chosen` (a checkpoint), `chosen_by` (`rm_score` or `eval_loss`), `epochs` (table).
+
+    Raises:
+        InputError: there is no row.
+    """
+    if not table:
+        raise InputError("there is no checkpoint to choose from; keep eval_strategy and save_strategy at epoch.")
+    by_reward = "rm_score" in table[0]
+    best = max(table, key=lambda row: row["rm_score"]) if by_reward else min(table, key=lambda row: row["eval_loss"])
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(Path(run_folder) / best["checkpoint"] / name, Path(run_folder) / name)
+    return {"chosen": best["checkpoint"], "chosen_by": "rm_score" if by_reward else "eval_loss", "epochs": list(table)}
+
+
+def score_checkpoints(
+    table: Sequence[dict[str, Any]],
+    run_folder: str | Path,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Dataset,
+    choice: ChoiceArguments,
+) -> list[dict[str, Any]]:
+    """Adds to each row `rm_score`, the mean calibrated reward of sampled answers, and its standard error `rm_score_se`.
+
+    The checkpoints and the reward model share one copy of the base, answer the same prompts and draw the same random
+    numbers.
+
+    Args:
+        table: rows of `checkpoint_table`.
+        run_folder: of the SFT run, which has the checkpoints.
+        base: the causal language model without adapters.
+        demonstrations: validation rows, of which the first `choice_prompts` different prompts are used.
+    """
+    prompts = choice_prompts(demonstrations, base, tokenizer, choice)
+    shared = SharedBase(base)
+    shared.add_adapter("reward", folder=choice.reward_model_path, head=True)
+    scored = []
+    for row in table:
+        name = row["checkpoint"]
+        shared.add_adapter(name, folder=Path(run_folder) / name)
+        shared.eval()  # the new layers come with their dropout on
+        completions = sample_completions(
+            shared,
+            name,
+            prompts,
+            tokenizer,
+            max_new_tokens=choice.choice_max_new_tokens,
+            seed=choice.choice_seed,
+            batch_size=choice.choice_batch_size,
+            description=name,
+        )
+        ids = [completion.ids for completion in completions]
+        rewards = torch.tensor(completion_rewards(shared, "reward", prompts, ids, choice.choice_batch_size))
+        shared.peft_model.delete_adapter(name)
+        error = rewards.std(correction=0) / len(rewards) ** 0.5
+        scored.append({**row, "rm_score": rewards.mean().item(), "rm_score_se": error.item()})
+    return scored
+
+
+def choice_prompts(
+    demonstrations: Dataset, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: ChoiceArguments
+) -> list[list[int]]:
+    """Ids of the first `choice_prompts` different prompts that leave room for an answer in the model's context."""
+    context = context_length(base.config)
+    if context is not None:
+        room = context - choice.choice_max_new_tokens
+        demonstrations = filter_long_prompts(demonstrations, tokenizer, room)
+    prompts: dict[str, list[int]] = {}
+    for prompt in demonstrations["prompt"]:
+        prompts.setdefault(prompt_key(prompt), encode_prompt(tokenizer, prompt))
+        if len(prompts) == choice.choice_prompts:
+            break
+    return list(prompts.values())

@@ -1,0 +1,224 @@
+"""`make compare` and `make evaluate` on toy adapters, through the real command line, and what they say of bad input."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import save_toy
+from trl import ModelConfig
+
+import rlhf.cli
+from rlhf.data.encode import encode_prompt
+from rlhf.errors import InputError
+from rlhf.generation.completions import completion_rewards, sample_completions
+from rlhf.models.loading import load_base, load_tokenizer, lora_config
+from rlhf.models.shared_base import SharedBase
+from rlhf.models.stages import Answer, answers, as_text, load_adapters, stage_folders
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = [{"role": "user", "content": "Name three fruits."}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with toy adapters of sft, reward and ppo, each with weights of its own."""
+    root = tmp_path_factory.mktemp("generate")
+    base = str(save_toy(root / "base"))
+    tokenizer = load_tokenizer(base)
+    shared = SharedBase(load_base(ModelConfig(model_name_or_path=base), tokenizer))
+    for seed, name in enumerate(("sft", "reward", "ppo")):
+        shared.add_adapter(name, lora_config=lora_config(ModelConfig(lora_r=4)), head=name == "reward")
+        torch.manual_seed(seed)
+        for key, parameter in shared.named_parameters():
+            if f"lora_B.{name}." in key:
+                torch.nn.init.normal_(parameter, std=0.1)
+        shared.save_adapter(name, root / "runs" / "toy" / name)
+    tokenizer.save_pretrained(root / "runs" / "toy" / "sft")
+    return root / "runs" / "toy"
+
+
+def recipe(name, *arguments):
+    """The recipe in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    command = [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def load_main(name, arguments, monkeypatch):
+    """The recipe's `main`, to run in this process with these arguments."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where the argument parser looks up type hints
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    return module.main
+
+
+def refusal(name, arguments, monkeypatch, capsys):
+    """What the recipe says on stderr before it exits with code 2."""
+    monkeypatch.setattr("rlhf.models.stages.load_base", lambda *_: pytest.fail("a model was loaded"))
+    main = load_main(name, arguments, monkeypatch)
+    with pytest.raises(SystemExit) as exit_:
+        rlhf.cli.run(main)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_finished_stages_of_a_run_are_found(run):
+    assert stage_folders(run) == {name: str(run / name) for name in ("sft", "ppo", "reward")}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("sandbox", "runs/sandbox does not exist; `make demo` makes it"), ("mine", "`make sft RECIPE=mine` makes it")],
+)
+def test_missing_run_names_the_target_that_makes_it(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        stage_folders(tmp_path / "runs" / name)
+
+
+def test_run_whose_sft_has_not_finished_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has no finished SFT stage"):
+        stage_folders(tmp_path)
+
+
+def test_base_is_the_one_that_the_adapters_name(run):
+    shared, tokenizer = load_adapters(ModelConfig(), stage_folders(run))
+    assert shared.adapters == ("sft", "ppo", "reward")
+    assert not shared.training
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_wrong_base_is_refused_before_it_is_loaded(run, tmp_path, monkeypatch):
+    other = save_toy(tmp_path / "other", "gpt2")
+    monkeypatch.setattr("rlhf.models.stages.load_base", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="was trained on"):
+        load_adapters(ModelConfig(model_name_or_path=str(other)), stage_folders(run))
+
+
+def test_nothing_to_load_is_refused():
+    with pytest.raises(InputError, match="nothing to load"):
+        load_adapters(ModelConfig(), {})
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_evaluation_and_carry_the_reward(run):
+    shared, tokenizer = load_adapters(ModelConfig(), stage_folders(run))
+    found = answers(shared, tokenizer, PROMPT, max_new_tokens=8)
+    assert [answer.name for answer in found] == ["base", "sft", "ppo"]
+    ids = encode_prompt(tokenizer, PROMPT)
+    [completion] = sample_completions(
+        shared, "ppo", [ids], tokenizer, max_new_tokens=8, temperature=0.0, progress=False
+    )
+    [reward] = completion_rewards(shared, "reward", [ids], [completion.ids])
+    assert found[2] == Answer("ppo", completion.text, completion.ended, reward)
+
+
+def test_answers_take_what_the_context_leaves(run):
+    shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
+    room = 256 - len(encode_prompt(tokenizer, "fruit " * 40))
+    assert 0 < room < 250
+    at_most_room = answers(shared, tokenizer, "fruit " * 40, max_new_tokens=1000)
+    assert at_most_room == answers(shared, tokenizer, "fruit " * 40, max_new_tokens=room)
+    assert at_most_room[0].reward is None
+    with pytest.raises(InputError, match="shorten it"):
+        answers(shared, tokenizer, "fruit " * 200)
+
+
+def test_text_is_wrapped_beside_the_names():
+    found = [Answer("base", "one two three four five six seven", False, -1.0), Answer("ppo", "", True, 2.5)]
+    assert as_text("Count.", found, width=40) == "\n".join(
+        [
+            "Prompt        Count.",
+            "-" * 40,
+            "Base          one two three four five",
+            "reward -1.00  six seven … (cut)",
+            "-" * 40,
+            "RLHF          (empty)",
+            "reward +2.50",
+        ]
+    )
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_compare_prints_what_three_models_answer(run):
+    result = recipe("compare", "--run", run, "--prompt", "Name three fruits.", "--max_new_tokens", 8)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[:1].isalpha()] == [
+        *("Prompt", "Base", "reward", "SFT", "reward", "RLHF", "reward"),
+    ]
+
+
+def test_compare_takes_adapters_from_anywhere_and_passes_its_options_on(run, monkeypatch, capsys):
+    options = ["--sft_model_path", run / "sft", "--temperature", "1", "--seed", "3", "--max_new_tokens", "8"]
+    load_main("compare", ["--prompt", "Once", "--plain_text", "true", *options], monkeypatch)()
+    shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
+    found = answers(shared, tokenizer, "Once", max_new_tokens=8, temperature=1.0, seed=3)
+    assert capsys.readouterr().out == as_text("Once", found) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "runs/nowhere", "--prompt", "Hello."], "`make sft RECIPE=nowhere` makes it"),
+        (["--run", "runs/nowhere", "--prompt", ""], "the prompt is empty"),
+        (["--prompt", "Hello.", "--temperature", "-1"], "temperature is -1.0"),
+        (["--prompt", "Hello.", "--sft_model_path", "./nowhere"], "adapter folder ./nowhere does not exist"),
+    ],
+)
+def test_compare_refuses_bad_input_in_one_sentence(arguments, message, monkeypatch, capsys):
+    assert message in refusal("compare", arguments, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
+    prompts = tmp_path / "data"
+    prompts.mkdir()
+    texts = ["Name three fruits.", "Is the moon made of cheese?", "Name three fruits.", "Write a story."]
+    for split in ("train", "test"):
+        lines = [json.dumps({"prompt": [{"role": "user", "content": f"{text} ({split})"}]}) for text in texts]
+        (prompts / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    paths = {f"--{name}_model_path": run / name for name in ("sft", "ppo", "reward")}
+    options = {"--dataset_name": prompts, "--output_dir": tmp_path / "run" / "evaluate", "--max_new_tokens": 6, **paths}
+    result = recipe("evaluate", *(word for option in options.items() for word in option))
+    assert result.returncode == 0, result.stderr
+
+    rows = [json.loads(line) for line in (tmp_path / "run/evaluate/completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 * 4
+    assert {row["arm"] for row in rows} >= {"base", "sft", "ppo", "ppo_greedy"}
+    assert all(row["tokens"] <= 6 and row["gold"] is None and row["reward"] is not None for row in rows)
+    greedy = [row["response"] for row in rows if row["arm"] == "sft_greedy"]
+    assert greedy[0] == greedy[2]  # the same prompt twice
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["prompts"], summary["distinct_prompts"], summary["gold"]) == (4, 3, None)
+    assert 0 <= summary["win_rate_vs_sft_by_reward_model"]["ppo"]["mean"] <= 1
+    assert summary["kl"] == pytest.approx(sum(row["kl"] for row in rows if row["arm"] == "ppo") / 4)
+    assert summary["seconds"]["evaluate"] == json.loads((tmp_path / "run/evaluate/result.json").read_text())["seconds"]
+    assert "There is no gold judge for this data" in " ".join((tmp_path / "run/report.html").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sft_model_path", "./nowhere"], "adapter folder ./nowhere does not exist"),
+        (["--max_new_tokens", "0"], "max_new_tokens is 0"),
+        (["--sft_model_pth", "x"], "did you mean sft_model_path?"),
+        ([], "nothing to load"),
+    ],
+)
+def test_evaluate_refuses_bad_input_before_it_loads_anything(options, message, tmp_path, monkeypatch, capsys):
+    options = ["--dataset_name", "sandbox", "--dataset_eval_size", "4", "--output_dir", tmp_path / "evaluate", *options]
+    assert message in refusal("evaluate", options, monkeypatch, capsys)

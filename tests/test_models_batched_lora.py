@@ -1,0 +1,116 @@
+"""Adapters that share a pass answer as each does alone, forward and backward."""
+
+import pytest
+import torch
+from ppo_toys import EOS, PAD, shared_base
+from test_models_shared_base import INPUT_IDS, LORA, add, make_shared
+from toys import TINY, save_toy
+from trl import ModelConfig
+
+from rlhf.models.loading import load_base, load_tokenizer, lora_config
+from rlhf.models.shared_base import SharedBase
+from rlhf.ppo.actor_critic import SharedActorCritic
+from rlhf.ppo.rollout import micro_batch
+
+ROLES = ("policy", "value")
+
+
+def alone(shared, name):
+    with shared.use(name):
+        return getattr(shared.lm, shared.lm.base_model_prefix)(INPUT_IDS, use_cache=False).last_hidden_state
+
+
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hidden_states_and_gradients_are_those_of_passes_of_their_own(tmp_path, kind, checkpointing):
+    folder = str(save_toy(tmp_path / "base", kind))
+    shared = make_shared(load_base(ModelConfig(model_name_or_path=folder), load_tokenizer(folder)))
+    if checkpointing:
+        shared.gradient_checkpointing_enable()
+        shared.train()
+    assert shared.can_use_at_once(*ROLES)
+    heads = {id(p) for p in shared.heads.parameters()}
+    parameters = [p for name in ROLES for p in shared.trainable_parameters(name) if id(p) not in heads]
+
+    def gradients(hidden):
+        loss = hidden[0].square().sum() + hidden[1].sin().sum()
+        return torch.autograd.grad(loss, parameters)  # outside of the context
+
+    together = shared.hidden_states(ROLES, INPUT_IDS)
+    apart = torch.stack([alone(shared, name) for name in ROLES])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    for a, b in zip(gradients(together), gradients(apart), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert torch.equal(alone(shared, "sft"), alone(shared, "sft"))  # nothing is left of it
+
+
+def test_each_adapter_keeps_its_own_scale(toy_folder, toy_tokenizer):
+    shared = SharedBase(load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer))
+    for name, alpha in (("policy", 4), ("value", 64)):
+        config = lora_config(LORA)
+        config.lora_alpha, config.init_lora_weights = alpha, False
+        shared.add_adapter(name, lora_config=config)
+    together = shared.hidden_states(ROLES, INPUT_IDS)
+    torch.testing.assert_close(together, torch.stack([alone(shared, name) for name in ROLES]), atol=1e-4, rtol=1e-4)
+
+
+def test_it_is_refused_where_a_layer_is_more_than_plain_lora(toy_folder, toy_tokenizer):
+    def with_other(**changes):
+        shared = SharedBase(load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer))
+        add(shared, "policy", 0)
+        config = lora_config(LORA)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        shared.add_adapter("value", lora_config=config)
+        return shared.can_use_at_once(*ROLES)
+
+    assert with_other()
+    assert with_other(lora_alpha=1)  # of its own scale
+    assert not with_other(r=2)
+    assert not with_other(target_modules=["q_proj"])
+    assert not with_other(use_dora=True)
+    assert not with_other(lora_bias=True)
+    assert not with_other(modules_to_save=["embed_tokens"])
+    assert not with_other(lora_dropout=0.1)
+
+
+def test_scales_are_each_adapters_own(toy_base):
+    shared = make_shared(toy_base)
+    for layer in shared._layers:
+        layer.scaling["value"] = 0.25
+    apart = torch.stack([alone(shared, name) for name in ROLES])
+    torch.testing.assert_close(shared.hidden_states(ROLES, INPUT_IDS), apart, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_base_in_half_precision_keeps_its_dtype(toy_folder, autocast):
+    model_args = ModelConfig(model_name_or_path=toy_folder, dtype="bfloat16")
+    shared = make_shared(load_base(model_args, load_tokenizer(toy_folder)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        together, apart = shared.hidden_states(ROLES, INPUT_IDS), [alone(shared, name) for name in ROLES]
+    assert together.dtype == apart[0].dtype
+    torch.testing.assert_close(together, torch.stack(apart), atol=0.05, rtol=0.05)
+
+
+def test_both_passes_of_ppo_are_what_they_are_apart():
+    model = SharedActorCritic(shared_base())
+    prompts, responses = [[9, 8, 7], [5] * 6, [4]], [[3, 2, EOS], [6], [7, 7, 7, 7, EOS]]
+    batch = micro_batch([0, 1, 2], prompts, responses, [EOS], PAD, torch.device("cpu"))
+    with torch.no_grad():
+        for task in ("policy_and_value", "reference_and_reward"):
+            together = model(task, **batch.inputs())
+            assert model._one_pass
+            model._one_pass = False
+            apart = model(task, **batch.inputs())
+            model._one_pass = None
+            for a, b in zip(together, apart, strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reward_from_elsewhere_takes_all_passes_apart():
+    """Else the reference's pass had other shapes than the policy's, and the KL of equal weights were not 0 but 1e-7."""
+    base = shared_base()
+    base.add_adapter("reward_2", copy_of="reward", head=True)
+    base.add_ensemble("reward", ["reward", "reward_2"], "mean")
+    assert not SharedActorCritic(base).in_one_pass(INPUT_IDS)
+    assert SharedActorCritic(shared_base()).in_one_pass(INPUT_IDS)

@@ -1,0 +1,72 @@
+"""Rows in groups of similar length."""
+
+import itertools
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ppo_toys import causal
+
+from rlhf.ppo.length_buckets import CPU_LIMITS, group_sizes, grouped, pass_limits
+from rlhf.ppo.rollout import micro_batch
+
+LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+def divisions(rows: int):
+    """All lists of sizes that add up to `rows`."""
+    for cuts in itertools.product([False, True], repeat=rows - 1):
+        sizes = [1]
+        for cut in cuts:
+            sizes = [*sizes, 1] if cut else [*sizes[:-1], sizes[-1] + 1]
+        yield sizes
+
+
+def groups_of(lengths, sizes):
+    starts = itertools.accumulate(sizes, initial=0)
+    return [lengths[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+
+@given(LENGTHS, st.integers(8, 40), st.integers(0, 20))
+def test_no_division_costs_less(lengths, most, per_pass):
+    def cost(sizes):
+        return sum(per_pass + len(group) * group[0] for group in groups_of(lengths, sizes))
+
+    def allowed(sizes):
+        return all(len(group) == 1 or len(group) * group[0] <= most for group in groups_of(lengths, sizes))
+
+    found = group_sizes(lengths, most, per_pass)
+    assert sum(found) == len(lengths)
+    assert allowed(found)
+    assert cost(found) == min(cost(sizes) for sizes in divisions(len(lengths)) if allowed(sizes))
+
+
+def test_every_row_is_in_a_group_without_its_padding():
+    prompts, responses = [[5], [6] * 9, [7] * 3, [8] * 200], [[10, 11], [12], [13, 14, 15], [16, 1]]
+    batch = micro_batch([0, 1, 2, 3], prompts, responses, [1], 0, torch.device("cpu"))
+    order, groups = grouped(batch.input_ids, batch.attention_mask, batch.response_mask)
+    assert len(groups) > 1
+    rows = iter(order.tolist())
+    for group in groups:
+        for ids, predicts, last in zip(group.input_ids, group.predicts, group.last.tolist(), strict=True):
+            row = next(rows)
+            assert ids[: last + 1].tolist() == prompts[row] + responses[row]
+            assert ids[1:][predicts].tolist() == responses[row]
+    assert next(rows, None) is None
+    assert len(grouped(batch.input_ids, batch.attention_mask, batch.response_mask, one=True)[1]) == 1
+
+
+def test_a_pass_on_a_gpu_costs_the_more_tokens_the_smaller_the_layers_are():
+    narrow, wide = causal(), causal(hidden_size=64, intermediate_size=128)
+    (tokens, per_pass), (_, of_narrow) = (pass_limits(lm, torch.device("cuda")) for lm in (wide, narrow))
+    assert of_narrow > 10 * per_pass  # products of a sixteenth of the size
+    assert tokens == pass_limits(causal(num_hidden_layers=4), torch.device("cuda"))[0]
+
+
+def test_a_pass_on_a_cpu_has_more_tokens_where_several_threads_share_small_layers(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    cpu, few = torch.device("cpu"), CPU_LIMITS
+    assert pass_limits(causal(), cpu) == (4 * few[0], 4 * few[1])
+    assert pass_limits(causal(hidden_size=512, intermediate_size=2048), cpu) == few
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert pass_limits(causal(), cpu) == few
