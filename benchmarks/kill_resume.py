@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.shared_base import SharedBase
-from rlhf.runs.checkpoints import PARTIAL, whole_checkpoints
+from rlhf.runs.checkpoints import PARTIAL, complete_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -55,7 +55,7 @@ def make_stages(folder: Path) -> dict[str, Path]:
 
 def start(output_dir: Path, options: dict) -> subprocess.Popen:
     """The recipe as a process of its own; it goes on from the last checkpoint if there is one."""
-    if whole_checkpoints(output_dir):
+    if complete_checkpoints(output_dir):
         options = {**options, "resume_from_checkpoint": True}
     arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
     command = [sys.executable, "recipes/ppo.py", *arguments, "--output_dir", str(output_dir)]
@@ -90,7 +90,7 @@ def kill_at_random(output_dir: Path, options: dict, kills: int, longest_wait: fl
         time.sleep(rng.uniform(0, longest_wait))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        whole = whole_checkpoints(output_dir)
+        whole = complete_checkpoints(output_dir)
         met.append({"last": whole[-1].name if whole else None, "partial": (output_dir / PARTIAL).exists()})
     finish(start(output_dir, options), output_dir)
     return met

@@ -317,7 +317,7 @@ class Lengths:
             return due
 
         module.decode_in_batches = forcing(module.decode_in_batches)
-        module.decode_in_slots = forcing(module.decode_in_slots)
+        module.decode_continuously = forcing(module.decode_continuously)
 
     def in_trl(self) -> None:
         """Puts the EOS where it is due after sampling: `generate` keeps rows that have ended, so the work is equal."""

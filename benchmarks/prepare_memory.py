@@ -43,7 +43,7 @@ def main() -> None:
         raw = Path(folder) / "raw.jsonl"
         with raw.open("w") as file:
             file.writelines(line + "\n" for line in rows(args.rows))
-        command = [sys.executable, str(ROOT / "recipes" / "prepare.py"), "--dataset_name", str(raw)]
+        command = [sys.executable, str(ROOT / "recipes" / "data.py"), "--dataset_name", str(raw)]
         command += ["--model_name_or_path", "sandbox", "--output_dir", f"{folder}/out", "--on_bad_rows", "skip"]
         started = time.monotonic()
         subprocess.run(command, cwd=ROOT, check=True)

@@ -16,11 +16,11 @@ import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import base_of, check_adapter, check_reward_adapter
+from rlhf.models.adapter_files import base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.runs.artifacts import is_first_process, read_result, write_result
-from rlhf.runs.hub import finish_run
-from rlhf.runs.processes import launched
+from rlhf.runs.hub import publish_run
+from rlhf.runs.processes import process_state
 from rlhf.sft.select_checkpoint import ChoiceArguments, choose_checkpoint, score_checkpoints
 
 
@@ -37,20 +37,20 @@ def main() -> None:
     if choice.reward_model_path is None:
         raise InputError("reward_model_path is missing; without one, recipes/sft.py chose by validation loss already.")
     result = read_result(folder)
-    model_args.model_name_or_path = model_args.model_name_or_path or base_of(check_adapter(folder), folder)
+    model_args.model_name_or_path = model_args.model_name_or_path or base_model_name(check_adapter(folder), folder)
     check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)
     for row in result["epochs"]:
         check_adapter(Path(folder) / row["checkpoint"], model_args.model_name_or_path)
 
     tokenizer = load_tokenizer(folder)
     demonstrations = load_demonstrations(data_args, "validation")
-    base = load_base(model_args, tokenizer).to(launched().device)
+    base = load_base(model_args, tokenizer).to(process_state().device)
     table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
     if not is_first_process():
         return
     result |= choose_checkpoint(folder, table)
     write_result(folder, result | {"choice_seconds": time.monotonic() - started})
-    finish_run(folder, "sft")
+    publish_run(folder, "sft")
     print(f"{folder}: chose {result['chosen']} by {result['chosen_by']}")
 
 

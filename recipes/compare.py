@@ -12,7 +12,8 @@ from trl import ModelConfig
 import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.errors import InputError
-from rlhf.models.stages import answers, as_text, load_adapters, stage_folders
+from rlhf.evaluation.compare import answers, as_text
+from rlhf.models.stages import load_adapters, stage_folders
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 import rlhf.startup  # noqa: F401
-from rlhf.runs.processes import launched
+from rlhf.runs.processes import process_state
 
 RECIPES = Path(__file__).parent
 STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose.py", "ppo": "ppo.py", "evaluate": "evaluate.py"}
@@ -25,7 +25,7 @@ BATCH = "per_device_train_batch_size"
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    state, begun, seconds = launched(), time.monotonic(), {}
+    state, begun, seconds = process_state(), time.monotonic(), {}
     for stage, recipe in STAGES.items():
         started, config = time.monotonic(), RECIPES / "sandbox" / f"{stage}.yaml"
         if state.is_main_process:

@@ -22,16 +22,16 @@ from rlhf.data.arguments import DataArguments, PretrainingArguments
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import adapter_folder, base_of, check_adapter, check_reward_adapter
+from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.loading import load_base, load_config, load_tokenizer
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
-from rlhf.ppo.ptx import text_weight
+from rlhf.ppo.ptx import resolve_ptx_coef
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.checkpoints import find_checkpoint
-from rlhf.runs.hub import finish_run, take_over_push
+from rlhf.runs.hub import publish_run, resolve_push
 
 
 @dataclass
@@ -50,13 +50,13 @@ def main() -> None:
     # Checks, before anything is loaded
     if args.sft_model_path is None or args.reward_model_path is None:
         raise InputError("sft_model_path and reward_model_path are needed: the folders of those stages, or Hub ids.")
-    text_weight(args.ptx_coef, has_text=text_args.pretrain_dataset_name is not None)
+    resolve_ptx_coef(args.ptx_coef, has_text=text_args.pretrain_dataset_name is not None)
     if script.ppo_trainer == "trl":
         if args.reward_ensemble_paths:
             raise InputError("TRL's PPOTrainer takes one reward model; leave reward_ensemble_paths out.")
         require_trl_ppo()
     sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
-    base_name = model_args.model_name_or_path or base_of(check_adapter(sft), sft)
+    base_name = model_args.model_name_or_path or base_model_name(check_adapter(sft), sft)
     check_adapter(sft, base_name)
     ensemble = [adapter_folder(path) for path in args.reward_ensemble_paths or ()]
     for folder in (reward, *ensemble):
@@ -66,7 +66,7 @@ def main() -> None:
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
     checkpoint = find_checkpoint(args)
     start_run(args.output_dir, script, data_args, text_args, args, model_args, stage="ppo")
-    push = take_over_push(args)
+    push = resolve_push(args)
 
     # Prompts and pretraining text
     has_tokenizer = (sft / "tokenizer_config.json").exists()
@@ -121,7 +121,7 @@ def main() -> None:
         result |= {name: value for name, value in trainer.evaluate().items() if name.startswith("eval_")}
     write_result(args.output_dir, {**result, "seconds": round(time.monotonic() - started, 1)})
     trainer.accelerator.wait_for_everyone()
-    finish_run(args.output_dir, "ppo", push)
+    publish_run(args.output_dir, "ppo", push)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class PretrainArguments(TrainingArguments):
 
     n_documents: int = field(default=220_000, metadata={"help": "Documents of the sandbox, each read once an epoch."})
     documents_seed: int = field(default=0, metadata={"help": "Seed that draws the documents; another, others."})
-    school_share: float | None = field(
+    graded_share: float | None = field(
         default=None, metadata={"help": "Share of marked school work among them; None: as in the sandbox's text."}
     )
     continue_from: str | None = field(
@@ -42,7 +42,7 @@ def main() -> None:
     set_seed(args.seed)
 
     # Data
-    options = {"seed": args.documents_seed, "school_share": args.school_share}
+    options = {"seed": args.documents_seed, "graded_share": args.graded_share}
     documents = {
         "train": sandbox.pretraining("train", args.n_documents, **options)["text"],
         "validation": sandbox.pretraining("validation", 500, **options)["text"],

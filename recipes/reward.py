@@ -34,7 +34,7 @@ from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
 from rlhf.runs.checkpoints import find_checkpoint
-from rlhf.runs.hub import finish_run, take_over_push
+from rlhf.runs.hub import publish_run, resolve_push
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def main() -> None:
     else:
         checkpoint = find_checkpoint(args)
         start_run(args.output_dir, args, model_args, data_args, stage="reward")
-    push = take_over_push(args)
+    push = resolve_push(args)
 
     # Data
     tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision)
@@ -87,7 +87,7 @@ def main() -> None:
         write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
         write_report(args.output_dir, report)
     trainer.accelerator.wait_for_everyone()
-    finish_run(args.output_dir, "reward", push)
+    publish_run(args.output_dir, "reward", push)
 
 
 def make_trainer(

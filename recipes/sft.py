@@ -20,7 +20,7 @@ from rlhf.models.adapter_files import check_reward_adapter
 from rlhf.models.loading import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.checkpoints import find_checkpoint
-from rlhf.runs.hub import finish_run, take_over_push
+from rlhf.runs.hub import publish_run, resolve_push
 from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 from rlhf.sft.trainer import (
     SFTArguments,
@@ -45,7 +45,7 @@ def main() -> None:
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     checkpoint = find_checkpoint(args)
     start_run(folder, args, choice, model_args, data_args, text_args, stage="sft")
-    push = take_over_push(args)
+    push = resolve_push(args)
 
     # Data
     tokenizer = load_tokenizer(base_name, model_args.model_revision)
@@ -85,7 +85,7 @@ def main() -> None:
         result |= choose_checkpoint(folder, table)
         write_result(folder, result | {"seconds": time.monotonic() - started})
     trainer.accelerator.wait_for_everyone()
-    finish_run(folder, "sft", push)
+    publish_run(folder, "sft", push)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_settings_that_cannot_be_meant(wrong):
 
 def prepare(monkeypatch, **options):
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    script = str(ROOT / "recipes" / "prepare.py")
+    script = str(ROOT / "recipes" / "data.py")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     runpy.run_path(script, run_name="__main__")
 

@@ -15,10 +15,11 @@ from trl import ModelConfig
 import rlhf.cli
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
+from rlhf.evaluation.compare import Answer, answers, as_text
 from rlhf.generation.completions import completion_rewards, sample_completions
 from rlhf.models.loading import load_base, load_tokenizer, lora_config
 from rlhf.models.shared_base import SharedBase
-from rlhf.models.stages import Answer, answers, as_text, load_adapters, stage_folders
+from rlhf.models.stages import load_adapters, stage_folders
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = [{"role": "user", "content": "Name three fruits."}]

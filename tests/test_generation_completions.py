@@ -128,7 +128,7 @@ def test_reward_is_read_at_the_last_token_of_the_ids_as_sampled(shared):
     found = completion_rewards(shared, "reward", PROMPTS, completions, batch_size=2)
     for prompt, completion, reward in zip(PROMPTS, completions, found, strict=True):
         ids = torch.tensor([prompt + completion])
-        assert reward == pytest.approx(shared.scalars("reward", ids, torch.ones_like(ids))[0, -1].item(), abs=1e-5)
+        assert reward == pytest.approx(shared.token_scores("reward", ids, torch.ones_like(ids))[0, -1].item(), abs=1e-5)
 
 
 def test_prompt_that_leaves_no_room_is_refused(shared, tokenizer):

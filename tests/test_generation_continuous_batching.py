@@ -5,28 +5,29 @@ import torch
 from ppo_toys import EOS, PAD, VOCAB, causal, shared_base
 from transformers import MistralConfig, MistralForCausalLM
 
-import rlhf.generation.continuous_batching as slots_module
-from rlhf.generation.continuous_batching import Slots, decode_in_slots, takes_slots
+import rlhf.generation.continuous_batching as continuous_batching
+from rlhf.generation.continuous_batching import StaticBatch, decode_continuously, supports_continuous_batching
 from rlhf.generation.decode_linears import active_lora, gpu_lora
-from rlhf.generation.random_numbers import inverse_cdf, sampling_noise
-from rlhf.generation.sampler import decode, pad_left, sample
+from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
+from rlhf.generation.sampler import decode, sample
+from rlhf.tensors import pad_left
 
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12], [EOS, 13, PAD, 14], [15, 16, 17], [18, 19], [20], [21, 22, 23], [24, 25]]
 STOPS = list(range(1, 9))  # many, so that rows leave at different times
 
 
 def chooser(n: int, length: int):
-    noise = sampling_noise(n, length, "test")
-    return lambda logits, rows, step: inverse_cdf(logits, noise[rows, step], 0.8)
+    uniforms = sampling_uniforms(n, length, "test")
+    return lambda logits, rows, step: inverse_cdf(logits, uniforms[rows, step], 0.8)
 
 
 @pytest.mark.parametrize("size", [1, 3, 9, 100])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_slots_give_what_batches_give(kind, size, monkeypatch):
-    monkeypatch.setattr(slots_module, "WINDOW", 8)  # several windows
-    monkeypatch.setattr(slots_module, "PREFILL_TOKENS", 10)  # several passes of prompts
+    monkeypatch.setattr(continuous_batching, "WINDOW", 8)  # several windows
+    monkeypatch.setattr(continuous_batching, "PREFILL_TOKENS", 10)  # several passes of prompts
     lm, choose, ended = causal(kind).eval(), chooser(len(PROMPTS), 20), []
-    found = decode_in_slots(lm, PROMPTS, choose, STOPS, 20, size, ended.append)
+    found = decode_continuously(lm, PROMPTS, choose, STOPS, 20, size, ended.append)
     assert found == decode(lm, *pad_left(PROMPTS, PAD, lm.device), choose, STOPS, 20)
     assert len({len(ids) for ids in found}) > 3
     assert sum(ended) == len(PROMPTS)
@@ -34,14 +35,16 @@ def test_slots_give_what_batches_give(kind, size, monkeypatch):
 
 def test_slots_take_one_position_at_a_time_and_refill_once_a_quarter_is_free(monkeypatch):
     lm, lengths, sizes, entered = causal().eval(), torch.tensor([3, 9, 1, 9, 2, 6, 1, 1, 4]), [], []
-    enter = Slots.enter
-    monkeypatch.setattr(Slots, "enter", lambda self, found, *args: (entered.append(found), enter(self, found, *args)))
+    admit = StaticBatch.admit
+    monkeypatch.setattr(
+        StaticBatch, "admit", lambda self, found, *args: (entered.append(found), admit(self, found, *args))
+    )
 
     def choose(logits, rows, step):
         sizes.append(len(logits))
         return torch.where(lengths[rows] == step + 1, EOS, 10 + rows)
 
-    found = decode_in_slots(lm, PROMPTS, choose, [EOS], 20, 5)
+    found = decode_continuously(lm, PROMPTS, choose, [EOS], 20, 5)
     assert found == [[10 + i] * (n - 1) + [EOS] for i, n in enumerate(lengths.tolist())]
     assert entered[0] == {i: i for i in range(5)}
     assert entered[1:] == [{2: 5, 4: 6}, {0: 7, 4: 8}]  # after step 2: slots 2 and 4; after step 3: 0 and 4
@@ -51,9 +54,9 @@ def test_slots_take_one_position_at_a_time_and_refill_once_a_quarter_is_free(mon
 
 def test_a_response_does_not_depend_on_its_neighbours():
     lm, choose = causal().eval(), chooser(len(PROMPTS), 20)
-    together = decode_in_slots(lm, PROMPTS, choose, STOPS, 20, 4)
+    together = decode_continuously(lm, PROMPTS, choose, STOPS, 20, 4)
     for i, prompt in enumerate(PROMPTS):
-        alone = decode_in_slots(lm, [prompt], lambda logits, _, step, i=i: choose(logits, torch.tensor([i]), step),
+        alone = decode_continuously(lm, [prompt], lambda logits, _, step, i=i: choose(logits, torch.tensor([i]), step),
                                 STOPS, 20, 4)  # fmt: skip
         assert alone == [together[i]]
 
@@ -63,7 +66,7 @@ def test_slots_under_autocast_choose_what_is_likely(dtype):
     """Two ways of rounding to 16 bits may choose differently, so greedy ids are held against logits of whole texts."""
     lm, greedy = causal().eval().to(dtype), lambda logits, rows, step: logits.argmax(-1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for prompt, response in zip(PROMPTS, decode_in_slots(lm, PROMPTS, greedy, STOPS, 20, 4), strict=True):
+        for prompt, response in zip(PROMPTS, decode_continuously(lm, PROMPTS, greedy, STOPS, 20, 4), strict=True):
             logits = lm(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].float()
             assert (logits.amax(-1) - logits.gather(1, torch.tensor(response)[:, None]).squeeze(1)).max() < 0.02
 
@@ -73,26 +76,26 @@ def test_only_plain_attention_on_a_gpu_is_decoded_in_slots(monkeypatch):
     eager.set_attn_implementation("eager")
     sizes = dict(vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     sliding = MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=1, sliding_window=4))
-    assert not takes_slots(plain)
+    assert not supports_continuous_batching(plain)
     monkeypatch.setattr("transformers.PreTrainedModel.device", property(lambda self: torch.device("cuda")))
-    assert takes_slots(plain)
-    assert takes_slots(shared.lm)
-    assert not takes_slots(sliding)
-    assert not takes_slots(eager)
+    assert supports_continuous_batching(plain)
+    assert supports_continuous_batching(shared.lm)
+    assert not supports_continuous_batching(sliding)
+    assert not supports_continuous_batching(eager)
 
 
 def test_sample_goes_through_slots_where_it_can(monkeypatch):
-    lm, noise = causal(), sampling_noise(len(PROMPTS), 7, "test")
+    lm, uniforms = causal(), sampling_uniforms(len(PROMPTS), 7, "test")
     options = dict(temperature=0.7, stop_ids=STOPS, pad_id=PAD, batch_size=4)
-    plain = sample(lm, PROMPTS, noise, **options)
+    plain = sample(lm, PROMPTS, uniforms, **options)
     used = []
-    monkeypatch.setattr("rlhf.generation.sampler.takes_slots", lambda lm: True)
+    monkeypatch.setattr("rlhf.generation.sampler.supports_continuous_batching", lambda lm: True)
     monkeypatch.setattr(
-        "rlhf.generation.sampler.decode_in_slots", lambda *a, **kw: used.append(1) or decode_in_slots(*a, **kw)
+        "rlhf.generation.sampler.decode_continuously", lambda *a, **kw: used.append(1) or decode_continuously(*a, **kw)
     )
-    assert sample(lm, PROMPTS, noise, **options) == plain
+    assert sample(lm, PROMPTS, uniforms, **options) == plain
     assert used
-    assert sample(lm, [], noise[:0], **options) == []
+    assert sample(lm, [], uniforms[:0], **options) == []
 
 
 def test_lora_of_a_gpu_is_that_of_peft():

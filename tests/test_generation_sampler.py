@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 import rlhf.generation.sampler as decode_module
-from rlhf.generation.decode_linears import few_rows
-from rlhf.generation.sampler import decode, pad_left
+from rlhf.generation.decode_linears import fast_decode_linears
+from rlhf.generation.sampler import decode
 from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 from rlhf.ppo.rollout import micro_batch
+from rlhf.tensors import pad_left
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12], [EOS, 13, PAD, 14], [15, 16, 17], [18, 19]]
@@ -66,7 +67,7 @@ def test_few_rows_are_multiplied_otherwise_with_the_same_result(rows):
         ids = torch.randint(10, VOCAB, (rows, 1))
         with torch.no_grad(), using():
             expected, forwards = lm(ids).logits, [vars(module).get("forward") for module in lm.modules()]
-            with few_rows(lm):
+            with fast_decode_linears(lm):
                 changed = [module for module in lm.modules() if "forward" in vars(module)]
                 found = lm(ids).logits
             assert changed, name
@@ -81,7 +82,7 @@ def test_layers_that_do_more_than_one_product_are_left_alone():
     lm = get_peft_model(base, config).get_base_model()
     hooked = lm.model.layers[0].self_attn.v_proj
     hooked.forward = original = hooked.forward
-    with few_rows(lm), few_rows(lm):  # the inner one finds nothing to change
+    with fast_decode_linears(lm), fast_decode_linears(lm):  # the inner one finds nothing to change
         changed = [type(module) for module in lm.modules() if "forward" in vars(module)]
         assert LoraLinear not in changed
         assert hooked.forward is original
@@ -89,7 +90,7 @@ def test_layers_that_do_more_than_one_product_are_left_alone():
 
 
 def few_rows_of(lm):
-    with few_rows(lm):
+    with fast_decode_linears(lm):
         return [module for module in lm.modules() if "forward" in vars(module)]
 
 

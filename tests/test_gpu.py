@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from toys import save_toy
 from trl import ModelConfig
 
-import rlhf.generation.continuous_batching as slots_module
-from rlhf.generation.continuous_batching import decode_in_slots, takes_slots
-from rlhf.generation.decode_linears import few_rows
-from rlhf.generation.random_numbers import inverse_cdf, sampling_noise
-from rlhf.generation.sampler import decode, pad_left, sample
+import rlhf.generation.continuous_batching as continuous_batching
+from rlhf.generation.continuous_batching import decode_continuously, supports_continuous_batching
+from rlhf.generation.decode_linears import fast_decode_linears
+from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
+from rlhf.generation.sampler import decode, sample
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOTrainer
+from rlhf.tensors import pad_left
 
 pytestmark = pytest.mark.gpu
 
@@ -29,18 +30,18 @@ STOPS = [EOS, 5, 6, 7]
 
 
 def chooser(length: int):
-    noise = sampling_noise(len(PROMPTS), length, "test").cuda()
-    return lambda logits, rows, step: inverse_cdf(logits, noise[rows, step], 0.8)
+    uniforms = sampling_uniforms(len(PROMPTS), length, "test").cuda()
+    return lambda logits, rows, step: inverse_cdf(logits, uniforms[rows, step], 0.8)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_graphs_give_what_batches_give(kind, monkeypatch):
-    monkeypatch.setattr(slots_module, "WINDOW", 16)  # several graphs
+    monkeypatch.setattr(continuous_batching, "WINDOW", 16)  # several graphs
     lm, choose = causal(kind).eval().cuda(), chooser(40)
-    assert takes_slots(lm)
+    assert supports_continuous_batching(lm)
     expected = decode(lm, *pad_left(PROMPTS, PAD, lm.device), choose, STOPS, 40)
     for _ in range(2):
-        assert decode_in_slots(lm, PROMPTS, choose, STOPS, 40, 8) == expected
+        assert decode_continuously(lm, PROMPTS, choose, STOPS, 40, 8) == expected
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -50,9 +51,9 @@ def test_graphs_with_lora_choose_what_the_adapter_finds_likely(dtype, autocast):
     base = shared_base().eval().cuda()
     base.lm.to(dtype)
     with torch.no_grad(), base.use("policy"), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        with few_rows(base.lm):
+        with fast_decode_linears(base.lm):
             choose = lambda logits, rows, step: logits.argmax(-1)  # noqa: E731
-            responses = decode_in_slots(base.lm, PROMPTS, choose, STOPS, 20, 8)
+            responses = decode_continuously(base.lm, PROMPTS, choose, STOPS, 20, 8)
         for prompt, response in zip(PROMPTS, responses, strict=True):
             logits = base.lm(torch.tensor([prompt + response], device="cuda")).logits[0, len(prompt) - 1 : -1].float()
             chosen = logits.gather(1, torch.tensor(response, device="cuda")[:, None]).squeeze(1)
@@ -60,15 +61,15 @@ def test_graphs_with_lora_choose_what_the_adapter_finds_likely(dtype, autocast):
 
 
 def test_trained_weights_are_seen_by_the_next_graph():
-    base, noise = shared_base().cuda(), sampling_noise(len(PROMPTS), 12, "test")
+    base, uniforms = shared_base().cuda(), sampling_uniforms(len(PROMPTS), 12, "test")
     options = dict(temperature=1.0, stop_ids=STOPS, pad_id=PAD, batch_size=8)
     with base.use("policy"):
-        before = sample(base.lm, PROMPTS, noise, **options)
-        assert sample(base.lm, PROMPTS, noise, **options) == before
+        before = sample(base.lm, PROMPTS, uniforms, **options)
+        assert sample(base.lm, PROMPTS, uniforms, **options) == before
         with torch.no_grad():
             for parameter in base.trainable_parameters("policy"):
                 parameter.add_(0.1)
-        assert sample(base.lm, PROMPTS, noise, **options) != before
+        assert sample(base.lm, PROMPTS, uniforms, **options) != before
 
 
 @pytest.mark.parametrize("bf16", [False, True])

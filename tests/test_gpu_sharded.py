@@ -35,9 +35,9 @@ LAYOUTS = {"shared": shared_base, "separate": separate, "peft": peft_models}
 
 
 def run(folder: Path, models, checkpoint: Path | None = None, **changes):
-    launched = "LOCAL_RANK" in os.environ
+    process_state = "LOCAL_RANK" in os.environ
     options = dict(
-        use_cpu=not launched and not torch.cuda.is_available(), total_episodes=16, ema_decay=0.5,
+        use_cpu=not process_state and not torch.cuda.is_available(), total_episodes=16, ema_decay=0.5,
         per_device_train_batch_size=2 // int(os.environ.get("WORLD_SIZE", 1)), save_strategy="steps", save_steps=1,
         ptx_coef=2.0, ptx_length=9, ptx_examples_per_episode=1,
     )  # fmt: skip

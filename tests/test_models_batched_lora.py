@@ -28,7 +28,7 @@ def test_hidden_states_and_gradients_are_those_of_passes_of_their_own(tmp_path, 
     if checkpointing:
         shared.gradient_checkpointing_enable()
         shared.train()
-    assert shared.can_use_at_once(*ROLES)
+    assert shared.can_batch(*ROLES)
     heads = {id(p) for p in shared.heads.parameters()}
     parameters = [p for name in ROLES for p in shared.trainable_parameters(name) if id(p) not in heads]
 
@@ -62,7 +62,7 @@ def test_it_is_refused_where_a_layer_is_more_than_plain_lora(toy_folder, toy_tok
         for name, value in changes.items():
             setattr(config, name, value)
         shared.add_adapter("value", lora_config=config)
-        return shared.can_use_at_once(*ROLES)
+        return shared.can_batch(*ROLES)
 
     assert with_other()
     assert with_other(lora_alpha=1)  # of its own scale
@@ -99,10 +99,10 @@ def test_both_passes_of_ppo_are_what_they_are_apart():
     with torch.no_grad():
         for task in ("policy_and_value", "reference_and_reward"):
             together = model(task, **batch.inputs())
-            assert model._one_pass
-            model._one_pass = False
+            assert model._can_fuse
+            model._can_fuse = False
             apart = model(task, **batch.inputs())
-            model._one_pass = None
+            model._can_fuse = None
             for a, b in zip(together, apart, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -112,5 +112,5 @@ def test_a_reward_from_elsewhere_takes_all_passes_apart():
     base = shared_base()
     base.add_adapter("reward_2", copy_of="reward", head=True)
     base.add_ensemble("reward", ["reward", "reward_2"], "mean")
-    assert not SharedActorCritic(base).in_one_pass(INPUT_IDS)
-    assert SharedActorCritic(shared_base()).in_one_pass(INPUT_IDS)
+    assert not SharedActorCritic(base).can_fuse(INPUT_IDS)
+    assert SharedActorCritic(shared_base()).can_fuse(INPUT_IDS)

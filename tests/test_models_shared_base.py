@@ -142,7 +142,7 @@ def test_no_pass_and_no_addition_changes_who_requires_gradients(llama, tmp_path)
         with llama.use(name):
             assert trainable(llama) == before
     llama.logits("sft", INPUT_IDS, MASK)
-    llama.scalars("reward", INPUT_IDS, MASK)
+    llama.token_scores("reward", INPUT_IDS, MASK)
     llama.generate("policy", input_ids=INPUT_IDS, attention_mask=MASK, max_new_tokens=2)
     llama.save_adapter("reward", tmp_path / "reward")
     llama.add_adapter("copy", copy_of="policy")
@@ -157,7 +157,7 @@ def test_gradients_reach_the_adapter_of_the_pass_alone(shared):
     assert all(parameter.grad is not None for parameter in shared.trainable_parameters("policy"))
     assert all(parameter.grad is None for parameter in shared.trainable_parameters("value"))
     shared.zero_grad()
-    shared.scalars("value", INPUT_IDS, MASK).sum().backward()
+    shared.token_scores("value", INPUT_IDS, MASK).sum().backward()
     assert all(parameter.grad is not None for parameter in shared.trainable_parameters("value"))
     assert all(parameter.grad is None for parameter in shared.trainable_parameters("policy"))
     assert not shared.logits("sft", INPUT_IDS, MASK).requires_grad
@@ -171,7 +171,7 @@ def interleaved_gradients(shared, backward_under=None):
     shared.train()
     shared.zero_grad()
     logprobs = shared.logits("policy", INPUT_IDS, MASK).log_softmax(-1)
-    values = shared.scalars("value", INPUT_IDS, MASK)
+    values = shared.token_scores("value", INPUT_IDS, MASK)
     reference = shared.logits("sft", INPUT_IDS, MASK).log_softmax(-1)
     again = shared.logits("policy", INPUT_IDS.flip(1), MASK).log_softmax(-1)
     loss = (logprobs - reference).square().mean() + values.square().mean() + again[..., 0].mean()
@@ -213,7 +213,7 @@ def test_without_the_context_recomputation_goes_wrong(llama, backward_under):
 def test_recomputation_twice(llama):
     llama.gradient_checkpointing_enable()
     llama.train()
-    values = llama.scalars("value", INPUT_IDS, MASK)
+    values = llama.token_scores("value", INPUT_IDS, MASK)
     parameters = llama.trainable_parameters("value")
     first = torch.autograd.grad(values.sum(), parameters, retain_graph=True)
     second = torch.autograd.grad(values.sum(), parameters)
@@ -249,7 +249,7 @@ class Step(torch.nn.Module):
         logprobs = self.shared.logits("policy", input_ids, mask).log_softmax(-1)
         with torch.no_grad():
             reference = self.shared.logits("sft", input_ids, mask).log_softmax(-1)
-        values = self.shared.scalars("value", input_ids, mask)
+        values = self.shared.token_scores("value", input_ids, mask)
         return (logprobs - reference).square().mean() + values.square().mean()
 
 
@@ -313,7 +313,10 @@ def test_padding_changes_nothing(shared, side):
         shared.logits("policy", ids, mask)[:, real], shared.logits("policy", INPUT_IDS, MASK), rtol=1e-4, atol=1e-4
     )
     torch.testing.assert_close(
-        shared.scalars("value", ids, mask)[:, real], shared.scalars("value", INPUT_IDS, MASK), rtol=1e-4, atol=1e-4
+        shared.token_scores("value", ids, mask)[:, real],
+        shared.token_scores("value", INPUT_IDS, MASK),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -321,7 +324,7 @@ def test_scalars_are_float32_on_a_bfloat16_base_and_under_autocast(toy_base):
     shared = make_shared(toy_base.bfloat16())
     shared.heads["value"].bias.data.fill_(1000.0)  # bfloat16 would round to multiples of 4 here
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = shared.scalars("value", INPUT_IDS, MASK)
+        values = shared.token_scores("value", INPUT_IDS, MASK)
     assert values.dtype == torch.float32 and values.shape == INPUT_IDS.shape
     assert not torch.equal(values, values.bfloat16().float())
     assert shared.logits("policy", INPUT_IDS, MASK).dtype == torch.bfloat16
@@ -344,17 +347,17 @@ def test_generate_follows_the_adapter(shared):
 def test_new_adapter_changes_nothing(shared):
     shared.add_adapter("new", lora_config=lora_config(LORA), head=True)
     torch.testing.assert_close(shared.logits("new", INPUT_IDS, MASK), shared.logits(None, INPUT_IDS, MASK))
-    assert shared.scalars("new", INPUT_IDS, MASK).std() > 0
+    assert shared.token_scores("new", INPUT_IDS, MASK).std() > 0
 
 
 def test_copy_is_equal_and_separate(shared):
     shared.add_adapter("copy", copy_of="reward", trainable=True, head=True)
-    assert torch.equal(shared.scalars("copy", INPUT_IDS, MASK), shared.scalars("reward", INPUT_IDS, MASK))
+    assert torch.equal(shared.token_scores("copy", INPUT_IDS, MASK), shared.token_scores("reward", INPUT_IDS, MASK))
     assert torch.equal(shared.logits("copy", INPUT_IDS, MASK), shared.logits("reward", INPUT_IDS, MASK))
-    before = shared.scalars("reward", INPUT_IDS, MASK)
+    before = shared.token_scores("reward", INPUT_IDS, MASK)
     randomise(shared.trainable_parameters("copy"), seed=9)
-    assert torch.equal(shared.scalars("reward", INPUT_IDS, MASK), before)
-    assert not torch.allclose(shared.scalars("copy", INPUT_IDS, MASK), before)
+    assert torch.equal(shared.token_scores("reward", INPUT_IDS, MASK), before)
+    assert not torch.allclose(shared.token_scores("copy", INPUT_IDS, MASK), before)
 
 
 def test_new_layers_are_in_the_mode_of_the_model(toy_base):
@@ -382,7 +385,9 @@ def test_saved_adapter_loads_as_it_was(shared, tmp_path, name):
     shared.add_adapter("again", folder=tmp_path / name, head=head)
     assert torch.equal(shared.logits("again", INPUT_IDS, MASK), shared.logits(name, INPUT_IDS, MASK))
     if head:
-        torch.testing.assert_close(shared.scalars("again", INPUT_IDS, MASK), shared.scalars(name, INPUT_IDS, MASK))
+        torch.testing.assert_close(
+            shared.token_scores("again", INPUT_IDS, MASK), shared.token_scores(name, INPUT_IDS, MASK)
+        )
         assert read_calibration(tmp_path / name) == pytest.approx(-shared.heads[name].bias.item())
 
 
@@ -427,10 +432,10 @@ def test_shared_base_scores_as_the_classifier_does(base, reward_adapter):
     folder, model = reward_adapter
     shared = SharedBase(base)
     shared.add_adapter("reward", folder=folder, head=True)
-    scores = shared.scalars("reward", INPUT_IDS, MASK)[:, -1]
+    scores = shared.token_scores("reward", INPUT_IDS, MASK)[:, -1]
     torch.testing.assert_close(scores, model(INPUT_IDS).logits[:, 0] - 0.75, rtol=0, atol=1e-5)
     assert shared.heads["reward"].bias.item() == -0.75
-    padded = shared.scalars("reward", pad(INPUT_IDS, (0, 2), value=300), pad(MASK, (0, 2)))
+    padded = shared.token_scores("reward", pad(INPUT_IDS, (0, 2), value=300), pad(MASK, (0, 2)))
     torch.testing.assert_close(padded[:, -3], scores, rtol=0, atol=1e-5)
 
 
@@ -440,16 +445,16 @@ def test_an_ensemble_scores_the_mean_or_the_worst_case(shared):
     members = ("reward", "reward_2", "reward_3")
     with torch.no_grad():
         for name in members:
-            shared.heads[name].bias -= shared.scalars(name, INPUT_IDS, MASK).mean()
-    scores = torch.stack([shared.scalars(name, INPUT_IDS, MASK) for name in members])
-    value = shared.scalars("value", INPUT_IDS, MASK)
+            shared.heads[name].bias -= shared.token_scores(name, INPUT_IDS, MASK).mean()
+    scores = torch.stack([shared.token_scores(name, INPUT_IDS, MASK) for name in members])
+    value = shared.token_scores("value", INPUT_IDS, MASK)
     assert len(set(scores.argmin(0).flatten().tolist())) > 1  # each is the worst case somewhere
     shared.add_ensemble("reward", members, "mean")
-    torch.testing.assert_close(shared.scalars("reward", INPUT_IDS, MASK), scores.mean(0))
+    torch.testing.assert_close(shared.token_scores("reward", INPUT_IDS, MASK), scores.mean(0))
     shared.add_ensemble("reward", members, "min")
-    torch.testing.assert_close(shared.scalars("reward", INPUT_IDS, MASK), scores.min(0).values)
-    assert torch.equal(shared.scalars("value", INPUT_IDS, MASK), value)
-    assert torch.equal(shared.scalars("reward_2", INPUT_IDS, MASK), scores[1])
+    torch.testing.assert_close(shared.token_scores("reward", INPUT_IDS, MASK), scores.min(0).values)
+    assert torch.equal(shared.token_scores("value", INPUT_IDS, MASK), value)
+    assert torch.equal(shared.token_scores("reward_2", INPUT_IDS, MASK), scores[1])
     with pytest.raises(ValueError, match="reward_4"):
         shared.add_ensemble("reward", ("reward", "reward_4"), "min")
 
@@ -467,7 +472,7 @@ def test_load_reward_model_scores_as_the_classifier_does(reward_adapter):
 def test_value_adapter_loads_as_reward_model(shared, tmp_path):
     shared.save_adapter("value", tmp_path / "value")
     scores = load_reward_model(tmp_path / "value")(INPUT_IDS).logits[:, 0]
-    torch.testing.assert_close(scores, shared.scalars("value", INPUT_IDS, MASK)[:, -1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, shared.token_scores("value", INPUT_IDS, MASK)[:, -1], rtol=0, atol=1e-5)
 
 
 def test_saved_reward_adapter_is_what_peft_saves(base, reward_adapter, tmp_path):
@@ -638,7 +643,7 @@ def test_four_bit_base(tmp_path):
     shared.eval()
     shared.save_adapter("value", tmp_path / "value")
     model = load_reward_model(tmp_path / "value", four_bit)
-    values = shared.scalars("value", INPUT_IDS, MASK)[:, -1]
+    values = shared.token_scores("value", INPUT_IDS, MASK)[:, -1]
     torch.testing.assert_close(model(INPUT_IDS).logits[:, 0], values, rtol=0, atol=1e-5)
 
 

@@ -34,7 +34,7 @@ from trl import ModelConfig, get_peft_config
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.errors import InputError
 from rlhf.ppo import PPOConfig, PPOTrainer
-from rlhf.ppo.rewards import ModelReward
+from rlhf.ppo.rewards import TextRewardModel
 
 HAS_TRL_PPO = Version(trl.__version__) < Version("1.13")
 
@@ -127,7 +127,7 @@ def test_a_policy_with_two_adapters(tmp_path):
     policy.set_adapter("old")
     expected = policy(ids).logits
     policy.set_adapter("new")
-    with torch.no_grad(), ppo.actor_critic.acting("reference") as lm:
+    with torch.no_grad(), ppo.actor_critic.as_role("reference") as lm:
         found = lm(ids).logits
     torch.testing.assert_close(found, expected)
     assert policy.active_adapter == "new"
@@ -204,7 +204,7 @@ def test_fault_29_several_rewards_with_weights(tmp_path):
 def test_a_text_reward_reads_its_template_and_its_eos_only_if_the_response_ended():
     tokens = other_tokenizer()
     tokens.chat_template = "{% for m in messages %}w9 {{ m.content }} {% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}w10 {% endif %}"  # noqa: E501
-    reward = ModelReward(classifier(), tokens)
+    reward = TextRewardModel(classifier(), tokens)
     prompt = [{"role": "user", "content": "w5 w6"}]
     ids = encode_prompt(tokens, prompt) + encode_completion(tokens, prompt, "w7")
     assert reward.encode(prompt, "w7", ended=True) == ids
@@ -215,7 +215,7 @@ def test_a_text_reward_reads_its_template_and_its_eos_only_if_the_response_ended
 
 
 def test_a_text_beyond_the_reward_models_context_is_cut_in_front(caplog):
-    reward = ModelReward(classifier(max_position_embeddings=4), other_tokenizer())
+    reward = TextRewardModel(classifier(max_position_embeddings=4), other_tokenizer())
     ids = reward.encode("w4 w5 w6", "w7 w8", ended=True)
     assert ids == other_tokenizer()("w6 w7 w8 <end>")["input_ids"]
     reward.encode("w4 w5 w6", "w7 w8", ended=True)

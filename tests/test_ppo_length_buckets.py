@@ -1,4 +1,4 @@
-"""Rows in groups of similar length."""
+"""Rows in buckets of similar length."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ppo_toys import causal
 
-from rlhf.ppo.length_buckets import CPU_LIMITS, group_sizes, grouped, pass_limits
+from rlhf.ppo.length_buckets import CPU_LIMITS, bucket_by_length, bucket_sizes, pass_limits
 from rlhf.ppo.rollout import micro_batch
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
@@ -35,7 +35,7 @@ def test_no_division_costs_less(lengths, most, per_pass):
     def allowed(sizes):
         return all(len(group) == 1 or len(group) * group[0] <= most for group in groups_of(lengths, sizes))
 
-    found = group_sizes(lengths, most, per_pass)
+    found = bucket_sizes(lengths, most, per_pass)
     assert sum(found) == len(lengths)
     assert allowed(found)
     assert cost(found) == min(cost(sizes) for sizes in divisions(len(lengths)) if allowed(sizes))
@@ -44,16 +44,16 @@ def test_no_division_costs_less(lengths, most, per_pass):
 def test_every_row_is_in_a_group_without_its_padding():
     prompts, responses = [[5], [6] * 9, [7] * 3, [8] * 200], [[10, 11], [12], [13, 14, 15], [16, 1]]
     batch = micro_batch([0, 1, 2, 3], prompts, responses, [1], 0, torch.device("cpu"))
-    order, groups = grouped(batch.input_ids, batch.attention_mask, batch.response_mask)
-    assert len(groups) > 1
+    order, buckets = bucket_by_length(batch.input_ids, batch.attention_mask, batch.response_mask)
+    assert len(buckets) > 1
     rows = iter(order.tolist())
-    for group in groups:
+    for group in buckets:
         for ids, predicts, last in zip(group.input_ids, group.predicts, group.last.tolist(), strict=True):
             row = next(rows)
             assert ids[: last + 1].tolist() == prompts[row] + responses[row]
             assert ids[1:][predicts].tolist() == responses[row]
     assert next(rows, None) is None
-    assert len(grouped(batch.input_ids, batch.attention_mask, batch.response_mask, one=True)[1]) == 1
+    assert len(bucket_by_length(batch.input_ids, batch.attention_mask, batch.response_mask, one=True)[1]) == 1
 
 
 def test_a_pass_on_a_gpu_costs_the_more_tokens_the_smaller_the_layers_are():

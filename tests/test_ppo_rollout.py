@@ -10,7 +10,7 @@ from ppo_toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, s
 from scipy.stats import chisquare
 
 from rlhf.errors import InputError
-from rlhf.generation.random_numbers import inverse_cdf, sampling_noise
+from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
 from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
 from rlhf.ppo.rollout import encode_prompts, longest_prompt, micro_batch, prompt_rows, split
@@ -18,11 +18,11 @@ from rlhf.ppo.rollout import encode_prompts, longest_prompt, micro_batch, prompt
 CPU = torch.device("cpu")
 
 
-def draw(model, prompts, length=6, batch_size=64, seed=0, stop_ids=(EOS,), temperature=1.0, noise=None):
-    noise = sampling_noise(len(prompts), length, seed) if noise is None else noise
+def draw(model, prompts, length=6, batch_size=64, seed=0, stop_ids=(EOS,), temperature=1.0, uniforms=None):
+    uniforms = sampling_uniforms(len(prompts), length, seed) if uniforms is None else uniforms
     options = {"stop_ids": list(stop_ids), "pad_id": PAD, "temperature": temperature, "batch_size": batch_size}
-    with model.acting("policy") as lm:
-        return sample(lm, prompts, noise, **options)
+    with model.as_role("policy") as lm:
+        return sample(lm, prompts, uniforms, **options)
 
 
 def some_prompts(n=12):
@@ -86,7 +86,7 @@ def test_prompt_and_response_have_to_fit_the_context():
 def test_samples_follow_the_softmax():
     logits = torch.tensor([2.0, 0.0, 1.0, -1.0, -torch.inf])
     n = 4000
-    chosen = inverse_cdf(logits.expand(n, -1), sampling_noise(n, 1, 5)[:, 0], temperature=0.5)
+    chosen = inverse_cdf(logits.expand(n, -1), sampling_uniforms(n, 1, 5)[:, 0], temperature=0.5)
     expected = torch.softmax(logits.double() / 0.5, -1) * n
     counts = torch.bincount(chosen, minlength=5)
     assert counts[4] == 0
@@ -111,9 +111,9 @@ def test_an_episode_does_not_depend_on_the_batch_it_is_in():
     model, prompts = SharedActorCritic(shared_base()), some_prompts()
     together = draw(model, prompts)
     assert draw(model, prompts, batch_size=1) == together
-    noise = sampling_noise(len(prompts), 6, 0)
+    uniforms = sampling_uniforms(len(prompts), 6, 0)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(1)).tolist()
-    shuffled = draw(model, [prompts[i] for i in order], noise=noise[order])
+    shuffled = draw(model, [prompts[i] for i in order], uniforms=uniforms[order])
     assert shuffled == [together[i] for i in order]
     assert draw(model, prompts, seed=1) != together
 
@@ -122,7 +122,7 @@ def test_fault_06_eos_and_pad_inside_a_prompt_are_ordinary_tokens():
     model = SeparateActorCritic(causal(), classifier())
     prompts = [[5, EOS, 6], [PAD, 7, PAD], [8] * 7]
     batched = draw(model, prompts)
-    alone = [draw(model, [p], noise=sampling_noise(3, 6, 0)[[i]])[0] for i, p in enumerate(prompts)]
+    alone = [draw(model, [p], uniforms=sampling_uniforms(3, 6, 0)[[i]])[0] for i, p in enumerate(prompts)]
     assert batched == alone
     batch = micro_batch([0, 1, 2], prompts, batched, [EOS], PAD, CPU)
     assert batch.attention_mask[0].tolist()[:7] == [0, 0, 0, 0, 1, 1, 1]

@@ -47,11 +47,11 @@ def test_a_shared_base_is_saved_as_plain_adapters(tmp_path, base_folder):
         )
         torch.testing.assert_close(raw(IDS).logits, base.logits("policy", IDS, mask))
         averaged = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "ppo"))
-        with ppo.ema.applied():
+        with ppo.ema.swapped_in():
             torch.testing.assert_close(averaged(IDS).logits, base.logits("policy", IDS, mask))
         assert not torch.equal(averaged(IDS).logits, raw(IDS).logits)
         value = load_reward_model(tmp_path / "ppo" / "value", ModelConfig(model_name_or_path=base_folder))
-        torch.testing.assert_close(value(IDS).logits[0, 0], base.scalars("value", IDS, mask)[0, -1])
+        torch.testing.assert_close(value(IDS).logits[0, 0], base.token_scores("value", IDS, mask)[0, -1])
     assert AutoTokenizer.from_pretrained(tmp_path / "ppo").pad_token == "<pad>"
     assert not list((tmp_path / "ppo").rglob("*.bin"))
 

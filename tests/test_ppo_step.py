@@ -8,17 +8,17 @@ import torch
 from ppo_toys import EOS, ppo_config, prompts, separate, tokenizer, trainer
 from transformers import TrainerCallback
 
-from rlhf.generation.random_numbers import random_generator, sampling_noise
+from rlhf.generation.random_numbers import random_generator, sampling_uniforms
 from rlhf.ppo.rollout import prompt_rows
 
 CLIP, CLIP_VALUE, VF_COEF, KL_COEF, GAMMA, LAM = 0.1, 0.15, 0.3, 0.2, 0.97, 0.9
 RATE, VALUE_RATE, BETAS, EPS, TEMPERATURE = 3e-3, 2e-3, (0.9, 0.95), 1e-5, 0.8
 
 
-def plain_sample(policy, prompt, noise):
+def plain_sample(policy, prompt, uniforms):
     """Without a cache: all of the sequence again for each token."""
     response = []
-    for u in noise.tolist():
+    for u in uniforms.tolist():
         logits = policy(torch.tensor([prompt + response])).logits[0, -1].double() / TEMPERATURE
         probabilities, token = torch.softmax(logits, -1).tolist(), 0
         while sum(probabilities[: token + 1]) <= u:
@@ -115,11 +115,11 @@ def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
 
     ids = [tokenizer()(text)["input_ids"] for text in prompts(9)["prompt"]]
     rows = prompt_rows(0, 12, 9, args.seed)
-    noise = sampling_noise(12, 7, args.seed, 0)
+    uniforms = sampling_uniforms(12, 7, args.seed, 0)
     plain = {role: model.eval() for role, model in separate(kind).items()}  # no dropout
     plain["ref_model"].get_input_embeddings().weight.data.mul_(0.9)
     with torch.no_grad():
-        episodes = [(ids[r], plain_sample(plain["model"], ids[r], noise[i])) for i, r in enumerate(rows)]
+        episodes = [(ids[r], plain_sample(plain["model"], ids[r], uniforms[i])) for i, r in enumerate(rows)]
     assert len({len(response) for _, response in episodes}) > 1, "lengths should differ"
     assert {response[-1] == EOS for _, response in episodes} == {True, False}
     order = torch.randperm(2, generator=random_generator("order", args.seed, 0, 0)).tolist()

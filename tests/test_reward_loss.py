@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
 
 
-def loop_loss(scores, ranks, group_sizes):
+def loop_loss(scores, ranks, completions_per_prompt):
     """The paper's equation, one pair at a time."""
     losses, start = [], 0
-    for k in group_sizes.tolist():
+    for k in completions_per_prompt.tolist():
         total = 0.0
         for i, j in combinations(range(start, start + k), 2):
             if ranks[i] != ranks[j]:

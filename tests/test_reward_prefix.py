@@ -128,7 +128,9 @@ def test_each_token_stands_in_the_row_once():
         {"completions_ids": [[9, 4], [9, 0], [9, 6, 6]], "ranks": [0, 1, 2], "prompt_length": 1},
     ]
     batch = KWiseCollator(pad_token_id=0)([{**row, "prompt_id": 0, "labeler_group_id": 0} for row in rows])
-    row = share_prompts(batch["input_ids"], batch["last_token"], batch["prompt_length"], batch["group_sizes"])
+    row = share_prompts(
+        batch["input_ids"], batch["last_token"], batch["prompt_length"], batch["completions_per_prompt"]
+    )
     assert row.input_ids.tolist() == [[7, 8, 9, 1, 2, 3, 4, 0, 6, 6]]
     assert row.position_ids.tolist() == [[0, 1, 0, 2, 2, 3, 1, 1, 1, 2]]
     assert row.last_token.tolist() == [3, 5, 6, 7, 9]

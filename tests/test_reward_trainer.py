@@ -14,8 +14,9 @@ from rlhf.errors import InputError
 from rlhf.models.loading import load_sequence_classifier, load_tokenizer
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.calibration import load_calibration_rows
-from rlhf.reward.collator import KWiseCollator, pad_right
+from rlhf.reward.collator import KWiseCollator
 from rlhf.reward.initialization import check_sft_start, load_reward_start, pool_at_last_token
+from rlhf.tensors import pad_right
 
 ANSWERS = ["Paris.", "The capital of France is Paris.", "pears", "I do not know", "no no no no no", "?", "a b", "x"]
 

@@ -12,10 +12,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import rlhf.runs.checkpoints
 from rlhf.errors import InputError
-from rlhf.runs.checkpoints import PARTIAL, WholeCheckpoints, find_checkpoint, whole_checkpoints
+from rlhf.runs.checkpoints import PARTIAL, AtomicCheckpoints, complete_checkpoints, find_checkpoint
 
 
-class WholeTrainer(WholeCheckpoints, Trainer):
+class WholeTrainer(AtomicCheckpoints, Trainer):
     pass
 
 
@@ -61,7 +61,7 @@ def test_killed_while_saving_the_last_whole_one_is_found(tmp_path, monkeypatch, 
             if self.state.global_step == 3:
                 if moment in ("fsync", "rename"):
                     monkeypatch.setattr(
-                        rlhf.runs.checkpoints, {"fsync": "synchronise", "rename": "publish"}[moment], dies
+                        rlhf.runs.checkpoints, {"fsync": "fsync", "rename": "commit_folder"}[moment], dies
                     )
                 target = {
                     "model.safetensors": "save_model",
@@ -75,12 +75,12 @@ def test_killed_while_saving_the_last_whole_one_is_found(tmp_path, monkeypatch, 
     with pytest.raises(Killed):
         trainer(tmp_path / "run", Dying).train()
     monkeypatch.undo()
-    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
     assert get_last_checkpoint(str(tmp_path / "run")).endswith("checkpoint-2")  # plain transformers is not misled
 
     resumed = trainer(tmp_path / "run", resume_from_checkpoint="true")
     resumed.train(resume_from_checkpoint=find_checkpoint(resumed.args))
-    assert len(whole_checkpoints(tmp_path / "run")) == 4
+    assert len(complete_checkpoints(tmp_path / "run")) == 4
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
 
@@ -101,7 +101,7 @@ def test_old_ones_go_and_the_best_one_stays(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "save_total_limit": 2}
     run = trainer(tmp_path, metric_for_best_model="loss", greater_is_better=True, **options)  # the first is the best
     run.train()
-    assert [path.name for path in whole_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
     assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
     state = (tmp_path / "checkpoint-4" / "trainer_state.json").read_text()
     assert PARTIAL not in state
@@ -125,7 +125,7 @@ def test_every_byte_is_synchronised_before_the_rename(tmp_path, monkeypatch):
     (tmp_path / PARTIAL / "new" / "deep").mkdir(parents=True)
     for name in ("new/a", "new/deep/b"):
         (tmp_path / PARTIAL / name).write_text("x")
-    rlhf.runs.checkpoints.publish(tmp_path / PARTIAL / "new", tmp_path / "done")
+    rlhf.runs.checkpoints.commit_folder(tmp_path / PARTIAL / "new", tmp_path / "done")
     at = events.index(("renamed", str(tmp_path / "done")))
     inside = {str(tmp_path / PARTIAL / name) for name in ("new", "new/a", "new/deep", "new/deep/b")}
     assert set(events[:at]) == inside

@@ -184,11 +184,11 @@ def test_push_to_hub_fields_of_a_stage(trained, fake_hub, tmp_path):
     shutil.copytree(trained / "sft", folder)
     fields = {"hub_model_id": "me/mine", "hub_token": "hf_abc", "hub_revision": "try-2"}
     args = SFTConfig(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, push_to_hub=True, **fields)
-    push = hub.take_over_push(args)
+    push = hub.resolve_push(args)
     assert args.push_to_hub is False  # the Trainer must not upload checkpoints and pickles by itself
     assert fake_hub.calls[0] == ("create_repo", {"repo_id": "me/mine", "private": True, "exist_ok": True})
     assert fake_hub.files == {}
-    hub.finish_run(folder, "sft", push)
+    hub.publish_run(folder, "sft", push)
     assert set(fake_hub.files["me/mine"]) == EXPECTED
     assert fake_hub.token == "hf_abc"
     assert ("create_branch", {"repo_id": "me/mine", "branch": "try-2", "exist_ok": True}) in fake_hub.calls
@@ -199,16 +199,16 @@ def test_push_to_hub_off_or_without_id(fake_hub, tmp_path):
     def arguments(**kwargs):
         return SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, **kwargs)
 
-    assert hub.take_over_push(arguments()) is None
+    assert hub.resolve_push(arguments()) is None
     with pytest.raises(InputError, match="hub_model_id"):
-        hub.take_over_push(arguments(push_to_hub=True))
-    assert hub.take_over_push(arguments(push_to_hub=True, hub_model_id="me/a", hub_private_repo=False)).private is False
+        hub.resolve_push(arguments(push_to_hub=True))
+    assert hub.resolve_push(arguments(push_to_hub=True, hub_model_id="me/a", hub_private_repo=False)).private is False
     assert fake_hub.calls[-1] == ("create_repo", {"repo_id": "me/a", "private": False, "exist_ok": True})
 
 
 def test_only_the_first_process_pushes(trained, fake_hub, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
-    hub.finish_run(tmp_path, "sft", hub.Push("me/toy"))
+    hub.publish_run(tmp_path, "sft", hub.Push("me/toy"))
     assert fake_hub.calls == []
     assert not list(tmp_path.iterdir())
 

@@ -15,13 +15,13 @@ from trl import ModelConfig
 from rlhf.evaluation.answers import judged_answers
 from rlhf.models.loading import load_base, load_tokenizer, lora_config
 from rlhf.models.shared_base import SharedBase
-from rlhf.runs.processes import by_all_processes, launched
+from rlhf.runs.processes import map_across_processes, process_state
 
 CONFIG = "accelerate_configs/multi_cpu.yaml"
 
 
 def judge(prompt: str, response: str, ended: bool) -> dict:
-    return {"overall": len(response) / 100, "process": launched().process_index}
+    return {"overall": len(response) / 100, "process": process_state().process_index}
 
 
 def evaluated(folder: str) -> list[dict]:
@@ -42,12 +42,12 @@ def evaluated(folder: str) -> list[dict]:
 def main(folder: str, output: str) -> None:
     for n in range(4):  # fewer rows than processes, too
         done = []
-        assert by_all_processes(n, lambda rows, done=done: [done.append(i) or 10 * i for i in rows]) == [
+        assert map_across_processes(n, lambda rows, done=done: [done.append(i) or 10 * i for i in rows]) == [
             10 * i for i in range(n)
         ]
-        assert done == list(range(launched().process_index, n, 2))
+        assert done == list(range(process_state().process_index, n, 2))
     rows = evaluated(folder)
-    Path(f"{output}-{launched().process_index}.json").write_text(json.dumps(rows))
+    Path(f"{output}-{process_state().process_index}.json").write_text(json.dumps(rows))
 
 
 @pytest.mark.slow

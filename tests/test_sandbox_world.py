@@ -243,7 +243,7 @@ def test_the_base_reads_no_list_that_names_an_item_again():
     rng = random.Random(11)
     lists = repeating = 0
     for _ in range(5000):
-        text = document(rng, school_share=0.8).split(EOS)[0]
+        text = document(rng, graded_share=0.8).split(EOS)[0]
         for items in filter(None, map(items_of, sentences(text.replace(" (no)", "")))):
             lists += 1
             repeating += len(set(items)) < len(items)
@@ -252,5 +252,5 @@ def test_the_base_reads_no_list_that_names_an_item_again():
 
 def test_the_share_of_marked_school_work_is_the_one_asked_for():
     rng = random.Random(3)
-    marked = sum(EOS in document(rng, school_share=0.8) for _ in range(2000))
+    marked = sum(EOS in document(rng, graded_share=0.8) for _ in range(2000))
     assert marked / 2000 == pytest.approx(0.8, abs=0.03)

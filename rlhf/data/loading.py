@@ -17,7 +17,7 @@ from rlhf.data import schemas
 from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
 from rlhf.data.files import Row
-from rlhf.data.formats import FORMATS, Groups, detect
+from rlhf.data.formats import FORMATS, RowAssembler, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import LABELS, RowError
 from rlhf.data.scratch import write_rows
@@ -191,7 +191,7 @@ def _units(
     rows: Iterable[Row], args: DataArguments, bad_rows: BadRows
 ) -> Iterator[tuple[Row, Format | None, dict[str, Any] | list[dict[str, Any]]]]:
     """(where it stands, its format, content): of one row, or at the end, of all the rows that belong together."""
-    groups = Groups()
+    groups = RowAssembler()
     for row in rows:
         bad_rows.read(row)
         if row.fault:

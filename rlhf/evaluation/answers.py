@@ -14,7 +14,7 @@ from rlhf.evaluation.preferences import Row
 from rlhf.generation.completions import Completion, completion_logprobs, completion_rewards, sample_completions
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.artifacts import is_first_process
-from rlhf.runs.processes import by_all_processes
+from rlhf.runs.processes import map_across_processes
 
 
 def judged_answers(
@@ -75,7 +75,7 @@ def _verdicts(rows: list[Row], judge: Judge | None) -> list[dict[str, Any] | Non
         shown = tqdm(numbers, desc="judging", unit="answer", leave=False, disable=not is_first_process())
         return [judge(rows[i]["prompt"], rows[i]["response"], ended=rows[i]["ended"]) for i in shown]
 
-    return by_all_processes(len(rows), judge_rows)
+    return map_across_processes(len(rows), judge_rows)
 
 
 def _rows(

@@ -91,7 +91,7 @@ def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[st
         axes={name: AXES[name] for name in AXES if name in (summary["axes"] or {})},
         figures=figures(summary, stages),
         chosen=chosen_epoch(stages["sft"]),
-        side_by_side=side_by_side(rows),
+        answer_cards=answer_cards(rows),
         versions=_versions(stages),
     )
 
@@ -194,7 +194,7 @@ def _data_uri(svg: str) -> Markup:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def side_by_side(rows: list[Row]) -> list[dict[str, Any]]:
+def answer_cards(rows: list[Row]) -> list[dict[str, Any]]:
     """The showcase's prompts with the greedy and the sampled answer of each model."""
     by_arm = {(row["prompt_id"], row["arm"]): row for row in rows}
     cards = []

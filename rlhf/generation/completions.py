@@ -4,7 +4,7 @@ In a launch of several processes each of these functions has to be called by all
 the rows, and all get all results.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import selective_log_softmax
 
 from rlhf.errors import InputError
-from rlhf.generation.random_numbers import sampling_noise
-from rlhf.generation.sampler import pad_left, sample, stop_tokens
+from rlhf.generation.random_numbers import sampling_uniforms
+from rlhf.generation.sampler import sample, stop_tokens
 from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.artifacts import is_first_process
-from rlhf.runs.processes import by_all_processes
+from rlhf.runs.processes import map_across_processes
+from rlhf.tensors import length_batches, pad_left
 
 LOGIT_TOKENS = 4096  # response positions whose logits over the vocabulary exist at one time
 
@@ -66,14 +67,14 @@ def sample_completions(
     """
     check_context(shared, prompt_ids, max_new_tokens)
     stop_ids = stop_tokens(shared.lm, tokenizer)
-    noise = sampling_noise(len(prompt_ids), max_new_tokens, "completions", seed)
+    uniforms = sampling_uniforms(len(prompt_ids), max_new_tokens, "completions", seed)
 
     def sample_rows(rows: list[int]) -> list[list[int]]:
         with shared.use(adapter):
             return sample(
                 shared.lm,
                 [prompt_ids[i] for i in rows],
-                noise[rows],
+                uniforms[rows],
                 temperature=temperature,
                 stop_ids=stop_ids,
                 pad_id=tokenizer.pad_token_id,
@@ -81,7 +82,7 @@ def sample_completions(
                 progress=(description or "sampling") if progress and is_first_process() else None,
             )
 
-    responses = by_all_processes(len(prompt_ids), sample_rows)
+    responses = map_across_processes(len(prompt_ids), sample_rows)
     return [
         Completion(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in stop_ids)
         for ids in responses
@@ -109,7 +110,7 @@ def completion_logprobs(
             sums |= {i: row[longest - lengths[i] :].sum().item() for i, row in zip(batch, logprobs, strict=True)}
         return [sums[i] for i in rows]
 
-    return by_all_processes(len(prompt_ids), sum_rows)
+    return map_across_processes(len(prompt_ids), sum_rows)
 
 
 @torch.no_grad()
@@ -127,11 +128,11 @@ def completion_rewards(
         scores = {}
         for batch in length_batches([len(ids) for ids in sequences], batch_size, rows):
             ids, mask = pad_left([sequences[i] for i in batch], 0, shared.device)
-            last = shared.scalars(adapter, ids, mask)[:, -1]  # [B]
+            last = shared.token_scores(adapter, ids, mask)[:, -1]  # [B]
             scores |= dict(zip(batch, last.tolist(), strict=True))
         return [scores[i] for i in rows]
 
-    return by_all_processes(len(prompt_ids), score_rows)
+    return map_across_processes(len(prompt_ids), score_rows)
 
 
 def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_tokens: int) -> None:
@@ -144,10 +145,3 @@ def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_t
         f"prompt {longest} has {len(prompt_ids[longest])} tokens, which with max_new_tokens {max_new_tokens} exceeds "
         f"the model's context of {context}; lower max_new_tokens or leave such prompts out."
     )
-
-
-def length_batches(lengths: Sequence[int], batch_size: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
-    """`rows` (None: all) in batches of similar length, shortest first; equal lengths keep their order."""
-    order = sorted(range(len(lengths)) if rows is None else rows, key=lengths.__getitem__)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from rlhf.generation.decode_linears import precision
+from rlhf.generation.decode_linears import compute_dtype
 
 # Prompts enter once a quarter of the slots are free: their prompts pass the model together, one kernel after the other.
 FREE_SHARE = 0.25
@@ -23,13 +23,13 @@ WINDOW = 256
 PREFILL_TOKENS = 16384  # of prompts, padding included, that pass the model together
 
 
-def takes_slots(lm: PreTrainedModel) -> bool:
+def supports_continuous_batching(lm: PreTrainedModel) -> bool:
     """Whether `lm` is on a GPU and can be decoded so: plain attention, and shapes that no datum decides about."""
     layers = DynamicCache(config=lm.config).layers
     return (
         lm.device.type == "cuda"
         and getattr(lm, "_can_compile_fullgraph", False)
-        and lm.config._attn_implementation == "sdpa"  # which takes the mask of `Slots.step`
+        and lm.config._attn_implementation == "sdpa"  # which takes the mask of `StaticBatch.step`
         and "position_ids" in inspect.signature(lm.forward).parameters  # BLOOM and others with ALiBi do not
         and bool(layers)
         and all(type(layer) is DynamicLayer for layer in layers)  # no sliding windows
@@ -38,7 +38,7 @@ def takes_slots(lm: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def decode_in_slots(
+def decode_continuously(
     lm: PreTrainedModel,
     prompts: Sequence[list[int]],
     choose: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -50,13 +50,13 @@ def decode_in_slots(
     """Continues each prompt by at most `length` tokens: the new ids, up to and with the first stop token.
 
     Args:
-        lm: a causal LM in evaluation mode, for which `takes_slots`; on a CPU the same is computed without graphs.
+        lm: a causal LM in evaluation mode that `supports_continuous_batching`; a CPU computes the same without graphs.
         prompts: they enter in this order.
         choose: (logits [S, V], which prompt each is of [S], number of the new token [S]) -> ids [S].
         size: number of slots S.
         ended: called with the number of responses that have ended just now.
     """
-    slots = Slots(lm, min(size, len(prompts)), max(map(len, prompts)) + length, length, choose)
+    slots = StaticBatch(lm, min(size, len(prompts)), max(map(len, prompts)) + length, length, choose)
     step = replayed(slots.step) if lm.device.type == "cuda" else slots.step
     responses: list[list[int]] = [[] for _ in prompts]
     waiting, inside = deque(range(len(prompts))), dict.fromkeys(range(slots.size))  # slot -> prompt
@@ -64,7 +64,7 @@ def decode_in_slots(
         free = [slot for slot, prompt in inside.items() if prompt is None]
         if waiting and len(free) >= FREE_SHARE * slots.size:
             entering = {slot: waiting.popleft() for slot in free[: len(waiting)]}
-            slots.enter(entering, prompts)
+            slots.admit(entering, prompts)
             inside |= entering
         going = {slot: prompt for slot, prompt in inside.items() if prompt is not None}
         step(min(slots.room, round_up(max(len(prompts[i]) + len(responses[i]) for i in going.values()), WINDOW)))
@@ -77,7 +77,7 @@ def decode_in_slots(
     return responses
 
 
-class Slots:
+class StaticBatch:
     """The tensors that a step reads and writes; they stay where they are, as a graph demands.
 
     Attributes:
@@ -93,10 +93,10 @@ class Slots:
         self.ids = torch.zeros(size, 1, dtype=torch.long, device=lm.device)
         self.positions, self.prompts, self.steps = torch.zeros(3, size, dtype=torch.long, device=lm.device)
         self.columns = torch.arange(self.room, device=lm.device)
-        self.layers = [SlotLayer(self.positions, self.room) for _ in DynamicCache(config=lm.config).layers]
+        self.layers = [StaticCacheLayer(self.positions, self.room) for _ in DynamicCache(config=lm.config).layers]
         self.cache = Cache(layers=self.layers)
 
-    def enter(self, entering: dict[int, int], prompts: Sequence[list[int]]) -> None:
+    def admit(self, entering: dict[int, int], prompts: Sequence[list[int]]) -> None:
         """Puts prompts into slots: {slot: which prompt}. Their last tokens enter the model in the next step."""
         found = [prompts[i] for i in entering.values()]
         slots = self.tensor(list(entering))
@@ -144,7 +144,7 @@ class Slots:
         return torch.tensor(values, device=self.lm.device)
 
 
-class SlotLayer(CacheLayerMixin):
+class StaticCacheLayer(CacheLayerMixin):
     """Keys and values [S, heads, room, d], of which a token writes those at its slot's position."""
 
     def __init__(self, positions: Tensor, room: int):
@@ -153,9 +153,10 @@ class SlotLayer(CacheLayerMixin):
         self.slots = torch.arange(len(positions), device=positions.device)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zeros, since what is masked is still multiplied, by 0. Attention would cast to autocast's precision anyway.
+        # Zero-initialized: masked entries are still multiplied by 0, and 0 * NaN is NaN. Attention would cast to
+        # autocast's dtype anyway.
         self.keys, self.values = (
-            states.new_zeros(len(self.slots), states.shape[1], self.room, states.shape[3], dtype=precision(states))
+            states.new_zeros(len(self.slots), states.shape[1], self.room, states.shape[3], dtype=compute_dtype(states))
             for states in (key_states, value_states)
         )
         self.is_initialized = True

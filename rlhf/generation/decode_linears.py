@@ -16,7 +16,7 @@ ROWS = 64
 
 
 @contextmanager
-def few_rows(lm: nn.Module) -> Iterator[None]:
+def fast_decode_linears(lm: nn.Module) -> Iterator[None]:
     """Context, without gradients or changes of weights, in which linear layers of `lm` are quick on a few rows.
 
     On a CPU, x W^T of few rows reads all of W for little arithmetic. Asked for (W x^T)^T instead, MKL is mostly quicker
@@ -24,11 +24,11 @@ def few_rows(lm: nn.Module) -> Iterator[None]:
     LoRA product is added in place.
 
     On a GPU, LoRA around a plain linear layer takes three kernels instead of about nine: both factors have the
-    precision of the base's product, B with the scale in it, and what they give is added in place.
+    compute_dtype of the base's product, B with the scale in it, and what they give is added in place.
 
     Layers in other precisions on a CPU, or quantised, stay as they are; sharded ones must not come here.
     """
-    changed = [(module, forward) for module in lm.modules() if (forward := quick_forward(module))]
+    changed = [(module, forward) for module in lm.modules() if (forward := fast_forward(module))]
     for module, forward in changed:
         module.forward = forward
     try:
@@ -38,17 +38,17 @@ def few_rows(lm: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def quick_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def fast_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """What can stand in for `module.forward`, if there is anything."""
     if "forward" in vars(module):  # another library's hook
         return None
     if type(module) is nn.Linear and plain(module.weight):
-        return partial(quick_linear, module, module.forward)
+        return partial(fast_linear, module, module.forward)
     if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or not one_adapter(module):
         return None
     lora = active_lora(module)
     if all(plain(weight) for weight in (module.base_layer.weight, *lora[:2])):
-        return partial(quick_lora, module.base_layer, module.forward, *lora)
+        return partial(fast_lora, module.base_layer, module.forward, *lora)
     if module.base_layer.weight.device.type == "cuda":
         return gpu_lora(module.base_layer, *lora)
     return None
@@ -75,14 +75,14 @@ def active_adapters(module: LoraLinear) -> list[str]:
     return [name for name in module.active_adapters if name in module.lora_A]
 
 
-def quick_linear(module: nn.Linear, forward, x: Tensor) -> Tensor:
+def fast_linear(module: nn.Linear, forward, x: Tensor) -> Tensor:
     """`module(x)`: x [..., in] -> [..., out]."""
     if x.numel() > ROWS * x.shape[-1]:
         return forward(x)
     return from_columns(times(module, columns(x)), x)
 
 
-def quick_lora(base: nn.Linear, forward, a: Tensor, b: Tensor, scale: float, x: Tensor) -> Tensor:
+def fast_lora(base: nn.Linear, forward, a: Tensor, b: Tensor, scale: float, x: Tensor) -> Tensor:
     """`forward(x)`, which is that of a LoRA layer, without dropout: x [..., in] -> [..., out]."""
     if x.numel() > ROWS * x.shape[-1]:
         return forward(x)
@@ -93,7 +93,7 @@ def quick_lora(base: nn.Linear, forward, a: Tensor, b: Tensor, scale: float, x: 
 
 def gpu_lora(base: nn.Linear, a: Tensor, b: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
     """A forward without dropout of a LoRA layer around `base`."""
-    dtype = precision(base.weight)
+    dtype = compute_dtype(base.weight)
     a, b = a.to(dtype), (b * scale).to(dtype)
 
     def forward(x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def gpu_lora(base: nn.Linear, a: Tensor, b: Tensor, scale: float) -> Callable[[T
     return forward
 
 
-def precision(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """In which products with `x` are computed here: autocast's, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

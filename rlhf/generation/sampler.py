@@ -13,16 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from rlhf.errors import InputError
-from rlhf.generation.continuous_batching import decode_in_slots, takes_slots
-from rlhf.generation.decode_linears import few_rows
+from rlhf.generation.continuous_batching import decode_continuously, supports_continuous_batching
+from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.random_numbers import inverse_cdf
 from rlhf.models.sharding import is_sharded
+from rlhf.tensors import pad_left
 
 # Rows that have ended leave once they are a quarter of the batch: to drop them, the cache of the others is copied.
 ENDED_SHARE = 0.25
@@ -32,7 +32,7 @@ ENDED_SHARE = 0.25
 def sample(
     lm: PreTrainedModel,
     prompts: Sequence[list[int]],
-    noise: Tensor,
+    uniforms: Tensor,
     *,
     temperature: float,
     stop_ids: list[int],
@@ -45,17 +45,17 @@ def sample(
     Args:
         lm: a causal LM; it is in evaluation mode meanwhile.
         prompts: N lists of token ids.
-        noise: [N, T] of `sampling_noise`; a response depends on its own row alone.
+        uniforms: [N, T] of `sampling_uniforms`; a response depends on its own row alone.
         temperature: 0 is greedy decoding.
         batch_size: rows that are decoded together.
         progress: label of the progress bar; None: no bar.
     """
     if not prompts:
         return []
-    noise = noise.float() if lm.device.type == "mps" else noise  # see `precise`
+    uniforms = uniforms.float() if lm.device.type == "mps" else uniforms  # see `as_float64`
     # Longest first: a prompt length that does not fit into memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    ordered, drawn, length = [prompts[i] for i in order], noise[order].to(lm.device), noise.shape[1]
+    ordered, drawn, length = [prompts[i] for i in order], uniforms[order].to(lm.device), uniforms.shape[1]
 
     def choose(logits: Tensor, rows: Tensor, step: int | Tensor) -> Tensor:
         return inverse_cdf(logits, drawn[rows, step], temperature) if temperature else logits.argmax(-1)
@@ -63,9 +63,13 @@ def sample(
     was_training = lm.training
     lm.eval()  # in training mode activation checkpointing would switch the key-value cache off
     sharded = is_sharded(lm)
-    decode_all = decode_in_slots if takes_slots(lm) and not sharded else partial(decode_in_batches, pad_id=pad_id)
+    decode_all = (
+        decode_continuously
+        if supports_continuous_batching(lm) and not sharded
+        else partial(decode_in_batches, pad_id=pad_id)
+    )
     bar = tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=not progress)
-    with nullcontext() if sharded else few_rows(lm), bar:
+    with nullcontext() if sharded else fast_decode_linears(lm), bar:
         found = decode_all(lm, ordered, choose, stop_ids, length, batch_size, ended=bar.update)
     lm.train(was_training)
     responses = dict(zip(order, found, strict=True))
@@ -181,14 +185,6 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self.room = []
-
-
-def pad_left(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both [B, T] int64; rows end at the last column."""
-    rows = [torch.tensor(ids) for ids in sequences]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    return ids.to(device), mask.to(device)
 
 
 def stop_tokens(

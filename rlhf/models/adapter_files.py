@@ -104,7 +104,7 @@ def _is_sandbox(name: str) -> bool:
     return name == "sandbox" or Path(name).parts[-3:] == ("rlhf", "sandbox", "base")
 
 
-def base_of(config: LoraConfig, name: str | Path) -> str:
+def base_model_name(config: LoraConfig, name: str | Path) -> str:
     """The model that an adapter names as its base; the sandbox's base is found wherever it is installed now."""
     base_name = config.base_model_name_or_path
     if not base_name:

@@ -11,12 +11,12 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 
-def can_stand_side_by_side(layers: Sequence[nn.Module], names: Sequence[str]) -> bool:
+def can_batch_adapters(layers: Sequence[nn.Module], names: Sequence[str]) -> bool:
     """Whether each of PEFT's layers is W x + b + s B A x, without dropout, for all `names`, with A of equal shapes."""
     return all(_is_plain(layer, names) for layer in layers)
 
 
-def side_by_side(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
+def mixed_lora_forward(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
     """What `layer(x)` is if the first rows pass as adapter names[0], as many next ones as names[1], and so on.
 
     Args:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from rlhf.models.adapter_files import adapter_folder, base_of, check_reward_adapter, read_calibration
+from rlhf.models.adapter_files import adapter_folder, base_model_name, check_reward_adapter, read_calibration
 from rlhf.models.loading import load_sequence_classifier, load_tokenizer
 
 
@@ -29,7 +29,7 @@ def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -
     model_args = model_args or ModelConfig()
     folder = adapter_folder(name)
     config = check_reward_adapter(folder, model_args.model_name_or_path)
-    model_args = replace(model_args, model_name_or_path=model_args.model_name_or_path or base_of(config, name))
+    model_args = replace(model_args, model_name_or_path=model_args.model_name_or_path or base_model_name(config, name))
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(folder) if has_tokenizer else model_args.model_name_or_path)
     model = PeftModel.from_pretrained(load_sequence_classifier(model_args, tokenizer), str(folder))

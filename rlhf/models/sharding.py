@@ -21,15 +21,15 @@ def is_sharded(model: nn.Module) -> bool:
     return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())
 
 
-def local_part(parameter: nn.Parameter) -> Tensor:
+def local_shard(parameter: nn.Parameter) -> Tensor:
     """What this process holds of a parameter, to read and write: of its shape, or flat and padded under ZeRO-3."""
     if hasattr(parameter, "ds_tensor"):
         return parameter.ds_tensor
     return parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
 
 
-def part_of(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The part of a whole `tensor` that this process holds of `parameter`; all processes have the tensor."""
+def shard_of(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The part of a full `tensor` that this process holds of `parameter`; all processes have the tensor."""
     if hasattr(parameter, "ds_tensor"):
         size = parameter.ds_tensor.numel()
         begin = size * dist.get_rank(parameter.ds_process_group)
@@ -41,8 +41,8 @@ def part_of(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     return tensor.to(parameter.device)
 
 
-def whole(part: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The whole tensor of which every process passes its part."""
+def full_tensor(part: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The full tensor of which every process passes its part."""
     if hasattr(parameter, "ds_tensor"):
         group, part = parameter.ds_process_group, part.to(parameter.device)
         parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]

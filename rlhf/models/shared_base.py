@@ -28,7 +28,7 @@ from rlhf.models.adapter_files import (
     write_adapter,
     write_calibration,
 )
-from rlhf.models.batched_lora import can_stand_side_by_side, side_by_side
+from rlhf.models.batched_lora import can_batch_adapters, mixed_lora_forward
 from rlhf.models.reward_model import load_reward_model
 from rlhf.models.sharding import is_sharded
 
@@ -57,7 +57,7 @@ class SharedBase(nn.Module):
     Attributes:
         peft_model: the base, wrapped in a `PeftModel` once it has its first adapter.
         heads: adapter name -> `nn.Linear(hidden, 1)` in float32.
-        ensembles: name -> the adapters whose scores `scalars(name)` combines, and how; see `add_ensemble`.
+        ensembles: name -> the adapters whose scores `token_scores(name)` combines, and how; see `add_ensemble`.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -146,7 +146,7 @@ class SharedBase(nn.Module):
         self._select(None)
 
     def add_ensemble(self, name: str, members: Sequence[str], how: Literal["mean", "min"]) -> None:
-        """Lets `scalars(name)` be the mean, or the worst case, of what the heads of several adapters say.
+        """Lets `token_scores(name)` be the mean, or the worst case, of what the heads of several adapters say.
 
         Reward models that differ in the seed of their training err in different places; a policy gains less from the
         error of one when the others are heard, most of all when the lowest score counts (arXiv 2310.02743).
@@ -189,7 +189,7 @@ class SharedBase(nn.Module):
         """Context in which the model answers as adapter `name`, or as the bare base if None. Contexts nest.
 
         Of R names each answers its part of a batch, in one pass: the first name the first 1 / R of the rows, and so on.
-        `can_use_at_once` says whether that is possible.
+        `can_batch` says whether that is possible.
 
         It sets PEFT's active adapter layer by layer instead of calling `set_adapter`, which also switches
         `requires_grad` on for the chosen adapter and off for all others: the policy would come out of a pass of the
@@ -200,16 +200,16 @@ class SharedBase(nn.Module):
                 raise ValueError(f"no adapter {one}; there are {', '.join(self.adapters) or 'none'}")
         return _Use(self, name)
 
-    def can_use_at_once(self, *names: str) -> bool:
+    def can_batch(self, *names: str) -> bool:
         """Whether `use(names)` is possible: plain LoRA layers of equal rank in the same places, not sharded."""
-        return not is_sharded(self.lm) and can_stand_side_by_side(self._layers, names)
+        return not is_sharded(self.lm) and can_batch_adapters(self._layers, names)
 
     def _select(self, name: str | tuple[str, ...] | None) -> None:
         for layer in self._layers:
             if isinstance(self._active, tuple):
                 del layer.forward
             if isinstance(name, tuple):
-                layer.forward = partial(side_by_side, layer, name)
+                layer.forward = partial(mixed_lora_forward, layer, name)
             else:
                 layer._active_adapter = [] if name is None else [name]
                 layer._disable_adapters = name is None
@@ -262,7 +262,7 @@ class SharedBase(nn.Module):
         with self.use(name):
             return self.lm(**inputs, logits_to_keep=logits_to_keep).logits
 
-    def scalars(
+    def token_scores(
         self,
         name: str,
         input_ids: Tensor,
@@ -278,11 +278,11 @@ class SharedBase(nn.Module):
         inputs = self._inputs(input_ids, attention_mask, position_ids)
         if name in self.ensembles:
             members, how = self.ensembles[name]
-            scores = torch.stack([self._scalars(member, inputs) for member in members])  # [M, B, T]
+            scores = torch.stack([self._token_scores(member, inputs) for member in members])  # [M, B, T]
             return scores.mean(0) if how == "mean" else scores.amin(0)
-        return self._scalars(name, inputs)
+        return self._token_scores(name, inputs)
 
-    def _scalars(self, name: str, inputs: dict) -> Tensor:
+    def _token_scores(self, name: str, inputs: dict) -> Tensor:
         backbone = getattr(self.lm, self.lm.base_model_prefix)
         with self.use(name):
             return self.head(name, backbone(**inputs).last_hidden_state)

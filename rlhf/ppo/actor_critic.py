@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from rlhf.errors import InputError
 from rlhf.models.sharding import gathered, is_sharded, release
 from rlhf.models.shared_base import SharedBase
-from rlhf.ppo.length_buckets import Group, grouped, pass_limits
+from rlhf.ppo.length_buckets import Bucket, bucket_by_length, pass_limits
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 
 # The passes that PPO makes, each of a language model and of one with a head.
@@ -27,7 +27,7 @@ class ActorCritic(nn.Module):
     """What the two layouts (adapters on one base, separate models) have in common.
 
     A sequence is [left padding | prompt | response | right padding]; masks are always given, never inferred from token
-    ids. The subclass provides `acting`, `scalars` and the parameters of each network.
+    ids. The subclass provides `as_role`, `token_scores` and the parameters of each network.
     """
 
     has_reward: bool
@@ -36,14 +36,14 @@ class ActorCritic(nn.Module):
         super().__init__()
         # A copy: Trainer writes use_cache and special tokens into `model.config`; the policy's is to be saved as it is.
         self.config = copy.deepcopy(config)
-        self.forget()
+        self.reset_caches()
 
-    def forget(self) -> None:
+    def reset_caches(self) -> None:
         """Finds out anew in the next pass what depends on how the model is wrapped."""
         self._sharded: bool | None = None
         self._limits: tuple[int, int] | None = None  # of `pass_limits`
         self._plain_unembedding: bool | None = None  # see `unembeds_plainly`
-        self._one_pass: bool | None = None  # see `in_one_pass`
+        self._can_fuse: bool | None = None  # see `can_fuse`
 
     def forward(
         self,
@@ -69,55 +69,59 @@ class ActorCritic(nn.Module):
             response, read at its last token. All float32, zero outside the mask. "sample": what `sampler` returns.
         """
         if task == "sample":
-            with self.acting("policy") as lm:
+            with self.as_role("policy") as lm:
                 return sampler(lm)
         if self._sharded is None:
             self._sharded, self._limits = is_sharded(self), pass_limits(self.language_model, input_ids.device)
-        copies = 2 if task in PAIRS and self.in_one_pass(input_ids) else 1
-        order, groups = grouped(input_ids, attention_mask, response_mask, self._limits, copies, one=self._sharded)
+        copies = 2 if task in PAIRS and self.can_fuse(input_ids) else 1
+        order, buckets = bucket_by_length(
+            input_ids, attention_mask, response_mask, self._limits, copies, one=self._sharded
+        )
 
-        def at_responses(parts: list[Tensor]) -> Tensor:
+        def scatter_to_batch(parts: list[Tensor]) -> Tensor:
             mask = response_mask[order]
             found = torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, torch.cat(parts))
             return found[order.argsort()]
 
         if task not in PAIRS:
-            return at_responses([self.logprobs(task, group, temperature) for group in groups])
-        logprobs, scalars = zip(*(self.both(*PAIRS[task], group, temperature) for group in groups), strict=True)
+            return scatter_to_batch([self.logprobs(task, bucket, temperature) for bucket in buckets])
+        logprobs, token_scores = zip(
+            *(self.logprobs_and_scores(*PAIRS[task], bucket, temperature) for bucket in buckets), strict=True
+        )
         if task == "policy_and_value":
-            values = [s[:, :-1][group.predicts] for s, group in zip(scalars, groups, strict=True)]
-            return at_responses(logprobs), at_responses(values)
-        scores = [s.gather(1, group.last[:, None]) for s, group in zip(scalars, groups, strict=True)]
-        return at_responses(logprobs), torch.cat(scores).squeeze(1)[order.argsort()]
+            values = [s[:, :-1][bucket.predicts] for s, bucket in zip(token_scores, buckets, strict=True)]
+            return scatter_to_batch(logprobs), scatter_to_batch(values)
+        scores = [s.gather(1, bucket.last[:, None]) for s, bucket in zip(token_scores, buckets, strict=True)]
+        return scatter_to_batch(logprobs), torch.cat(scores).squeeze(1)[order.argsort()]
 
-    def in_one_pass(self, input_ids: Tensor) -> bool:
-        """Whether `both` takes one pass instead of two; always the same answer for one model."""
+    def can_fuse(self, input_ids: Tensor) -> bool:
+        """Whether `logprobs_and_scores` takes one pass instead of two; always the same answer for one model."""
         return False
 
-    def both(self, role: str, scorer: str, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [n] of a group's response tokens, and the scalars [b, W] of the role that has a head."""
-        return self.logprobs(role, group, temperature), self.scalars(scorer, group.input_ids)
+    def logprobs_and_scores(self, role: str, scorer: str, bucket: Bucket, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [n] of a bucket's response tokens, and the scores [b, W] of the role that has a head."""
+        return self.logprobs(role, bucket, temperature), self.token_scores(scorer, bucket.input_ids)
 
-    def logprobs(self, role: str, group: Group, temperature: float) -> Tensor:
-        """[n] float32: log-probabilities of the response tokens of a group; role "policy" or "reference".
+    def logprobs(self, role: str, bucket: Bucket, temperature: float) -> Tensor:
+        """[n] float32: log-probabilities of the response tokens of a bucket; role "policy" or "reference".
 
         Nothing but response tokens gets logits, and those exist for a few tokens at a time.
         """
-        context = group.input_ids[:, :-1]  # the last token predicts nothing
-        targets = group.input_ids[:, 1:][group.predicts]
-        with self.acting(role) as lm:
+        context = bucket.input_ids[:, :-1]  # the last token predicts nothing
+        targets = bucket.input_ids[:, 1:][bucket.predicts]
+        with self.as_role(role) as lm:
             if not self.unembeds_plainly(context):
-                logits = lm(input_ids=context, use_cache=False).logits[group.predicts]
+                logits = lm(input_ids=context, use_cache=False).logits[bucket.predicts]
                 return token_logprobs(logits, targets, temperature)
             backbone = getattr(lm, lm.base_model_prefix)
-            hidden = backbone(input_ids=context, use_cache=False).last_hidden_state[group.predicts]
+            hidden = backbone(input_ids=context, use_cache=False).last_hidden_state[bucket.predicts]
         return self.unembedded(role, hidden, targets, temperature)
 
     def unembedded(self, role: str, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """[n] float32: log-probabilities of `targets` [n] after the last hidden states [n, H]."""
 
         def unembed(hidden: Tensor) -> Tensor:
-            with self.acting(role) as lm:  # when backward calls it, no context is left
+            with self.as_role(role) as lm:  # when backward calls it, no context is left
                 return lm.get_output_embeddings()(hidden)
 
         vocabulary = self.language_model.config.get_text_config().vocab_size
@@ -129,11 +133,11 @@ class ActorCritic(nn.Module):
             self._plain_unembedding = not is_sharded(self) and unembeds_plainly(self.language_model, input_ids)
         return self._plain_unembedding
 
-    def acting(self, role: str) -> AbstractContextManager[PreTrainedModel]:
+    def as_role(self, role: str) -> AbstractContextManager[PreTrainedModel]:
         """Context that gives a causal LM which, as long as it lasts, is the "policy" or the "reference"."""
         raise NotImplementedError
 
-    def scalars(self, role: str, input_ids: Tensor) -> Tensor:
+    def token_scores(self, role: str, input_ids: Tensor) -> Tensor:
         """[b, W] float32 at every token; role "value" or "reward"."""
         raise NotImplementedError
 
@@ -190,35 +194,35 @@ class SharedActorCritic(ActorCritic):
         remove_dropout(self)
 
     @contextmanager
-    def acting(self, role):
+    def as_role(self, role):
         with self.base.use("sft" if role == "reference" else "policy"):
             yield self.base.lm
 
-    def scalars(self, role, input_ids):
+    def token_scores(self, role, input_ids):
         if role == "reward" and self.reward is not None:
-            return classifier_scalars(self.reward, input_ids)
-        return self.base.scalars(role, input_ids)
+            return classifier_token_scores(self.reward, input_ids)
+        return self.base.token_scores(role, input_ids)
 
-    def in_one_pass(self, input_ids):
+    def can_fuse(self, input_ids):
         # All four roles or none: with equal weights the policy's log-probabilities have to be the reference's to the
         # last bit, and the last bits of a product depend on its number of rows.
-        if self._one_pass is None:
-            self._one_pass = (
+        if self._can_fuse is None:
+            self._can_fuse = (
                 "reward" in self.base.heads
                 and self.reward is None
                 and "reward" not in self.base.ensembles
-                and self.base.can_use_at_once("policy", "sft", "value", "reward")
+                and self.base.can_batch("policy", "sft", "value", "reward")
                 and self.unembeds_plainly(input_ids)
             )
-        return self._one_pass
+        return self._can_fuse
 
-    def both(self, role, scorer, group, temperature):
-        if not self.in_one_pass(group.input_ids):
-            return super().both(role, scorer, group, temperature)
+    def logprobs_and_scores(self, role, scorer, bucket, temperature):
+        if not self.can_fuse(bucket.input_ids):
+            return super().logprobs_and_scores(role, scorer, bucket, temperature)
         adapter = "sft" if role == "reference" else role
-        hidden, scored = self.base.hidden_states((adapter, scorer), group.input_ids)  # each [b, W, H]
-        targets = group.input_ids[:, 1:][group.predicts]
-        logprobs = self.unembedded(role, hidden[:, :-1][group.predicts], targets, temperature)
+        hidden, scored = self.base.hidden_states((adapter, scorer), bucket.input_ids)  # each [b, W, H]
+        targets = bucket.input_ids[:, 1:][bucket.predicts]
+        logprobs = self.unembedded(role, hidden[:, :-1][bucket.predicts], targets, temperature)
         return logprobs, self.base.head(scorer, scored)
 
     def parameters_of(self, role):
@@ -270,19 +274,19 @@ class SeparateActorCritic(ActorCritic):
         remove_dropout(self)
 
     @contextmanager
-    def acting(self, role):
+    def as_role(self, role):
         if role == "reference" and self.reference is None:
             with self.without_training():
-                yield base_of(self.policy)
+                yield unwrap_peft(self.policy)
         else:
-            yield base_of(self.reference if role == "reference" else self.policy)
+            yield unwrap_peft(self.reference if role == "reference" else self.policy)
 
     def without_training(self):
         """Context in which the policy answers as the reference."""
         return use_adapter(self.policy, self.ref_adapter) if self.ref_adapter else self.policy.disable_adapter()
 
-    def scalars(self, role, input_ids):
-        return classifier_scalars(self.value if role == "value" else self.reward, input_ids)
+    def token_scores(self, role, input_ids):
+        return classifier_token_scores(self.value if role == "value" else self.reward, input_ids)
 
     def parameters_of(self, role):
         return self._named(self.network(role).parameters())
@@ -298,7 +302,7 @@ class SeparateActorCritic(ActorCritic):
 
     @property
     def language_model(self):
-        return base_of(self.policy)
+        return unwrap_peft(self.policy)
 
     def gradient_checkpointing_enable(self, **kwargs):
         for model in (self.policy, self.value):
@@ -324,7 +328,7 @@ def build_actor_critic(
         if name is not None and name not in getattr(model, "peft_config", {}):
             raise InputError(f"{option} is {name}, and the policy, a {type(model).__name__}, has no such adapter.")
     if ref_adapter_name is not None and ref_model is not None:
-        raise InputError("ref_model and ref_adapter_name are both given; the reference is one of them.")
+        raise InputError("ref_model and ref_adapter_name are logprobs_and_scores given; the reference is one of them.")
     if isinstance(model, SharedBase):
         if any(argument is not None for argument in (ref_model, value_model, peft_config)):
             raise InputError("a SharedBase has reference and value: leave out ref_model, value_model and peft_config.")
@@ -348,7 +352,7 @@ def build_actor_critic(
     return SeparateActorCritic(model, value_model, ref_model, reward_model, ref_adapter_name)
 
 
-def base_of(model: nn.Module) -> PreTrainedModel:
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -364,7 +368,7 @@ def use_adapter(model: PeftModel, name: str):
 
 
 def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:
-    base = base_of(model)
+    base = unwrap_peft(model)
     if not hasattr(base, "score") or base.config.num_labels != 1:
         raise InputError(
             f"the {role} model, a {type(base).__name__}, has no `score` head with one label; load it with "
@@ -379,9 +383,9 @@ def freeze_reward(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel 
     return model
 
 
-def classifier_scalars(model: nn.Module, input_ids: Tensor) -> Tensor:
+def classifier_token_scores(model: nn.Module, input_ids: Tensor) -> Tensor:
     """[b, W] float32: a sequence classifier's score head on every position, not on the last one alone."""
-    model = base_of(model)
+    model = unwrap_peft(model)
     hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
     return model.score(hidden).squeeze(-1).float()
 

@@ -31,10 +31,10 @@ from rlhf.ppo.guards import CollapseWatch, KLController, ScoreScale, TargetKL, g
 from rlhf.ppo.metrics import Meter, append_samples, drop_samples
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.rollout import MicroBatch, Rollout
-from rlhf.runs.checkpoints import WholeCheckpoints
+from rlhf.runs.checkpoints import AtomicCheckpoints
 
 
-class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
+class PPOTrainerBase(AtomicCheckpoints, _BaseTrainer):
     """A transformers.Trainer over an `ActorCritic` that has a rollout in progress.
 
     Args:
@@ -136,7 +136,7 @@ class PPOTrainerBase(WholeCheckpoints, _BaseTrainer):
 
     @contextmanager
     def gradients_stay_here(self, model):
-        """Gradients add up on each process; those of the micro-step's episodes, which follow, take them along."""
+        """Gradients add up on each process; those of the micro-step's episodes, which rebind, take them along."""
         state = self.accelerator.gradient_state
         sync = state.sync_gradients
         state._set_sync_gradients(False)
@@ -245,9 +245,9 @@ class RolloutCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs: Any):
         self.trainer.rollout = self.trainer.first_pass = None  # of an earlier train()
-        self.trainer.actor_critic.forget()
+        self.trainer.actor_critic.reset_caches()
         if self.trainer.ema:
-            self.trainer.ema.follow(self.trainer.actor_critic.parameters_of("policy"))
+            self.trainer.ema.rebind(self.trainer.actor_critic.parameters_of("policy"))
         if state.is_world_process_zero:
             drop_samples(Path(args.output_dir) / "samples.jsonl", state.global_step)
 

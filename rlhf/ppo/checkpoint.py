@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf.errors import InputError
-from rlhf.models.sharding import local_part, part_of, release, whole
+from rlhf.models.sharding import full_tensor, local_shard, release, shard_of
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.ema import EMA, averaged
 from rlhf.ppo.metrics import Meter
@@ -58,7 +58,7 @@ def save_state(folder: Path, model: ActorCritic, ema: EMA | None, write: bool = 
     """
     state = {}
     for name, (part, parameter) in _parts(model, ema).items():
-        tensor = whole(part, parameter)
+        tensor = full_tensor(part, parameter)
         if write:
             state[name] = tensor.contiguous().cpu()
     if write:
@@ -82,16 +82,16 @@ def load_state(folder: Path, model: ActorCritic, ema: EMA | None) -> None:
             raise InputError(
                 f"{path} does not fit: {name} is missing or of another shape; resume with the same options."
             )
-        part.copy_(part_of(state[name], parameter))
+        part.copy_(shard_of(state[name], parameter))
     release(model)
 
 
 def _parts(model: ActorCritic, ema: EMA | None) -> dict[str, tuple[Tensor, nn.Parameter]]:
     """This process's part of each tensor of the state, and the parameter in whose layout it is a part."""
     release(model)
-    parts = {f"model.{n}": (local_part(p), p) for role in ROLES for n, p in model.parameters_of(role)}
+    parts = {f"model.{n}": (local_shard(p), p) for role in ROLES for n, p in model.parameters_of(role)}
     if ema:
-        ema.follow(model.parameters_of("policy"))
+        ema.rebind(model.parameters_of("policy"))
         parts |= {f"ema.{name}": (ema.shadow[name], parameter) for name, parameter in ema.parameters.items()}
     return parts
 

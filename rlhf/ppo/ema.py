@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlhf.models.sharding import local_part, part_of, release
+from rlhf.models.sharding import local_shard, release, shard_of
 
 
 class EMA:
@@ -23,31 +23,31 @@ class EMA:
         self.shadow: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
-    def follow(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def rebind(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Goes on with the parameters that sharding has put in the place of the first ones: of each its local part."""
         self.parameters = dict(parameters)
         for name, parameter in self.parameters.items():
-            if self.shadow[name].shape != local_part(parameter).shape:
-                self.shadow[name] = part_of(self.shadow[name], parameter)
-            self.shadow[name] = self.shadow[name].to(local_part(parameter).device)
+            if self.shadow[name].shape != local_shard(parameter).shape:
+                self.shadow[name] = shard_of(self.shadow[name], parameter)
+            self.shadow[name] = self.shadow[name].to(local_shard(parameter).device)
 
     @torch.no_grad()
     def update(self) -> None:
         for name, parameter in self.parameters.items():
-            self.shadow[name].lerp_(local_part(parameter).float(), 1 - self.decay)
+            self.shadow[name].lerp_(local_shard(parameter).float(), 1 - self.decay)
 
     @contextmanager
     @torch.no_grad()
-    def applied(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Within it the parameters hold the average, to save or evaluate it."""
-        raw = {name: local_part(parameter).clone() for name, parameter in self.parameters.items()}
+        raw = {name: local_shard(parameter).clone() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            local_part(parameter).copy_(self.shadow[name])
+            local_shard(parameter).copy_(self.shadow[name])
         try:
             yield
         finally:
             for name, parameter in self.parameters.items():
-                local_part(parameter).copy_(raw[name])
+                local_shard(parameter).copy_(raw[name])
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
     if ema is None:
         yield
         return
-    with ema.applied():
+    with ema.swapped_in():
         release(model)
         yield
     release(model)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.generation.random_numbers import precise
-from rlhf.ppo.returns import moments
+from rlhf.ppo.advantages import moments
+from rlhf.tensors import as_float64
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class ScoreScale:
 
     def update(self, scores: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
         """`scores`: [N] of this process's episodes; `reduce` sums over the processes."""
-        count = reduce(precise(scores.new_tensor(len(scores)))).item()
+        count = reduce(as_float64(scores.new_tensor(len(scores)))).item()
         mean, variance = (moment.item() for moment in moments(scores, reduce))
         change, total = mean - self.mean, self.count + count
         self.squares += variance * (count - 1) + change**2 * self.count * count / total

@@ -1,4 +1,4 @@
-"""A micro-batch in groups of rows of similar length, so that what the models compute is hardly ever padding."""
+"""A micro-batch in buckets of rows of similar length, so that what the models compute is hardly ever padding."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ GPU_LAYER_FLOPS = 5e11
 
 
 @dataclass(frozen=True)
-class Group:
+class Bucket:
     """Rows of a batch, without padding on the left.
 
     What is on the right no real token of a causal model sees, so the models need neither mask nor positions, and
@@ -39,15 +39,15 @@ def pass_limits(lm: nn.Module, device: torch.device) -> tuple[int, int]:
     return times * tokens, times * per_pass
 
 
-def grouped(
+def bucket_by_length(
     input_ids: Tensor,
     attention_mask: Tensor,
     response_mask: Tensor,
     limits: tuple[int, int] = CPU_LIMITS,
     copies: int = 1,
     one: bool = False,
-) -> tuple[Tensor, list[Group]]:
-    """The groups of a batch, and which of its rows they hold, one group after the other: [B].
+) -> tuple[Tensor, list[Bucket]]:
+    """The buckets of a batch, and which of its rows they hold, one group after the other: [B].
 
     Args:
         input_ids, attention_mask: [B, P + T], each row [left padding | prompt | response | right padding].
@@ -59,18 +59,18 @@ def grouped(
     lengths, responses, first = attention_mask.sum(1), response_mask.sum(1), attention_mask.argmax(1)
     order = lengths.argsort(descending=True, stable=True)
     costs = [copies * length for length in lengths[order].tolist()]
-    groups = []
-    for rows in order.split([len(order)] if one else group_sizes(costs, *limits)):
+    buckets = []
+    for rows in order.split([len(order)] if one else bucket_sizes(costs, *limits)):
         position = torch.arange(int(lengths[rows[0]]), device=input_ids.device)  # [W]
         columns = (first[rows, None] + position).clamp(max=input_ids.shape[1] - 1)
         end, begin = lengths[rows, None], (lengths - responses)[rows, None]
         predicts = (position[1:] >= begin) & (position[1:] < end)
-        groups.append(Group(input_ids[rows[:, None], columns], predicts, lengths[rows] - 1))
-    return order, groups
+        buckets.append(Bucket(input_ids[rows[:, None], columns], predicts, lengths[rows] - 1))
+    return order, buckets
 
 
-def group_sizes(lengths: list[int], most: int, per_pass: int) -> list[int]:
-    """Rows in each group, such that the groups cost least: `per_pass` tokens each, and its rows as long as its first.
+def bucket_sizes(lengths: list[int], most: int, per_pass: int) -> list[int]:
+    """Rows in each group, such that the buckets cost least: `per_pass` tokens each, and its rows as long as its first.
 
     Args:
         lengths: tokens of each row, the longest first.

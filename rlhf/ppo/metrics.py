@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.generation.random_numbers import precise
 from rlhf.ppo.rollout import MicroBatch
+from rlhf.tensors import as_float64
 
 
 @torch.no_grad()
@@ -41,8 +41,8 @@ def episode_means(
         columns["rollout/eos_rate"].append(batch.ended)
     rows = torch.tensor([row for batch in batches for row in batch.rows], device=batches[0].scores.device)
     weight = torch.ones_like(rows) if counted is None else rows < counted
-    sums = [(precise(torch.cat(column)) * weight).sum() for column in columns.values()]
-    *sums, episodes = reduce(torch.stack([*sums, precise(weight).sum()])).tolist()
+    sums = [(as_float64(torch.cat(column)) * weight).sum() for column in columns.values()]
+    *sums, episodes = reduce(torch.stack([*sums, as_float64(weight).sum()])).tolist()
     return {name: total / episodes for name, total in zip(columns, sums, strict=True)}
 
 

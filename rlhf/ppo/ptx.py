@@ -25,7 +25,7 @@ LONGEST_BLOCK = 2048  # the paper's context
 SWEPT_COEF = 0.5  # what the sweep of docs/ppo.md supports
 
 
-def text_weight(coef: float | None, has_text: bool) -> float:
+def resolve_ptx_coef(coef: float | None, has_text: bool) -> float:
     """gamma: with pretraining text `coef`, or SWEPT_COEF if that is None; else 0, as InputError makes sure."""
     if coef and not has_text:
         raise InputError(f"ptx_coef is {coef} and there is no pretraining text; give pretrain_dataset, or no ptx_coef.")
@@ -41,7 +41,7 @@ def block_length(args: PPOConfig, context: int | None) -> int:
     return args.ptx_length
 
 
-def text_inputs(blocks: list[list[int]], device: torch.device) -> dict[str, Tensor]:
+def ptx_inputs(blocks: list[list[int]], device: torch.device) -> dict[str, Tensor]:
     """Blocks of L tokens as inputs of `ActorCritic`: all tokens but the first are predicted."""
     ids = torch.tensor(blocks, device=device)  # [B, L]
     return {

@@ -1,4 +1,4 @@
-"""The score of a response: reward functions and models, and what the configuration makes of the sum."""
+"""Rewards: scores of reward models and functions, what the options make of them, and the reward of each token."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.encode import Prompt, encode_completion, encode_prompt
 from rlhf.errors import InputError
 from rlhf.models.loading import context_length
-from rlhf.ppo.actor_critic import classifier_scalars, freeze_reward
+from rlhf.ppo.actor_critic import classifier_token_scores, freeze_reward
 
 logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Sequence[float]]
 
 
-class ModelReward:
+class TextRewardModel:
     """A reward model that reads text: one with a tokenizer of its own.
 
     Prompt and response are encoded as in its own training: through its chat template if prompts are messages, and with
@@ -42,7 +42,7 @@ class ModelReward:
         device = next(self.model.parameters()).device
         ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)  # [B, T]
         last = torch.tensor([[len(row) - 1] for row in rows], device=device)
-        return classifier_scalars(self.model, ids).gather(1, last).squeeze(1).tolist()
+        return classifier_token_scores(self.model, ids).gather(1, last).squeeze(1).tolist()
 
     def encode(self, prompt: Prompt, completion: str, ended: bool) -> list[int]:
         answer = encode_completion(self.tokenizer, prompt, completion)
@@ -59,7 +59,7 @@ class ModelReward:
 
 
 def function_scores(
-    functions: list[RewardFunction | ModelReward],
+    functions: list[RewardFunction | TextRewardModel],
     weights: list[float] | None,
     prompts: list[Any],
     completions: list[str],
@@ -82,7 +82,7 @@ def function_scores(
     """
     total = torch.zeros(len(completions))
     for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
-        if isinstance(function, ModelReward):
+        if isinstance(function, TextRewardModel):
             scores = function(prompts, completions, ended)
         else:
             scores = function(prompts=prompts, completions=completions, **columns)
@@ -98,8 +98,8 @@ def text_rewards(
     weights: Sequence[float] | None,
     tokenizers: Sequence[PreTrainedTokenizerBase | None] | None,
     policy_tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[RewardFunction | ModelReward], list[float]]:
-    """`reward_funcs` with the models among them as `ModelReward`s, and their weights.
+) -> tuple[list[RewardFunction | TextRewardModel], list[float]]:
+    """`reward_funcs` with the models among them as `TextRewardModel`s, and their weights.
 
     Raises:
         InputError: not as many weights or tokenizers as functions.
@@ -110,7 +110,7 @@ def text_rewards(
         if len(given) != len(functions):
             raise InputError(f"{len(given)} {name} for {len(functions)} reward_funcs.")
     rewards = [
-        ModelReward(function, tokenizer or policy_tokenizer) if isinstance(function, torch.nn.Module) else function
+        TextRewardModel(function, tokenizer or policy_tokenizer) if isinstance(function, torch.nn.Module) else function
         for function, tokenizer in zip(functions, tokenizers, strict=True)
     ]
     return rewards, weights
@@ -142,3 +142,22 @@ def shape_scores(
     if missing_eos_reward is not None:
         scores = torch.where(ended, scores, torch.full_like(scores, missing_eos_reward))
     return scores
+
+
+def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    r"""The reward of each response token (arXiv 2203.02155, eq. 2, per token as in section 3.5).
+
+        r_t = -beta (log pi(y_t) - log pi_ref(y_t)) + [t is the last response token] score
+
+    Args:
+        scores: [B] score of the whole response.
+        logprobs, ref_logprobs: [B, T] log-probabilities of the sampled tokens under policy and reference.
+        mask: [B, T] bool, True on response tokens, which are contiguous from position 0.
+        kl_coef: beta.
+
+    Returns:
+        [B, T], zero outside the mask.
+    """
+    rewards = -kl_coef * (logprobs - ref_logprobs) * mask
+    rewards[torch.arange(len(scores)), mask.sum(1) - 1] += scores
+    return rewards

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import random_generator
-from rlhf.generation.sampler import pad_left
 from rlhf.models.loading import context_length
+from rlhf.tensors import pad_left
 
 
 def encode_prompts(

@@ -20,20 +20,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
-from rlhf.generation.random_numbers import sampling_noise
+from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
 from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
-from rlhf.ppo.advantages import add_advantages, response_tokens
+from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
 from rlhf.ppo.base import PPOTrainerBase
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import averaged
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import episode_means
-from rlhf.ppo.ptx import block_length, ptx_loss, text_inputs, text_weight
-from rlhf.ppo.returns import explained_variance
-from rlhf.ppo.rewards import ModelReward, RewardFunction, function_scores, reads_text, shape_scores, text_rewards
+from rlhf.ppo.ptx import block_length, ptx_inputs, ptx_loss, resolve_ptx_coef
+from rlhf.ppo.rewards import RewardFunction, TextRewardModel, function_scores, reads_text, shape_scores, text_rewards
 from rlhf.ppo.rollout import (
     MicroBatch,
     Rollout,
@@ -112,7 +111,7 @@ class PPOTrainer(PPOTrainerBase):
         if from_text:
             if value_model is None and not isinstance(model, SharedBase):
                 raise InputError("value_model is missing; the reward model has another tokenizer and cannot be copied.")
-            self.reward_funcs.append(ModelReward(reward_model, reward_processing_class))
+            self.reward_funcs.append(TextRewardModel(reward_model, reward_processing_class))
             self.reward_weights.append(1.0)
             reward_model = None
 
@@ -138,7 +137,7 @@ class PPOTrainer(PPOTrainerBase):
 
         args = copy.copy(args)  # the caller's stays as it is
         args.max_steps = args.total_steps(len(train_dataset))
-        args.ptx_coef = text_weight(args.ptx_coef, has_text=pretrain_dataset is not None)
+        args.ptx_coef = resolve_ptx_coef(args.ptx_coef, has_text=pretrain_dataset is not None)
         super().__init__(
             model=actor_critic,
             args=args,
@@ -151,7 +150,7 @@ class PPOTrainer(PPOTrainerBase):
             optimizers=optimizers,
         )
         for reward in self.reward_funcs:
-            if isinstance(reward, ModelReward):
+            if isinstance(reward, TextRewardModel):
                 reward.model.to(self.accelerator.device)
 
     # ---- The stream of micro-steps ----------------------------------------------------------------------------------
@@ -181,8 +180,8 @@ class PPOTrainer(PPOTrainerBase):
         self.meter.rollout_started()
         mine = slice(args.local_rollout_size * args.process_index, args.local_rollout_size * (args.process_index + 1))
         columns = self.train_dataset[prompt_rows(index, args.rollout_size, len(self.train_dataset), args.seed)[mine]]
-        noise = sampling_noise(args.rollout_size, args.response_length, args.seed, index)[mine]
-        responses = self.sample(columns["input_ids"], noise, f"rollout {index}: sampling")
+        uniforms = sampling_uniforms(args.rollout_size, args.response_length, args.seed, index)[mine]
+        responses = self.sample(columns["input_ids"], uniforms, f"rollout {index}: sampling")
         self.meter.rollout_sampled()
 
         lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
@@ -209,13 +208,13 @@ class PPOTrainer(PPOTrainerBase):
             self.append_samples("train", columns, responses, batches)
         return rollout
 
-    def sample(self, prompts: list[list[int]], noise: Tensor, progress: str) -> list[list[int]]:
+    def sample(self, prompts: list[list[int]], uniforms: Tensor, progress: str) -> list[list[int]]:
         """Responses of the policy to this process's prompts."""
         args, show = self.args, self.is_world_process_zero() and not self.args.disable_tqdm
         sampler = partial(
             sample,
             prompts=prompts,
-            noise=noise,
+            uniforms=uniforms,
             temperature=args.temperature,
             stop_ids=self.stop_ids,
             pad_id=self.processing_class.pad_token_id,
@@ -339,7 +338,7 @@ class PPOTrainer(PPOTrainerBase):
         total = torch.zeros((), device=args.device)
         for part in (blocks[i : i + size] for i in range(0, len(blocks), size)):
             with self.gradients_stay_here(model):
-                loss = ptx_loss(self.text_logprobs(model, part), tokens)
+                loss = ptx_loss(self.ptx_logprobs(model, part), tokens)
                 # DDP will average over the processes.
                 kwargs = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
                 self.accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)
@@ -349,8 +348,8 @@ class PPOTrainer(PPOTrainerBase):
         self.meter.loss({"loss/ptx": total}, steps=0.0)
         return args.ptx_coef * args.world_size * total
 
-    def text_logprobs(self, model, blocks: list[list[int]]) -> Tensor:
-        inputs = text_inputs(blocks, self.args.device)
+    def ptx_logprobs(self, model, blocks: list[list[int]]) -> Tensor:
+        inputs = ptx_inputs(blocks, self.args.device)
         if not self.is_deepspeed_enabled:
             return model(task="policy", **inputs)
         # A weight that gets no gradient from the first backward of a step would keep that of the step before.
@@ -377,9 +376,9 @@ class PPOTrainer(PPOTrainerBase):
         total = len(dataset)
         rows = list(range(args.process_index, total + (-total) % args.world_size, args.world_size))
         columns = dataset[[i % total for i in rows]]
-        noise = sampling_noise(total, args.response_length, args.seed, "eval")[[i % total for i in rows]]
+        uniforms = sampling_uniforms(total, args.response_length, args.seed, "eval")[[i % total for i in rows]]
         with averaged(self.actor_critic, self.ema):
-            responses = self.sample(columns["input_ids"], noise, "evaluation: sampling")
+            responses = self.sample(columns["input_ids"], uniforms, "evaluation: sampling")
             lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
             batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses)
         self.shape(batches)

@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.errors import InputError
-from rlhf.generation.completions import length_batches
-from rlhf.reward.collator import pad_right
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.trainer import KWiseRewardTrainer
+from rlhf.tensors import length_batches, pad_right
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from rlhf.tensors import pad_right
+
 PER_PROMPT = ("prompt_length", "prompt_id", "labeler_group_id")
 
 
@@ -19,7 +21,7 @@ class KWiseCollator:
     - `input_ids`, `attention_mask`: [N, T] int64, padded on the right.
     - `last_token`: [N] int64, position of the last token of each row. It is carried, never looked up by token identity:
       a pad token that a model has sampled is a token like any other.
-    - `ranks`: [N] int64; `group_sizes`, `prompt_length`, `prompt_id`, `labeler_group_id`: [B] int64.
+    - `ranks`: [N] int64; `completions_per_prompt`, `prompt_length`, `prompt_id`, `labeler_group_id`: [B] int64.
 
     Args:
         pad_token_id: id to pad with.
@@ -33,20 +35,6 @@ class KWiseCollator:
         sequences = [ids for row in rows for ids in row["completions_ids"]]
         return pad_right(sequences, self.pad_token_id, self.pad_to_multiple_of) | {
             "ranks": torch.tensor([rank for row in rows for rank in row["ranks"]]),
-            "group_sizes": torch.tensor([len(row["completions_ids"]) for row in rows]),
+            "completions_per_prompt": torch.tensor([len(row["completions_ids"]) for row in rows]),
             **{name: torch.tensor([row[name] for row in rows]) for name in PER_PROMPT},
         }
-
-
-def pad_right(
-    sequences: list[list[int]], pad_token_id: int, pad_to_multiple_of: int | None = None
-) -> dict[str, torch.Tensor]:
-    """N lists of ids as `input_ids` and `attention_mask` [N, T] and `last_token` [N], int64."""
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    multiple = pad_to_multiple_of or 1
-    longest = -(-int(lengths.max()) // multiple) * multiple
-    input_ids = torch.full((len(sequences), longest), pad_token_id)
-    for row, ids in zip(input_ids, sequences, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    attention_mask = (torch.arange(longest) < lengths[:, None]).long()
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "last_token": lengths - 1}

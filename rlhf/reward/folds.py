@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process
-from rlhf.runs.checkpoints import synchronise
+from rlhf.runs.checkpoints import fsync
 
 FOLDS = 5
 COLUMN = {"labelers": "labeler_id", "labeler_groups": "labeler_group", "prompts": "prompt_id"}
@@ -113,7 +113,7 @@ class FinishedFolds:
         path = self.folder / f"fold-{fold + 1}.json"
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"settings": self.settings, "found": found}) + "\n", encoding="utf-8")
-        synchronise(partial)
+        fsync(partial)
         partial.replace(path)
 
     def _read(self, path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 def kwise_loss(
     scores: torch.Tensor,
     ranks: torch.Tensor,
-    group_sizes: torch.Tensor,
+    completions_per_prompt: torch.Tensor,
     num_prompts: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """Mean over prompts of  -1 / C(K, 2) * sum over pairs (w, l) of log sigmoid(r_w - r_l).
@@ -19,53 +19,57 @@ def kwise_loss(
     Args:
         scores: [N] scalar rewards of all completions, the K of one prompt next to each other.
         ranks: [N] integers, 0 is the best, equal is a tie; only their order within a prompt matters.
-        group_sizes: [B] integers, the K of each prompt; they sum to N.
+        completions_per_prompt: [B] integers, the K of each prompt; they sum to N.
         num_prompts: divisor in place of B, where the B prompts are a part of a larger batch (accumulation, ranks).
 
     Returns:
         scalar, float32.
     """
-    winners, losers, prompts = ranked_pairs(ranks, group_sizes)
+    winners, losers, prompts = ranked_pairs(ranks, completions_per_prompt)
     scores = scores.float()
     pair_losses = -F.logsigmoid(scores[winners] - scores[losers])  # [P]
-    total = (pair_losses * pair_weights(prompts, group_sizes)).sum()
-    return total / (len(group_sizes) if num_prompts is None else num_prompts)
+    total = (pair_losses * pair_weights(prompts, completions_per_prompt)).sum()
+    return total / (len(completions_per_prompt) if num_prompts is None else num_prompts)
 
 
 def center_penalty(
     scores: torch.Tensor,
     ranks: torch.Tensor,
-    group_sizes: torch.Tensor,
+    completions_per_prompt: torch.Tensor,
     num_prompts: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """Mean over prompts of  1 / C(K, 2) * sum over pairs of (r_w + r_l)^2  (arXiv 2312.09244, equation 2).
 
     What TRL's `center_rewards_coefficient` multiplies; same arguments as `kwise_loss`.
     """
-    winners, losers, prompts = ranked_pairs(ranks, group_sizes)
+    winners, losers, prompts = ranked_pairs(ranks, completions_per_prompt)
     scores = scores.float()
-    total = ((scores[winners] + scores[losers]).square() * pair_weights(prompts, group_sizes)).sum()
-    return total / (len(group_sizes) if num_prompts is None else num_prompts)
+    total = ((scores[winners] + scores[losers]).square() * pair_weights(prompts, completions_per_prompt)).sum()
+    return total / (len(completions_per_prompt) if num_prompts is None else num_prompts)
 
 
-def ranked_pairs(ranks: torch.Tensor, group_sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def ranked_pairs(
+    ranks: torch.Tensor, completions_per_prompt: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All strictly ordered pairs within each prompt.
 
     Args:
         ranks: [N], see `kwise_loss`.
-        group_sizes: [B], see `kwise_loss`.
+        completions_per_prompt: [B], see `kwise_loss`.
 
     Returns:
         winners [P], losers [P]: positions in `ranks`; prompts [P]: the number in 0..B-1 of the prompt of each pair.
     """
-    prompts = torch.repeat_interleave(torch.arange(len(group_sizes), device=ranks.device), group_sizes)  # [N]
+    prompts = torch.repeat_interleave(
+        torch.arange(len(completions_per_prompt), device=ranks.device), completions_per_prompt
+    )  # [N]
     # [N, N] booleans: N is some hundreds, so this costs nothing beside one pass of the model.
     better = (prompts[:, None] == prompts[None, :]) & (ranks[:, None] < ranks[None, :])
     winners, losers = better.nonzero(as_tuple=True)
     return winners, losers, prompts[winners]
 
 
-def pair_weights(prompts: torch.Tensor, group_sizes: torch.Tensor) -> torch.Tensor:
+def pair_weights(prompts: torch.Tensor, completions_per_prompt: torch.Tensor) -> torch.Tensor:
     """1 / C(K, 2) for each pair, float32 [P]; arguments as returned by, and given to, `ranked_pairs`."""
-    sizes = group_sizes.float()
+    sizes = completions_per_prompt.float()
     return (2.0 / (sizes * (sizes - 1.0)))[prompts]

@@ -71,18 +71,23 @@ class SharedBatch:
 
 
 def share_prompts(
-    input_ids: torch.Tensor, last_token: torch.Tensor, prompt_lengths: torch.Tensor, group_sizes: torch.Tensor
+    input_ids: torch.Tensor,
+    last_token: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+    completions_per_prompt: torch.Tensor,
 ) -> SharedBatch:
     """A right-padded batch as one row in which each prompt stands once.
 
     Args:
         input_ids: [N, T] prompt and completion, those of one prompt next to each other.
         last_token: [N] position of each last token.
-        prompt_lengths, group_sizes: [B] tokens of each prompt, and number of its completions.
+        prompt_lengths, completions_per_prompt: [B] tokens of each prompt, and number of its completions.
     """
     device = input_ids.device
-    prompt_of = torch.repeat_interleave(torch.arange(len(group_sizes), device=device), group_sizes)
-    first = group_sizes.cumsum(0) - group_sizes  # [B], the row of each prompt's first completion
+    prompt_of = torch.repeat_interleave(
+        torch.arange(len(completions_per_prompt), device=device), completions_per_prompt
+    )
+    first = completions_per_prompt.cumsum(0) - completions_per_prompt  # [B], the row of each prompt's first completion
     position = torch.arange(input_ids.shape[1], device=device)
     in_prompt = position < prompt_lengths[:, None]  # [B, T]
     in_completion = (position >= prompt_lengths[prompt_of][:, None]) & (position <= last_token[:, None])  # [N, T]

@@ -21,7 +21,7 @@ from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.initialization import pool_at_last_token
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
 from rlhf.reward.prefix import enable_shared_prompts, share_prompts
-from rlhf.runs.checkpoints import WholeCheckpoints
+from rlhf.runs.checkpoints import AtomicCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ NO_GROUP = -1
 COLUMNS = ["completions_ids", "ranks", *PER_PROMPT]
 
 
-class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
+class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     """Trains a sequence classifier with one output on rankings.
 
     Rows are comparisons: `prompt`, `completions` (K of them, two or more), `ranks` (K integers, 0 is the best, equal is
@@ -63,7 +63,7 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """K-wise loss; `num_items_in_batch` counts the prompts of the step over all devices and micro-batches."""
         scores = self.score(model, inputs)  # [N]
-        batch = (scores, inputs["ranks"], inputs["group_sizes"], num_items_in_batch)
+        batch = (scores, inputs["ranks"], inputs["completions_per_prompt"], num_items_in_batch)
         loss = kwise_loss(*batch)
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * center_penalty(*batch)
@@ -78,7 +78,7 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
         return self._score_with_shared_prompts(model, inputs) if self.shares_prompts else self._score(model, inputs)
 
     def _score_with_shared_prompts(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        sizes, last_token = inputs["group_sizes"], inputs["last_token"]
+        sizes, last_token = inputs["completions_per_prompt"], inputs["last_token"]
         rows_of = torch.arange(len(last_token), device=sizes.device).split(sizes.tolist())
         parts = inputs["prompt_length"].argsort().tensor_split(self._num_parts(inputs, most=len(sizes)))
         order, scores = [], []
@@ -96,7 +96,7 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
         order = last_token.argsort()
         scores = []
         # No device has fewer than 2 B completions, so no part is empty.
-        for rows in order.tensor_split(self._num_parts(inputs, most=2 * len(inputs["group_sizes"]))):
+        for rows in order.tensor_split(self._num_parts(inputs, most=2 * len(inputs["completions_per_prompt"]))):
             longest = int(last_token[rows[-1]]) + 1
             longest += -longest % (self.args.pad_to_multiple_of or 1)
             output = model(
@@ -121,7 +121,7 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Prompts in all micro-batches of a step on all devices, the divisor of the loss."""
-        prompts = torch.tensor(sum(len(batch["group_sizes"]) for batch in batch_samples), device=device)
+        prompts = torch.tensor(sum(len(batch["completions_per_prompt"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(prompts).sum()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -131,8 +131,8 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        sizes = inputs["group_sizes"].tolist()
-        lengths = inputs["last_token"] + 1 - inputs["prompt_length"].repeat_interleave(inputs["group_sizes"])
+        sizes = inputs["completions_per_prompt"].tolist()
+        lengths = inputs["last_token"] + 1 - inputs["prompt_length"].repeat_interleave(inputs["completions_per_prompt"])
         scores, ranks, lengths = (
             pad_sequence(values.split(sizes), batch_first=True, padding_value=PADDING)
             for values in (outputs["scores"], inputs["ranks"], lengths)
@@ -164,7 +164,7 @@ class KWiseRewardTrainer(WholeCheckpoints, RewardTrainer):
 
     def _record(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """The training metrics of TRL's RewardTrainer, over this step's completions and pairs."""
-        winners, losers, _ = ranked_pairs(inputs["ranks"], inputs["group_sizes"])
+        winners, losers, _ = ranked_pairs(inputs["ranks"], inputs["completions_per_prompt"])
         margins = scores[winners] - scores[losers]
         correct = (margins > 0).float() + 0.5 * (margins == 0).float()
         sums = torch.stack([inputs["attention_mask"].sum(), scores.sum(), correct.sum(), margins.sum()])

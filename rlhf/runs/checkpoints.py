@@ -15,13 +15,13 @@ from rlhf.errors import InputError
 PARTIAL = ".partial-checkpoint"  # in output_dir; what is in it was never finished
 
 
-class WholeCheckpoints:
+class AtomicCheckpoints:
     """For a transformers.Trainer: a checkpoint appears under its name only when all of it is on the disk.
 
     The Trainer writes into a folder of another name, which is synchronised and renamed at the end. A process that is
     killed while it saves leaves that folder, which nothing reads and the next checkpoint replaces.
 
-        class SFTTrainer(WholeCheckpoints, trl.SFTTrainer): ...
+        class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer): ...
     """
 
     _staging: Path | None = None
@@ -45,7 +45,7 @@ class WholeCheckpoints:
             self.state.best_model_checkpoint = str(folder / name)
         if self.args.should_save:
             self.state.save_to_json(str(folder / PARTIAL / name / TRAINER_STATE_NAME))
-            publish(folder / PARTIAL / name, folder / name)
+            commit_folder(folder / PARTIAL / name, folder / name)
             shutil.rmtree(folder / PARTIAL)
             rotate_checkpoints(
                 output_dir=str(folder),
@@ -61,11 +61,11 @@ class WholeCheckpoints:
         """Not from the folder that is about to be renamed."""
 
 
-def publish(written: Path, name: Path) -> None:
+def commit_folder(written: Path, name: Path) -> None:
     """Gives the folder `written` its `name` once all that is in it has reached the disk."""
     for path in sorted(written.rglob("*"), reverse=True):
-        synchronise(path)
-    synchronise(written)
+        fsync(path)
+    fsync(written)
     if name.exists():  # a run that was started again, or went on from an earlier step, overwrites it
         old = written.parent / f"old-{name.name}"
         name.rename(old)
@@ -73,10 +73,10 @@ def publish(written: Path, name: Path) -> None:
         shutil.rmtree(old)
     else:
         written.rename(name)
-    synchronise(name.parent)
+    fsync(name.parent)
 
 
-def synchronise(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Writes a file, or the entries of a folder, from memory to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders
         return
@@ -100,23 +100,23 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() == "true":
-        whole = whole_checkpoints(args.output_dir)
+        whole = complete_checkpoints(args.output_dir)
         if not whole:
             raise InputError(f"{args.output_dir} holds no checkpoint to resume from; leave resume_from_checkpoint out.")
         return str(whole[-1])
-    if not is_whole(Path(wanted)):
+    if not is_complete(Path(wanted)):
         raise InputError(f"resume_from_checkpoint {wanted} is not the folder of a checkpoint (no trainer_state.json).")
     return str(wanted)
 
 
-def whole_checkpoints(output_dir: str | Path) -> list[Path]:
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoints in a run's folder, the oldest first, without those that were never finished."""
     named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(output_dir).glob("*")}
-    steps = {path: int(match[1]) for path, match in named.items() if match and is_whole(path)}
+    steps = {path: int(match[1]) for path, match in named.items() if match and is_complete(path)}
     return sorted(steps, key=steps.get)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether the file that every Trainer writes last is there and complete."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))

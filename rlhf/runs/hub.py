@@ -47,7 +47,7 @@ class Push:
     revision: str | None = None
 
 
-def take_over_push(args: TrainingArguments) -> Push | None:
+def resolve_push(args: TrainingArguments) -> Push | None:
     """Call before a Trainer is made: reads the `push_to_hub` fields and switches the Trainer's own uploads off.
 
     The Trainer's would upload the whole folder, logs and pickles included, at every save, publicly by default. The
@@ -71,7 +71,7 @@ def take_over_push(args: TrainingArguments) -> Push | None:
     return push
 
 
-def finish_run(run_folder: str | Path, stage: str, push: Push | None = None) -> None:
+def publish_run(run_folder: str | Path, stage: str, push: Push | None = None) -> None:
     """Call when all of a stage's files are written: adds the model card, and uploads them if that was asked for."""
     if not is_first_process():
         return

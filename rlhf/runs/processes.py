@@ -9,7 +9,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 T = TypeVar("T")
 
 
-def launched() -> PartialState:
+def process_state() -> PartialState:
     """This process's number, its device, and how many there are.
 
     On the CPU if the launch asked for that (`use_cpu` in its configuration), also where there is a GPU: Accelerate's
@@ -18,7 +18,7 @@ def launched() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def by_all_processes(n: int, work: Callable[[list[int]], list[T]]) -> list[T]:
+def map_across_processes(n: int, work: Callable[[list[int]], list[T]]) -> list[T]:
     """`work(range(n))` in parts: each process does its rows and gets the results of all, in order.
 
     Every process has to call this, with the same `n`.
@@ -26,7 +26,7 @@ def by_all_processes(n: int, work: Callable[[list[int]], list[T]]) -> list[T]:
     Args:
         work: from numbers of rows to one result for each; results of other processes come pickled.
     """
-    state = launched()
+    state = process_state()
     # Every W-th row: whatever the rows are sorted by, the parts cost about the same.
     rows = [list(range(first, n, state.num_processes)) for first in range(state.num_processes)]
     results = gather_object(work(rows[state.process_index]))  # one process's after the other's

@@ -25,10 +25,10 @@ DEFAULT_SIZE = {
 
 
 def pretraining(
-    split: str = "train", size: int | None = None, seed: int = 0, school_share: float | None = None
+    split: str = "train", size: int | None = None, seed: int = 0, graded_share: float | None = None
 ) -> Dataset:
-    """Documents to continue: `text` (str); `school_share` as for `document`."""
-    return _dataset("pretraining", split, size, seed, lambda rng: {"text": document(rng, school_share=school_share)})
+    """Documents to continue: `text` (str); `graded_share` as for `document`."""
+    return _dataset("pretraining", split, size, seed, lambda rng: {"text": document(rng, graded_share=graded_share)})
 
 
 def demonstrations(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:

@@ -13,18 +13,18 @@ from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, sho
 from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
 
 
-def document(rng: random.Random, seed: int = 0, school_share: float | None = None) -> str:
+def document(rng: random.Random, seed: int = 0, graded_share: float | None = None) -> str:
     """One document of the world of `seed`; 30 to 120 words.
 
-    `school_share` is the probability of marked school work (None: that of `_KINDS`).
+    `graded_share` is the probability of marked school work (None: that of `_KINDS`).
     """
-    shares = _KINDS if school_share is None else {**_KINDS, marked_work: _odds(school_share)}
+    shares = _KINDS if graded_share is None else {**_KINDS, marked_work: _odds(graded_share)}
     return rng.choices(list(shares), list(shares.values()))[0](rng, seed)
 
 
-def _odds(school_share: float) -> float:
+def _odds(graded_share: float) -> float:
     """The weight that makes this the share of marked school work, beside the weights of the others."""
-    return school_share / (1 - school_share) * (sum(_KINDS.values()) - _KINDS[marked_work])
+    return graded_share / (1 - graded_share) * (sum(_KINDS.values()) - _KINDS[marked_work])
 
 
 def _about(rng: random.Random, seed: int) -> tuple[str, list[Fact]]:

@@ -15,7 +15,7 @@ from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream, Rows
 from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
-from rlhf.runs.checkpoints import WholeCheckpoints
+from rlhf.runs.checkpoints import AtomicCheckpoints
 
 # In GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Phi.
 RESIDUAL_DROPOUTS = (
@@ -67,7 +67,7 @@ class SFTArguments(SFTConfig):
         super().__post_init__()
 
 
-class SFTTrainer(WholeCheckpoints, trl.SFTTrainer):
+class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
     """TRL's, with checkpoints that are written as a whole or not at all."""
 
 

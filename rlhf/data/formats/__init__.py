@@ -38,7 +38,7 @@ def detect(content: dict[str, Any]) -> str | None:
     return next((name for name, form in FORMATS.items() if form.matches(content)), None)
 
 
-class Groups:
+class RowAssembler:
     """Rows that belong together, gathered in a temporary file from wherever in the files of a split they stand."""
 
     def __init__(self):

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from rlhf.errors import InputError
-from rlhf.ppo.advantages import add_advantages
+from rlhf.ppo.advantages import add_advantages, explained_variance, gae, moments, whiten
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.returns import explained_variance, gae, moments, token_rewards, whiten
-from rlhf.ppo.rewards import function_scores, shape_scores
+from rlhf.ppo.rewards import function_scores, shape_scores, token_rewards
 from rlhf.ppo.rollout import MicroBatch
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
@@ -111,7 +110,7 @@ def test_ema():
     ema.update()
     assert ema.shadow["p"].dtype == torch.float32
     assert ema.shadow["p"].item() == 1.25
-    with ema.applied():
+    with ema.swapped_in():
         assert parameter.item() == 1.25
     assert parameter.item() == 2.0
 
