@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhf.data.formats import FORMATS
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 
 
 @dataclass
@@ -47,10 +47,7 @@ class DataArguments:
             raise InputError("dataset_name is empty; give a Hub name, a local file or folder, or sandbox.")
         if self.dataset_format is not None and self.dataset_format not in FORMATS:
             raise InputError(f"dataset_format {self.dataset_format} is unknown; it is one of {', '.join(FORMATS)}.")
-        for name in ("dataset_size", "dataset_eval_size"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise InputError(f"{name} is {size}; it has to be at least 1, or be left out for all rows.")
+        require_at_least(self, 1, "dataset_size", "dataset_eval_size")
         if self.dataset_train_split == self.dataset_test_split:
             raise InputError(
                 f"dataset_train_split and dataset_test_split are both {self.dataset_train_split}; "
@@ -80,5 +77,4 @@ class PretrainingArguments:
         names, configs = self.pretrain_dataset_name or [], self.pretrain_dataset_config
         if configs is not None and len(configs) != len(names):
             raise InputError(f"{len(configs)} pretrain_dataset_config for {len(names)} pretrain_dataset_name.")
-        if self.pretrain_dataset_size is not None and self.pretrain_dataset_size < 1:
-            raise InputError(f"pretrain_dataset_size is {self.pretrain_dataset_size}; it has to be at least 1.")
+        require_at_least(self, 1, "pretrain_dataset_size")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from rlhf.data.encode import Prompt, plain_messages, prompt_key, prompt_text
 from rlhf.data.personal import Found, PersonalData
 from rlhf.data.splits import HELD_OUT, SHARE, conversation_hash, hash_share
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 
 TOO_LONG, PERSONAL, DUPLICATE, TOO_MANY = REASONS = (
     "too long",
@@ -49,9 +49,7 @@ class PrepareArguments:
     phone_region: str = field(default="US", metadata={"help": "Country of telephone numbers without a country code."})
 
     def __post_init__(self):
-        for name in ("max_prompt_length", "max_per_user", "duplicate_prefix"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it has to be at least 1.")
+        require_at_least(self, 1, "max_prompt_length", "max_per_user", "duplicate_prefix")
         if not 0 < self.held_out_share < 0.5:
             raise InputError(
                 f"held_out_share is {self.held_out_share}; two such shares have to leave some for training."
