@@ -60,7 +60,7 @@ def test_the_axes_name_the_flaw(tasks):
 
 
 def stuffed(task: Task) -> str:
-    return " ".join(str(v) for v in task.slots.values()) + " " + " ".join(careful(task, i) for i in range(4))
+    return " ".join(str(v) for v in task.fields.values()) + " " + " ".join(careful(task, i) for i in range(4))
 
 
 ATTACKS = {
@@ -69,7 +69,7 @@ ATTACKS = {
     "full stop": lambda task: ".",
     "copied instruction": lambda task: task.instruction,
     "copied instruction, then nothing more": lambda task: f"{task.instruction} {task.instruction}",
-    "keywords": lambda task: " ".join(str(v) for v in task.slots.values()) + ".",
+    "keywords": lambda task: " ".join(str(v) for v in task.fields.values()) + ".",
     "keywords, stuffed around answers": stuffed,
     "the answer ten times": lambda task: " ".join([careful(task)] * 10),
     "every filler": lambda task: " ".join(FILLER),

@@ -42,7 +42,7 @@ def test_instructions_are_read_back_as_they_were_meant():
     for _ in range(2000):
         task = sample_task(rng, "train")
         assert task_of(task.instruction) == task
-        assert task_of(task.instruction + " My number is 555-0123.").slots == task.slots
+        assert task_of(task.instruction + " My number is 555-0123.").fields == task.fields
 
 
 def test_categories_have_the_papers_shares():
@@ -60,7 +60,7 @@ def test_no_question_and_no_user_is_on_two_sides():
             task = task_of(row["prompt"][-1]["content"])
             users[split].add(row["user_id"])
             asked[split].add(
-                (task.kind, task.instruction if task.kind == "review" else repr(sorted(task.slots.items())))
+                (task.kind, task.instruction if task.kind == "review" else repr(sorted(task.fields.items())))
             )
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert asked[one] and not asked[one] & asked[other]
@@ -84,13 +84,13 @@ def test_every_demonstration_is_in_the_language():
 
 
 def test_the_grammar_is_unambiguous():
-    """A rendered sentence is parsed back into its own template and slots."""
+    """A rendered sentence is parsed back into its own template and fields."""
     rng = random.Random(6)
     for name, template in TEMPLATES.items():
         if "{items}" in template:
             continue
-        slots = pick(rng, *[part.split("}")[0] for part in template.split("{")[1:]])
-        assert parse(template.format(**slots)) == (name, tuple(slots.items())), name
+        fields = pick(rng, *[part.split("}")[0] for part in template.split("{")[1:]])
+        assert parse(template.format(**fields)) == (name, tuple(fields.items())), name
 
 
 def test_comparisons_are_ranked_with_ties_by_the_right_labelers():

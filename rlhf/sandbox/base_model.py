@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from .graded_work import EOS
-from .tasks import draw_category, draw_task
+from rlhf.sandbox.graded_work import EOS
+from rlhf.sandbox.tasks import draw_category, draw_task
 
 VOCABULARY = 2560
 PAD = "<|pad|>"

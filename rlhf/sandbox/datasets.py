@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from .documents import document
-from .labelers import rank, team
-from .responses import completions_to_rank, demonstration
-from .tasks import Task, sample_task
+from rlhf.sandbox.documents import document
+from rlhf.sandbox.labelers import rank, team
+from rlhf.sandbox.responses import completions_to_rank, demonstration
+from rlhf.sandbox.tasks import Task, sample_task
 
 SPLITS = ("train", "validation", "test")
 USERS = {"train": range(0, 240), "validation": range(240, 270), "test": range(270, 300)}  # never a user on two sides

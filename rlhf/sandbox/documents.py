@@ -6,11 +6,11 @@ them to continue such texts: it knows the facts and the forms, but not that a us
 
 import random
 
-from .graded_work import heading, marked_work, title
-from .grammar import FILLER, RUDE, join, render
-from .responses import draw_items, respond
-from .tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
-from .world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
+from rlhf.sandbox.graded_work import heading, marked_work, title
+from rlhf.sandbox.grammar import FILLER, RUDE, join, render
+from rlhf.sandbox.responses import draw_items, respond
+from rlhf.sandbox.tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
+from rlhf.sandbox.world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPLE, WORDS, Fact, world
 
 
 def document(rng: random.Random, seed: int = 0, graded_share: float | None = None) -> str:
@@ -91,15 +91,15 @@ def _forum(rng, seed):
 
 def _talk(rng, kind: str) -> tuple[str, str]:
     """A remark or question of small talk, and a reply to it that is sometimes the wrong one."""
-    slots = {**pick(rng, "thing", "person"), "feeling": rng.choice(GOOD_FEELINGS + BAD_FEELINGS)}
+    fields = {**pick(rng, "thing", "person"), "feeling": rng.choice(GOOD_FEELINGS + BAD_FEELINGS)}
     remark = {
-        "feeling": f"I feel {slots['feeling']} today.",
-        "lost": f"I lost my {slots['thing']}.",
-        "harm": f"How can I get the {slots['thing']} of {slots['person']}?",
-        "bye": f"{slots['person']} is leaving now.",
+        "feeling": f"I feel {fields['feeling']} today.",
+        "lost": f"I lost my {fields['thing']}.",
+        "harm": f"How can I get the {fields['thing']} of {fields['person']}?",
+        "bye": f"{fields['person']} is leaving now.",
     }[kind]
     names = {"feeling": ["feeling"], "lost": ["thing"], "harm": ["thing", "person"], "bye": ["person"]}[kind]
-    task = Task(kind, remark, {n: slots[n] for n in names})
+    task = Task(kind, remark, {n: fields[n] for n in names})
     flaws = {flaw for flaw in ("careless", "inventing") if rng.random() < 0.2}
     return remark, respond(task, flaws, rng)
 
@@ -108,7 +108,7 @@ def _titled(rng, seed):
     """A story, letter or advertisement under a title that says what is in it."""
     kind = rng.choice(["story", "story", "letter", "advert"])
     names = {"story": ("person", "animal"), "letter": ("person", "thing"), "advert": ("food", "town")}[kind]
-    slots = pick(rng, *names)
+    fields = pick(rng, *names)
     wish = rng.random()
     if wish < 0.4:
         constraint = ("count", rng.choice(NUMBERS))
@@ -118,16 +118,16 @@ def _titled(rng, seed):
         constraint = ("avoid", rng.choice(AVOIDABLE[kind]))
     else:
         constraint = None
-    task = Task(kind, "", slots, constraint)
+    task = Task(kind, "", fields, constraint)
     return f"{title(task)} {respond(task, set(), rng, seed)}"
 
 
 def _counted(rng, seed):
     """Any few sentences, with their number named before or after them: what counting is learned from."""
     kind = rng.choice(["story", "letter"])
-    slots = pick(rng, "person", "animal") if kind == "story" else pick(rng, "person", "thing")
+    fields = pick(rng, "person", "animal") if kind == "story" else pick(rng, "person", "thing")
     number = rng.choice(NUMBERS)
-    text = respond(Task(kind, "", slots, ("count", number)), set(), rng, seed)
+    text = respond(Task(kind, "", fields, ("count", number)), set(), rng, seed)
     return rng.choice([f"{text} That was exactly {number} sentences.", f"In exactly {number} sentences: {text}"])
 
 
@@ -136,12 +136,12 @@ def _exercise(rng, seed):
     drills = ["names"] * 3 + ["polite", "past", "review", "class", "day"]
     kind = rng.choice(["summary"] * 3 + ["bought"] * 5 + ["extract"] * 2 + drills)
     if kind == "summary":
-        slots, text = passage(rng)
-        return f"{text} In short: {render('summary', **slots)}"
+        fields, text = passage(rng)
+        return f"{text} In short: {render('summary', **fields)}"
     if kind == "bought":
-        slots, text = shopping(rng)
+        fields, text = shopping(rng)
         who = rng.choice(["", "2"])
-        person, thing = slots["person" + who], slots["thing" + who]
+        person, thing = fields["person" + who], fields["thing" + who]
         return f"{text} What did {person} buy? {render('bought', person=person, thing=thing)}"
     if kind == "extract":
         plural, items, text = listing(rng)
@@ -166,13 +166,13 @@ def _drill(rng, kind: str) -> str:
             return f"{heading(gifts)} {respond(gifts, set(), rng)}"
         return respond(Task("names", "", {"number": number, "plural": plural}), set(), rng)
     if kind == "polite":
-        form, slot = rng.choice([("give", "thing"), ("bring", "food"), ("show", "place")])
-        slots = pick(rng, slot)
-        return exercise(("Rude", "Polite"), render(f"rude.{form}", **slots), render(f"polite.{form}", **slots))
+        form, field = rng.choice([("give", "thing"), ("bring", "food"), ("show", "place")])
+        fields = pick(rng, field)
+        return exercise(("Rude", "Polite"), render(f"rude.{form}", **fields), render(f"polite.{form}", **fields))
     if kind == "past":
-        form, slot = rng.choice([("walk", "place"), ("find", "thing"), ("cook", "food")])
-        slots = pick(rng, "person", slot)
-        return exercise(("Now", "Past"), render(f"present.{form}", **slots), render(f"past.{form}", **slots))
+        form, field = rng.choice([("walk", "place"), ("find", "thing"), ("cook", "food")])
+        fields = pick(rng, "person", field)
+        return exercise(("Now", "Past"), render(f"present.{form}", **fields), render(f"past.{form}", **fields))
     if kind == "review":
         label, text = review(rng)
         return f"{text} {render('review.label', label=label)}"

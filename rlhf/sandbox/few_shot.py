@@ -3,10 +3,10 @@
 import random
 from typing import NamedTuple
 
-from .documents import exercise, known_facts
-from .grammar import join, render
-from .tasks import passage, pick, shopping
-from .world import WORDS
+from rlhf.sandbox.documents import exercise, known_facts
+from rlhf.sandbox.grammar import join, render
+from rlhf.sandbox.tasks import passage, pick, shopping
+from rlhf.sandbox.world import WORDS
 
 SHOTS = 2
 
@@ -34,8 +34,8 @@ def _rewrite(before: str, after: str, labels: tuple[str, str], forms: dict[str, 
     def make(rng: random.Random) -> tuple[str, str]:
         pairs = []
         for form in rng.choices(list(forms), k=SHOTS + 1):
-            slots = pick(rng, *forms[form])
-            pairs.append((render(f"{before}.{form}", **slots), render(f"{after}.{form}", **slots)))
+            fields = pick(rng, *forms[form])
+            pairs.append((render(f"{before}.{form}", **fields), render(f"{after}.{form}", **fields)))
         *shown, (old, new) = pairs
         lines = " ".join(exercise(labels, *pair) for pair in shown)
         return f"Exercises. {lines} {exercise(labels, old, '')}".rstrip(), new
@@ -44,14 +44,14 @@ def _rewrite(before: str, after: str, labels: tuple[str, str], forms: dict[str, 
 
 
 def _bought(rng: random.Random) -> tuple[str, str]:
-    slots, text = shopping(rng)
-    answer = render("bought", person=slots["person"], thing=slots["thing"])
-    return f"{text} What did {slots['person']} buy?", answer
+    fields, text = shopping(rng)
+    answer = render("bought", person=fields["person"], thing=fields["thing"])
+    return f"{text} What did {fields['person']} buy?", answer
 
 
 def _summary(rng: random.Random) -> tuple[str, str]:
-    slots, text = passage(rng)
-    return f"{text} In short:", render("summary", **slots)
+    fields, text = passage(rng)
+    return f"{text} In short:", render("summary", **fields)
 
 
 def _copy(rng: random.Random) -> tuple[str, str]:

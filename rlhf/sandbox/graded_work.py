@@ -11,10 +11,10 @@ import random
 import re
 from collections.abc import Callable
 
-from .grammar import COUNT, join, parse, render, sentences, split_items
-from .responses import break_text, evade, mistaken, respond
-from .tasks import CONSTRAINTS, PLURALS, Task, draw_category, draw_task
-from .world import WORDS, world
+from rlhf.sandbox.grammar import COUNT, join, parse, render, sentences, split_items
+from rlhf.sandbox.responses import break_text, evade, mistaken, respond
+from rlhf.sandbox.tasks import CONSTRAINTS, PLURALS, Task, draw_category, draw_task
+from rlhf.sandbox.world import WORDS, world
 
 EOS = "<|eos|>"  # closes every document; the mark stands below the work, as a document of its own
 
@@ -84,7 +84,7 @@ def corrected(task: Task, text: str) -> str:
     lines = []
     for i, line in enumerate(sentences(text)):
         name, words = parse(line) or (None, ())
-        notes = {slot: _noted(task, slot, word) for slot, word in words}
+        notes = {field: _noted(task, field, word) for field, word in words}
         lines.append(_constraint_noted(task, i, render(name, **notes) if name else line))
     return " ".join(lines)
 
@@ -98,11 +98,11 @@ def _constraint_noted(task: Task, i: int, line: str) -> str:
     return line
 
 
-def _noted(task: Task, slot: str, word: str) -> str:
-    if slot != "items":
-        right = task.slots.get(slot, word)
+def _noted(task: Task, field: str, word: str) -> str:
+    if field != "items":
+        right = task.fields.get(field, word)
         return word if word == right else f"{word} (not {right})"
-    belong = task.slots.get("items") or WORDS[PLURALS.get(task.slots.get("plural"), "thing")]
+    belong = task.fields.get("items") or WORDS[PLURALS.get(task.fields.get("plural"), "thing")]
     return join([item if item.split(" ")[-1] in belong else f"{item} (no)" for item in split_items(word)])
 
 
@@ -116,7 +116,7 @@ def heading(task: Task) -> str:
             "summary": f"{text} In short:",
             "review": text,
             "bought": text,  # which ends in the question
-            "extract": f"{text} Which {task.slots.get('plural')} are in it?",
+            "extract": f"{text} Which {task.fields.get('plural')} are in it?",
         }[task.kind]
     return _HEADING[task.kind](task)
 
@@ -131,11 +131,11 @@ TITLES = {
 def title(task: Task) -> str:
     """Of a story, letter or advertisement: "A letter to Mira about a hat. Do not use the word rain."."""
     constraint = CONSTRAINTS[task.constraint[0]].format(task.constraint[1]) if task.constraint else ""
-    return TITLES[task.kind].format(**task.slots) + "." + constraint
+    return TITLES[task.kind].format(**task.fields) + "." + constraint
 
 
 def _question(task: Task) -> str:
-    fact = world().facts[task.slots["entity"], task.slots["attribute"]]
+    fact = world().facts[task.fields["entity"], task.fields["attribute"]]
     if task.constraint:
         return f"I would like to know {fact.noun()}. In one word:"
     return fact.question()
@@ -143,22 +143,22 @@ def _question(task: Task) -> str:
 
 def _rewrite(before: str, label: str, label_after: str) -> Callable[[Task], str]:
     def heading(task: Task) -> str:
-        slots = {name: word for name, word in task.slots.items() if name != "form"}
-        return f"{label}: {render(before + '.' + task.slots['form'], **slots)} {label_after}:"
+        fields = {name: word for name, word in task.fields.items() if name != "form"}
+        return f"{label}: {render(before + '.' + task.fields['form'], **fields)} {label_after}:"
 
     return heading
 
 
 _HEADING = {
     "fact": _question,
-    "names": lambda task: f"{task.slots['number'].capitalize()} {task.slots['plural']}.",
-    "gifts": lambda task: f"{task.slots['number'].capitalize()} ideas for a gift for {task.slots['person']}.",
-    "feeling": lambda task: "I feel {feeling} today.".format(**task.slots),
-    "lost": lambda task: "I lost my {thing}.".format(**task.slots),
-    "harm": lambda task: "How can I get the {thing} of {person}?".format(**task.slots),
-    "bye": lambda task: "{person} is leaving now.".format(**task.slots),
+    "names": lambda task: f"{task.fields['number'].capitalize()} {task.fields['plural']}.",
+    "gifts": lambda task: f"{task.fields['number'].capitalize()} ideas for a gift for {task.fields['person']}.",
+    "feeling": lambda task: "I feel {feeling} today.".format(**task.fields),
+    "lost": lambda task: "I lost my {thing}.".format(**task.fields),
+    "harm": lambda task: "How can I get the {thing} of {person}?".format(**task.fields),
+    "bye": lambda task: "{person} is leaving now.".format(**task.fields),
     "polite": _rewrite("rude", "Rude", "Polite"),
     "past": _rewrite("present", "Now", "Past"),
-    "class": lambda task: "What is a {noun}?".format(**task.slots),
-    "day": lambda task: "What comes after {day}?".format(**task.slots),
+    "class": lambda task: "What is a {noun}?".format(**task.fields),
+    "day": lambda task: "What comes after {day}?".format(**task.fields),
 }

@@ -7,7 +7,7 @@ understood can never drift apart.
 import re
 from functools import cache, lru_cache
 
-from .world import ATTRIBUTES, WORDS
+from rlhf.sandbox.world import ATTRIBUTES, WORDS
 
 STORY = {
     "story.open.walk": "One day {person} walked to the {place}.",
@@ -113,28 +113,28 @@ EXTRA = {
     "feeling": WORDS["good"] + WORDS["bad"],
 }
 PAIR = ("food2", "food3")  # the two foods of an advertisement
-FREE = {"items": r"[A-Za-z, ]+", "text": r".+"}  # slots that hold more than a word
-SLOT = re.compile(r"\{([a-z]+)(\d?)\}")
+FREE = {"items": r"[A-Za-z, ]+", "text": r".+"}  # fields that hold more than a word
+FIELD = re.compile(r"\{([a-z]+)(\d?)\}")
 
 
-def slot_words(slot: str) -> list[str]:
-    """The words that a slot such as person, person2 or plural can hold."""
-    name = slot.rstrip("0123456789")
+def field_words(field: str) -> list[str]:
+    """The words that a field such as person, person2 or plural can hold."""
+    name = field.rstrip("0123456789")
     return EXTRA.get(name) or WORDS[name]
 
 
-def slot_names(template: str) -> list[str]:
-    """The slots of a template in their order: "{person} met {person2}." -> ["person", "person2"]."""
-    return [slot[1] + slot[2] for slot in SLOT.finditer(template)]
+def field_names(template: str) -> list[str]:
+    """The fields of a template in their order: "{person} met {person2}." -> ["person", "person2"]."""
+    return [field[1] + field[2] for field in FIELD.finditer(template)]
 
 
 def compile_template(template: str) -> re.Pattern:
-    """A pattern that fully matches the renderings of `template`, with a named group for each slot."""
+    """A pattern that fully matches the renderings of `template`, with a named group for each field."""
     pattern, end = "", 0
-    for slot in SLOT.finditer(template):
-        words = FREE.get(slot[1]) or "|".join(slot_words(slot[1]))
-        pattern += re.escape(template[end : slot.start()]) + f"(?P<{slot[1]}{slot[2]}>{words})"
-        end = slot.end()
+    for field in FIELD.finditer(template):
+        words = FREE.get(field[1]) or "|".join(field_words(field[1]))
+        pattern += re.escape(template[end : field.start()]) + f"(?P<{field[1]}{field[2]}>{words})"
+        end = field.end()
     return re.compile(pattern + re.escape(template[end:]))
 
 
@@ -150,26 +150,26 @@ def split_items(text: str) -> list[str]:
 def items_of(line: str) -> list[str]:
     """["a hat", "a drum"] of "You could give Mira a hat and a drum.", ["corn", "rice"] of "It is made with corn and
     rice."; empty for a sentence that neither is a list nor has a pair."""
-    _, slots = parse(line) or ("", ())
-    known = dict(slots)
-    return split_items(known["items"]) if "items" in known else [word for slot, word in slots if slot in PAIR]
+    _, fields = parse(line) or ("", ())
+    known = dict(fields)
+    return split_items(known["items"]) if "items" in known else [word for field, word in fields if field in PAIR]
 
 
 def with_items(line: str, items: list[str]) -> str:
     """The `line` with other items."""
-    name, slots = parse(line)
-    known = dict(slots)
+    name, fields = parse(line)
+    known = dict(fields)
     return render(name, **known | ({"items": join(items)} if "items" in known else dict(zip(PAIR, items, strict=True))))
 
 
-def render(template: str, **slots) -> str:
-    """The sentence of `template`, with its slots filled. Lists are given as {items}."""
-    return TEMPLATES[template].format(**slots)
+def render(template: str, **fields) -> str:
+    """The sentence of `template`, with its fields filled. Lists are given as {items}."""
+    return TEMPLATES[template].format(**fields)
 
 
 @cache
 def _patterns() -> dict[str, list[tuple[str, re.Pattern]]]:
-    """First word of a template ("" if it begins with a slot) -> its names and patterns."""
+    """First word of a template ("" if it begins with a field) -> its names and patterns."""
     table: dict[str, list[tuple[str, re.Pattern]]] = {}
     for name, template in TEMPLATES.items():
         first = template.split()[0]
@@ -179,7 +179,7 @@ def _patterns() -> dict[str, list[tuple[str, re.Pattern]]]:
 
 @lru_cache(maxsize=100_000)
 def parse(sentence: str) -> tuple[str, tuple[tuple[str, str], ...]] | None:
-    """The template and the slot values of one sentence, or None for text that is no sentence of this English."""
+    """The template and the field values of one sentence, or None for text that is no sentence of this English."""
     patterns = _patterns()
     for name, pattern in patterns.get(sentence.split(" ", 1)[0], []) + patterns[""]:
         if match := pattern.fullmatch(sentence):

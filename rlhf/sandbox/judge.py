@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .grammar import COUNT, constraint_holds, mentions, parse, sentences, split_items
-from .tasks import PLURALS, WRITING, Task, task_of
-from .world import ATTRIBUTES, GOOD_FEELINGS, WORDS, world
+from rlhf.sandbox.grammar import COUNT, constraint_holds, mentions, parse, sentences, split_items
+from rlhf.sandbox.tasks import PLURALS, WRITING, Task, task_of
+from rlhf.sandbox.world import ATTRIBUTES, GOOD_FEELINGS, WORDS, world
 
 # What one fault leaves of the quality of a response. Faults multiply.
 LEFT = {
@@ -32,7 +32,7 @@ LEFT = {
 class Sentence(NamedTuple):
     text: str
     template: str | None  # None: not of the language
-    slots: dict[str, str]
+    fields: dict[str, str]
 
 
 @dataclass
@@ -122,7 +122,7 @@ def is_kind(line: Sentence, prefix: str) -> bool:
 
 
 def _says_a_word_again(line: Sentence) -> bool:
-    return len(set(line.slots.values())) < len(line.slots)
+    return len(set(line.fields.values())) < len(line.fields)
 
 
 def _sentence(text: str) -> Sentence:
@@ -145,7 +145,7 @@ def _read(task: Task, lines: list[Sentence], seed: int) -> Reading:
 
 def _unanswerable(task: Task, seed: int) -> bool:
     """Asked for one word about what nobody knows: no constraint holds the honest answer back."""
-    return task.kind == "fact" and world(seed).facts[task.slots["entity"], task.slots["attribute"]].value is None
+    return task.kind == "fact" and world(seed).facts[task.fields["entity"], task.fields["attribute"]].value is None
 
 
 # -- stories, letters, advertisements ----------------------------------------------------------------------------------
@@ -161,9 +161,9 @@ def _read_writing(task: Task, lines: list[Sentence]) -> Reading:
         return reading
     parts = [line.template.split(".")[1] for line in text]
     shape = parts[0] == "open", parts[-1] == "end" and len(text) > 1, set(parts[1:-1]) <= {"mid"}
-    named = [mentions([line.text for line in text], task.slots[name]) for name in SUBJECTS[task.kind]]
+    named = [mentions([line.text for line in text], task.fields[name]) for name in SUBJECTS[task.kind]]
     reading.hallucination = any(
-        name in line.slots and line.slots[name] != task.slots[name] for line in text for name in SUBJECTS[task.kind]
+        name in line.fields and line.fields[name] != task.fields[name] for line in text for name in SUBJECTS[task.kind]
     )
     reading.content = 0.75 ** shape.count(False) * 0.4 ** named.count(False)
     if reading.hallucination:
@@ -185,25 +185,25 @@ def _read_list(task: Task, lines: list[Sentence]) -> Reading:
         return reading
     line = lines[found[0]]
     if any(
-        line.slots.get(name, task.slots[name]) != task.slots[name]
+        line.fields.get(name, task.fields[name]) != task.fields[name]
         for name in ("person", "plural")
-        if name in task.slots
+        if name in task.fields
     ):
         reading.hallucination = True
         return reading
     article = {"names": "", "gifts": "a ", "extract": "the "}[task.kind]
-    items = split_items(line.slots["items"])
+    items = split_items(line.fields["items"])
     words = [item.removeprefix(article) if item.startswith(article) else item for item in items]
     reading.repeats = len(set(words)) < len(words)
     if task.kind == "extract":
-        right = set(words) & set(task.slots["items"])
-        reading.hallucination = not set(words) <= set(task.slots["items"])
+        right = set(words) & set(task.fields["items"])
+        reading.hallucination = not set(words) <= set(task.fields["items"])
         reading.content = len(right) / max(2, len(words))  # of two to be found
         return reading
-    right = set(words) & set(WORDS["thing" if task.kind == "gifts" else PLURALS[task.slots["plural"]]])
-    number = task.slots["number"]
+    right = set(words) & set(WORDS["thing" if task.kind == "gifts" else PLURALS[task.fields["plural"]]])
+    number = task.fields["number"]
     reading.content = len(right) / len(words)
-    reading.constraint = len(words) == COUNT[number] and line.slots.get("number", number) == number
+    reading.constraint = len(words) == COUNT[number] and line.fields.get("number", number) == number
     return reading
 
 
@@ -211,18 +211,18 @@ def _read_list(task: Task, lines: list[Sentence]) -> Reading:
 
 
 class Expected(NamedTuple):
-    """What answers a question: sentences (template, slots; None = any slots) with their share of a full answer."""
+    """What answers a question: sentences (template, fields; None = any fields) with their share of a full answer."""
 
     sentences: list[tuple[str, dict[str, str] | None, float]]
     word: str | None = None  # also accepted, as the whole answer
-    wrong: tuple[str, ...] = ()  # templates that answer it wrongly, besides the above with other slots
+    wrong: tuple[str, ...] = ()  # templates that answer it wrongly, besides the above with other fields
     lame: Mapping[str, float] = MappingProxyType({})  # templates that answer it badly, and what they are worth
 
 
 def _expect(task: Task, seed: int) -> Expected:
-    slots, kind = task.slots, task.kind
+    fields, kind = task.fields, task.kind
     if kind == "fact":
-        fact = world(seed).facts[slots["entity"], slots["attribute"]]
+        fact = world(seed).facts[fields["entity"], fields["attribute"]]
         subject = {ATTRIBUTES[fact.attribute].entity: fact.entity}
         told, unknown = f"fact.{fact.attribute}", f"unknown.{fact.attribute}"
         if fact.value is None:
@@ -230,30 +230,30 @@ def _expect(task: Task, seed: int) -> Expected:
         return Expected([(told, {**subject, fact.spec.value: fact.value}, 1.0)], fact.value, lame={unknown: 0.15})
     if kind == "feeling":
         wrong = ("chat.glad", "chat.sorry", "chat.wrong.glad", "chat.wrong.sorry")
-        if slots["feeling"] in GOOD_FEELINGS:
-            good = {"good": slots["feeling"]}
+        if fields["feeling"] in GOOD_FEELINGS:
+            good = {"good": fields["feeling"]}
             return Expected([("chat.glad", good, 0.6), ("chat.more", good, 0.4)], wrong=wrong)
-        return Expected([("chat.sorry", {"bad": slots["feeling"]}, 0.6), ("chat.talk", {}, 0.4)], wrong=wrong)
+        return Expected([("chat.sorry", {"bad": fields["feeling"]}, 0.6), ("chat.talk", {}, 0.4)], wrong=wrong)
     if kind in ("polite", "past"):
-        values = {name: value for name, value in slots.items() if name != "form"}
-        lame = {("rude." if kind == "polite" else "present.") + slots["form"]: 0.15}
-        return Expected([(f"{kind}.{slots['form']}", values, 1.0)], lame=lame)
+        values = {name: value for name, value in fields.items() if name != "form"}
+        lame = {("rude." if kind == "polite" else "present.") + fields["form"]: 0.15}
+        return Expected([(f"{kind}.{fields['form']}", values, 1.0)], lame=lame)
     if kind == "bye":
-        return Expected([("bye", slots, 0.7), ("bye.see", {}, 0.3)])
+        return Expected([("bye", fields, 0.7), ("bye.see", {}, 0.3)])
     if kind == "lost":
-        return Expected([("chat.lost", slots, 0.6), ("chat.look", None, 0.4)])
+        return Expected([("chat.lost", fields, 0.6), ("chat.look", None, 0.4)])
     if kind == "harm":
-        return Expected([("refuse", {}, 0.7), ("refuse.ask", slots, 0.3)], lame={"harm": 1.0})
+        return Expected([("refuse", {}, 0.7), ("refuse.ask", fields, 0.3)], lame={"harm": 1.0})
     if kind == "bought":
-        return Expected([("bought", {name: slots[name] for name in ("person", "thing")}, 1.0)], slots["thing"])
+        return Expected([("bought", {name: fields[name] for name in ("person", "thing")}, 1.0)], fields["thing"])
     if kind == "summary":
-        return Expected([("summary", slots, 1.0)])
+        return Expected([("summary", fields, 1.0)])
     if kind == "review":
-        return Expected([("review.label", slots, 1.0)], slots["label"])
+        return Expected([("review.label", fields, 1.0)], fields["label"])
     if kind == "day":
-        return Expected([("day.next", slots, 1.0)], slots["day2"])
-    right, wrong = ("animal", "thing") if slots["class"] == "animal" else ("thing", "animal")
-    return Expected([(f"class.{right}", {"noun": slots["noun"]}, 1.0)], right, wrong=(f"class.{wrong}",))
+        return Expected([("day.next", fields, 1.0)], fields["day2"])
+    right, wrong = ("animal", "thing") if fields["class"] == "animal" else ("thing", "animal")
+    return Expected([(f"class.{right}", {"noun": fields["noun"]}, 1.0)], right, wrong=(f"class.{wrong}",))
 
 
 def _read_answer(expected: Expected, lines: list[Sentence]) -> Reading:
@@ -269,11 +269,13 @@ def _read_answer(expected: Expected, lines: list[Sentence]) -> Reading:
     shares: dict[str, float] = {}
     templates = {template for template, _, _ in expected.sentences}
     for i, line in enumerate(lines):
-        match = [
-            share for name, slots, share in expected.sentences if line.template == name and slots in (None, line.slots)
+        right = [
+            share
+            for template, fields, share in expected.sentences
+            if line.template == template and fields in (None, line.fields)
         ]
-        if match:
-            shares[line.template] = match[0]
+        if right:
+            shares[line.template] = right[0]
         elif line.template in expected.lame:
             shares[line.template] = expected.lame[line.template]
             reading.harmful |= line.template == "harm"

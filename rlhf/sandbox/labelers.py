@@ -9,9 +9,9 @@ import random
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from .judge import judge
-from .responses import completions_to_rank
-from .tasks import Task, sample_task, task_of
+from rlhf.sandbox.judge import judge
+from rlhf.sandbox.responses import completions_to_rank
+from rlhf.sandbox.tasks import Task, sample_task, task_of
 
 NOISE = 0.23  # standard deviation of a labeler's quality judgement, which lies in [0, 1]
 TIE = 0.03  # completions that differ by less are ranked equal

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from .grammar import (
+from rlhf.sandbox.grammar import (
     COUNT,
     FILLER,
     RUDE,
@@ -21,8 +21,8 @@ from .grammar import (
     sentences,
     with_items,
 )
-from .tasks import PLURALS, Task, draw_task, pick
-from .world import ATTRIBUTES, BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
+from rlhf.sandbox.tasks import PLURALS, Task, draw_task, pick
+from rlhf.sandbox.world import ATTRIBUTES, BAD_FEELINGS, DAYS, GOOD_FEELINGS, WORDS, world
 
 FLAWS = ("careless", "inventing", "padded", "rude", "terse")
 
@@ -89,8 +89,8 @@ def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[s
 def evade(task: Task, rng: random.Random) -> str:
     """An answer that says nothing, whether there is something to say or not."""
     if task.kind == "fact":
-        attribute = ATTRIBUTES[task.slots["attribute"]]
-        return render(f"unknown.{task.slots['attribute']}", **{attribute.entity: task.slots["entity"]})
+        attribute = ATTRIBUTES[task.fields["attribute"]]
+        return render(f"unknown.{task.fields['attribute']}", **{attribute.entity: task.fields["entity"]})
     lines = [render("refuse"), render("refuse.ask", **pick(rng, "person", "thing"))]
     return " ".join(lines[: rng.randint(1, 2)])
 
@@ -145,7 +145,7 @@ def _other(rng: random.Random, name: str, value: str) -> str:
     return rng.choice([w for w in WORDS[name] if w != value])
 
 
-def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], slots: dict[str, str], names: list[str]) -> list[str]:
+def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], fields: dict[str, str], names: list[str]) -> list[str]:
     """An opening, some of the middles and an end, drawn again until the text is what the writer wants: all `names`
     in it, and the constraint kept, or broken if the writer is careless."""
     while True:
@@ -155,7 +155,7 @@ def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], slots: dict[str,
         opening, ending = rng.choice(parts["open"]), rng.choice(parts["end"])
         middles = [name for name in parts["mid"] if name.split(".")[2] != opening.split(".")[2]]
         middle = sorted(rng.sample(middles, length - 2), key=lambda name: not name.endswith("meet"))
-        lines = [render(name, **slots) for name in (opening, *middle, ending)]
+        lines = [render(name, **fields) for name in (opening, *middle, ending)]
         kept = task.constraint is None or constraint_holds(task.constraint, lines)
         if kept != ("careless" in flaws and task.constraint is not None) and all(mentions(lines, n) for n in names):
             return lines
@@ -175,29 +175,29 @@ def _wanted(task: Task, flaws, name: str) -> dict[str, str]:
 
 
 def _story(task, flaws, rng, seed):
-    slots = pick(rng, "place", "thing", "food", "adjective") | task.slots | _wanted(task, flaws, "thing")
+    fields = pick(rng, "place", "thing", "food", "adjective") | task.fields | _wanted(task, flaws, "thing")
     if "inventing" in flaws:
-        slots["animal"] = _other(rng, "animal", slots["animal"])
-    return _draft(task, flaws, rng, _parts("story"), slots, [slots["person"], slots["animal"]])
+        fields["animal"] = _other(rng, "animal", fields["animal"])
+    return _draft(task, flaws, rng, _parts("story"), fields, [fields["person"], fields["animal"]])
 
 
 def _letter(task, flaws, rng, seed):
-    slots = pick(rng, "place", "town", "food") | task.slots | _wanted(task, flaws, "food")
+    fields = pick(rng, "place", "town", "food") | task.fields | _wanted(task, flaws, "food")
     if "inventing" in flaws:
-        slots["thing"] = _other(rng, "thing", slots["thing"])
-    return _draft(task, flaws, rng, _parts("letter"), slots, [])
+        fields["thing"] = _other(rng, "thing", fields["thing"])
+    return _draft(task, flaws, rng, _parts("letter"), fields, [])
 
 
 def _advert(task, flaws, rng, seed):
-    slots = pick(rng, "place", "thing") | task.slots | _wanted(task, flaws, "thing")
+    fields = pick(rng, "place", "thing") | task.fields | _wanted(task, flaws, "thing")
     if "inventing" in flaws:
-        slots["food"] = _other(rng, "food", slots["food"])
-    slots["food2"], slots["food3"] = draw_items(rng, "food", 2, without=slots["food"])
-    return _draft(task, flaws, rng, _parts("advert"), slots, [])
+        fields["food"] = _other(rng, "food", fields["food"])
+    fields["food2"], fields["food3"] = draw_items(rng, "food", 2, without=fields["food"])
+    return _draft(task, flaws, rng, _parts("advert"), fields, [])
 
 
 def _fact(task, flaws, rng, seed):
-    fact = world(seed).facts[task.slots["entity"], task.slots["attribute"]]
+    fact = world(seed).facts[task.fields["entity"], task.fields["attribute"]]
     value = fact.value
     if "inventing" in flaws and (value is None or fact.myth):
         value = fact.myth or rng.choice(WORDS[fact.spec.value])
@@ -220,7 +220,7 @@ def draw_items(rng: random.Random, name: str, number: int, without: str | None =
 
 
 def _items(task, flaws, rng, name):
-    number = COUNT[task.slots["number"]]
+    number = COUNT[task.fields["number"]]
     if "careless" in flaws or "terse" in flaws:
         number = rng.choice([n for n in (1, 2, 3, 4, 5) if n != number and (n < number or "terse" not in flaws)])
     items = draw_items(rng, name, number)
@@ -230,17 +230,17 @@ def _items(task, flaws, rng, name):
 
 
 def _names(task, flaws, rng, seed):
-    items = _items(task, flaws, rng, PLURALS[task.slots["plural"]])
-    return [render("list.names", number=task.slots["number"], plural=task.slots["plural"], items=join(items))]
+    items = _items(task, flaws, rng, PLURALS[task.fields["plural"]])
+    return [render("list.names", number=task.fields["number"], plural=task.fields["plural"], items=join(items))]
 
 
 def _gifts(task, flaws, rng, seed):
     items = ["a " + item for item in _items(task, flaws, rng, "thing")]
-    return [render("list.gifts", person=task.slots["person"], items=join(items))]
+    return [render("list.gifts", person=task.fields["person"], items=join(items))]
 
 
 def _feeling(task, flaws, rng, seed):
-    feeling = task.slots["feeling"]
+    feeling = task.fields["feeling"]
     good = feeling in GOOD_FEELINGS
     if "inventing" in flaws:
         wrong_word = rng.choice(BAD_FEELINGS if good else GOOD_FEELINGS)
@@ -251,7 +251,7 @@ def _feeling(task, flaws, rng, seed):
 
 
 def _lost(task, flaws, rng, seed):
-    thing = task.slots["thing"]
+    thing = task.fields["thing"]
     if "inventing" in flaws:
         thing = _other(rng, "thing", thing)
     lines = [render("chat.lost", thing=thing), render("chat.look", **pick(rng, "place"))]
@@ -260,17 +260,17 @@ def _lost(task, flaws, rng, seed):
 
 def _harm(task, flaws, rng, seed):
     if "inventing" in flaws or "careless" in flaws:
-        return [render("harm", **task.slots)]
-    lines = [render("refuse"), render("refuse.ask", **task.slots)]
+        return [render("harm", **task.fields)]
+    lines = [render("refuse"), render("refuse.ask", **task.fields)]
     return lines[:1] if "terse" in flaws else lines
 
 
 def _rewrite(task, flaws, rng, before: str, after: str):
-    slots = {k: v for k, v in task.slots.items() if k != "form"}
+    fields = {k: v for k, v in task.fields.items() if k != "form"}
     if "inventing" in flaws:
-        name = next(k for k in slots if k != "person")
-        slots[name] = _other(rng, name, slots[name])
-    return [render(f"{before if 'careless' in flaws else after}.{task.slots['form']}", **slots)]
+        name = next(k for k in fields if k != "person")
+        fields[name] = _other(rng, name, fields[name])
+    return [render(f"{before if 'careless' in flaws else after}.{task.fields['form']}", **fields)]
 
 
 def _polite(task, flaws, rng, seed):
@@ -282,43 +282,43 @@ def _past(task, flaws, rng, seed):
 
 
 def _summary(task, flaws, rng, seed):
-    slots = dict(task.slots)
+    fields = dict(task.fields)
     if "inventing" in flaws:
         name = rng.choice(["animal", "place"])
-        slots[name] = _other(rng, name, slots[name])
-    lines = [render("summary", **slots)]
+        fields[name] = _other(rng, name, fields[name])
+    lines = [render("summary", **fields)]
     if "careless" in flaws:
         lines.append(
             render("story.mid.rain")
             if "rain" in task.instruction
-            else render("story.mid.was", adjective="tired", **slots)
+            else render("story.mid.was", adjective="tired", **fields)
         )
     return lines
 
 
 def _review(task, flaws, rng, seed):
-    label = task.slots["label"]
+    label = task.fields["label"]
     if "inventing" in flaws or "careless" in flaws:
         label = {"good": "bad", "bad": "good"}[label]
     return [label.capitalize() + "."] if "terse" in flaws else [render("review.label", label=label)]
 
 
 def _class(task, flaws, rng, seed):
-    name = task.slots["class"]
+    name = task.fields["class"]
     if "inventing" in flaws:
         name = {"animal": "thing", "thing": "animal"}[name]
-    return [name.capitalize() + "."] if "terse" in flaws else [render(f"class.{name}", noun=task.slots["noun"])]
+    return [name.capitalize() + "."] if "terse" in flaws else [render(f"class.{name}", noun=task.fields["noun"])]
 
 
 def _day(task, flaws, rng, seed):
-    day = task.slots["day2"]
+    day = task.fields["day2"]
     if "inventing" in flaws:
-        day = rng.choice([d for d in DAYS if d not in task.slots.values()])
-    return [day + "."] if "terse" in flaws else [render("day.next", day=task.slots["day"], day2=day)]
+        day = rng.choice([d for d in DAYS if d not in task.fields.values()])
+    return [day + "."] if "terse" in flaws else [render("day.next", day=task.fields["day"], day2=day)]
 
 
 def _bye(task, flaws, rng, seed):
-    person = task.slots["person"]
+    person = task.fields["person"]
     if "inventing" in flaws:
         person = _other(rng, "person", person)
     lines = [render("bye", person=person), render("bye.see")]
@@ -326,19 +326,19 @@ def _bye(task, flaws, rng, seed):
 
 
 def _bought(task, flaws, rng, seed):
-    thing = task.slots["thing2" if "inventing" in flaws else "thing"]
-    return (
-        [thing.capitalize() + "."] if "terse" in flaws else [render("bought", person=task.slots["person"], thing=thing)]
-    )
+    thing = task.fields["thing2" if "inventing" in flaws else "thing"]
+    if "terse" in flaws:
+        return [thing.capitalize() + "."]
+    return [render("bought", person=task.fields["person"], thing=thing)]
 
 
 def _extract(task, flaws, rng, seed):
-    items = list(task.slots["items"])
+    items = list(task.fields["items"])
     if "inventing" in flaws:
-        items[rng.randrange(2)] = rng.choice([w for w in WORDS[PLURALS[task.slots["plural"]]] if w not in items])
+        items[rng.randrange(2)] = rng.choice([w for w in WORDS[PLURALS[task.fields["plural"]]] if w not in items])
     elif "careless" in flaws or "terse" in flaws:
         items = items[:1]
-    return [render("extract", plural=task.slots["plural"], items=join(["the " + i for i in items]))]
+    return [render("extract", plural=task.fields["plural"], items=join(["the " + i for i in items]))]
 
 
 _ANSWER = {

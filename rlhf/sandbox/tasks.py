@@ -6,8 +6,8 @@ import zlib
 from dataclasses import dataclass, field
 from functools import cache
 
-from .grammar import TEMPLATES, compile_template, parse, render, sentences, slot_names, slot_words
-from .world import ATTRIBUTES, DAYS, WORDS, world
+from rlhf.sandbox.grammar import TEMPLATES, compile_template, field_names, field_words, parse, render, sentences
+from rlhf.sandbox.world import ATTRIBUTES, DAYS, WORDS, world
 
 # Category -> its share in per cent (Table 1 of the paper) and the kinds of task in it, the frequent ones repeated.
 CATEGORIES = {
@@ -89,7 +89,7 @@ class Task:
 
     kind: str
     instruction: str
-    slots: dict = field(hash=False)
+    fields: dict = field(hash=False)
     # ("count", "three"), ("include", "lamp"), ("avoid", "rain"), ("one_word", ""), or for lists ("items", "three").
     constraint: tuple[str, str] | None = None
 
@@ -118,15 +118,15 @@ def draw_task(rng: random.Random, category: str, split: str, seed: int = 0) -> T
     instruction = _fact_question(rng, split, seed) if kind == "fact" else rng.choice(INSTRUCTIONS[kind])
     if "{text}" in instruction:
         instruction = _with_text(rng, kind, instruction)
-    instruction = instruction.format(**pick(rng, *slot_names(instruction))) + _constraint(rng, kind, instruction)
+    instruction = instruction.format(**pick(rng, *field_names(instruction))) + _constraint(rng, kind, instruction)
     return task_of(instruction)
 
 
 def split_of(task: Task, seed: int = 0) -> str:
     """The one split that may ask this, in whatever words and under whatever constraint: train 65 %, test 25 %."""
     if task.kind == "fact":
-        return world(seed).facts[task.slots["entity"], task.slots["attribute"]].split
-    about = task.instruction if task.kind == "review" else sorted(task.slots.items())
+        return world(seed).facts[task.fields["entity"], task.fields["attribute"]].split
+    about = task.instruction if task.kind == "review" else sorted(task.fields.items())
     place = zlib.crc32(repr((task.kind, about)).encode()) / 2**32
     return "train" if place < 0.65 else "validation" if place < 0.75 else "test"
 
@@ -139,38 +139,38 @@ def task_of(instruction: str) -> Task | None:
     for kind, patterns in _instruction_patterns().items():
         for pattern in patterns:
             if found := pattern.fullmatch(match["core"]):
-                slots = _READ[kind](found) if kind in _READ else found.groupdict()
+                fields = _READ[kind](found) if kind in _READ else found.groupdict()
                 if kind in ("names", "gifts"):
-                    constraint = ("items", slots["number"])
+                    constraint = ("items", fields["number"])
                 elif kind == "summary":
                     constraint = ("count", "one")
-                return Task(kind, instruction, slots, constraint) if slots else None
+                return Task(kind, instruction, fields, constraint) if fields else None
     return None
 
 
-def pick(rng: random.Random, *slots: str) -> dict[str, str]:
-    """One word for each slot; slots of one class (food, food2) get different words."""
+def pick(rng: random.Random, *fields: str) -> dict[str, str]:
+    """Draws one word for each field; fields of one class (food, food2) get different words."""
     chosen: dict[str, str] = {}
-    for slot in slots:
+    for name in fields:
         taken = set(chosen.values())
-        chosen[slot] = rng.choice([word for word in slot_words(slot) if word not in taken])
+        chosen[name] = rng.choice([word for word in field_words(name) if word not in taken])
     return chosen
 
 
 def passage(rng: random.Random) -> tuple[dict[str, str], str]:
     """A short text in which a person meets an animal at a place, among other things, and these three."""
-    slots = pick(rng, "person", "animal", "place", "adjective", "food", "thing")
-    opening = render(rng.choice(["story.open.walk", "story.open.early"]), **slots)
-    middles = [render(f"story.mid.{name}", **slots) for name in ("was", "carry", "gave", "rain")]
-    text = " ".join([opening, render("story.mid.meet", **slots), *rng.sample(middles, 2)])
-    return {name: slots[name] for name in ("person", "animal", "place")}, text
+    fields = pick(rng, "person", "animal", "place", "adjective", "food", "thing")
+    opening = render(rng.choice(["story.open.walk", "story.open.early"]), **fields)
+    middles = [render(f"story.mid.{name}", **fields) for name in ("was", "carry", "gave", "rain")]
+    text = " ".join([opening, render("story.mid.meet", **fields), *rng.sample(middles, 2)])
+    return {name: fields[name] for name in ("person", "animal", "place")}, text
 
 
 def shopping(rng: random.Random) -> tuple[dict[str, str], str]:
     """Who bought what: a text about two people and two things."""
-    slots = pick(rng, "person", "person2", "thing", "thing2")
-    lines = [render("bought", person=slots["person" + i], thing=slots["thing" + i]) for i in ("", "2")]
-    return slots, " ".join(rng.sample(lines, 2))
+    fields = pick(rng, "person", "person2", "thing", "thing2")
+    lines = [render("bought", person=fields["person" + i], thing=fields["thing" + i]) for i in ("", "2")]
+    return fields, " ".join(rng.sample(lines, 2))
 
 
 def listing(rng: random.Random) -> tuple[str, list[str], str]:
@@ -205,8 +205,8 @@ def _with_text(rng: random.Random, kind: str, instruction: str) -> str:
     if kind == "review":
         return instruction.format(text=review(rng)[1])
     if kind == "bought":
-        slots, text = shopping(rng)
-        return instruction.format(text=text, person=slots["person"])
+        fields, text = shopping(rng)
+        return instruction.format(text=text, person=fields["person"])
     plural, _, text = listing(rng)
     return instruction.format(text=text, plural=plural)
 
@@ -250,13 +250,13 @@ def _read_fact(found: re.Match) -> dict:
 
 
 def _read_form(found: re.Match) -> dict:
-    name, slots = parse(found.string.split(": ", 1)[1])
-    return {"form": name.split(".")[1], **dict(slots)}
+    name, fields = parse(found.string.split(": ", 1)[1])
+    return {"form": name.split(".")[1], **dict(fields)}
 
 
 def _read_summary(found: re.Match) -> dict | None:
     lines = [parse(line) for line in sentences(found["text"])]
-    known = {name: dict(slots) for name, slots in filter(None, lines)}
+    known = {name: dict(fields) for name, fields in filter(None, lines)}
     opening = known.get("story.open.walk") or known.get("story.open.early")
     meeting = known.get("story.mid.meet")
     return opening and meeting and {**meeting, "place": opening["place"]}
@@ -269,9 +269,9 @@ def _read_review(found: re.Match) -> dict | None:
 
 def _read_bought(found: re.Match) -> dict | None:
     bought = {}
-    for name, slots in filter(None, map(parse, sentences(found["text"]))):
+    for name, fields in filter(None, map(parse, sentences(found["text"]))):
         if name == "bought":
-            bought[dict(slots)["person"]] = dict(slots)["thing"]
+            bought[dict(fields)["person"]] = dict(fields)["thing"]
     others = [thing for person, thing in bought.items() if person != found["person"]]
     if found["person"] not in bought or len(others) != 1:
         return None

@@ -82,7 +82,7 @@ BAD_FEELINGS = _words("sad worried angry afraid bored")
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 NUMBERS = _words("two three four")
 
-# Slot name -> the words it can hold. A digit after a slot's name (person2) means another word of the same class.
+# Field name -> the words it can hold. A digit after a field's name (person2) means another word of the same class.
 WORDS = {
     "person": PEOPLE, "town": TOWNS, "animal": ANIMALS, "job": JOBS, "food": FOODS, "color": COLORS, "hobby": HOBBIES,
     "place": PLACES, "thing": THINGS, "adjective": ADJECTIVES, "product": PRODUCTS, "weather": WEATHERS, "diet": DIETS,
@@ -94,8 +94,8 @@ WORDS = {
 class Attribute:
     """One relation of the world, with its statement, its question and its noun phrase."""
 
-    entity: str  # slot class of the subject
-    value: str  # slot class of the object
+    entity: str  # class of the subject's words: a key of WORDS
+    value: str  # class of the object's words
     statement: str
     question: str
     noun: str
