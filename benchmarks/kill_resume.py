@@ -25,7 +25,7 @@ from rlhf.runs.checkpoints import PARTIAL, complete_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from ppo_toys import causal, lora, prompts, tokenizer  # noqa: E402
+from toys import causal, lora, prompts, word_tokenizer  # noqa: E402
 
 OPTIONS = {
     "per_device_train_batch_size": 2, "mini_batch_size": 4, "batch_size": 16, "num_ppo_epochs": 2,
@@ -40,7 +40,7 @@ COMPARED = ("adapter_model.safetensors", "raw/adapter_model.safetensors", "value
 def make_stages(folder: Path) -> dict[str, Path]:
     """A base, an SFT and a reward adapter, prompts and pretraining text, as options of the recipe."""
     causal().save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
     torch.manual_seed(0)
     base = SharedBase(AutoModelForCausalLM.from_pretrained(folder / "base"))
     base.add_adapter("sft", lora_config=lora(init_lora_weights=False))

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import finish_stage, save_adapter
-from toys import save_toy
+from toys import finish_stage, save_adapter, save_toy
 
 import rlhf.models.loading
 from rlhf.cli import run

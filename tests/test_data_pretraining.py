@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 from datasets import Dataset, load_dataset
-from ppo_toys import EOS, tokenizer
+from toys import EOS, word_tokenizer
 
 from rlhf.data import DataArguments
 from rlhf.data.arguments import PretrainingArguments
@@ -40,9 +40,9 @@ def take(stream, count):
 
 
 def test_blocks_are_the_documents_end_to_end(source):
-    texts = [tokenizer()(text)["input_ids"] for text in documents()["text"]]
+    texts = [word_tokenizer()(text)["input_ids"] for text in documents()["text"]]
     length = sum(map(len, texts)) + len(texts)  # one pass is one block
-    stream = PretrainingStream(source, tokenizer(), length, buffer_size=4)
+    stream = PretrainingStream(source, word_tokenizer(), length, buffer_size=4)
     orders = []
     for block in take(stream, 3):
         found = [[]]
@@ -58,7 +58,7 @@ def test_blocks_are_the_documents_end_to_end(source):
 @pytest.mark.parametrize("done", [0, 1, 2, 5, 9, 14])
 def test_the_position_is_exact(source, done):
     def stream():
-        return PretrainingStream([source, documents(5)], tokenizer(), 7, weights=[2, 1], seed=3, buffer_size=4)
+        return PretrainingStream([source, documents(5)], word_tokenizer(), 7, weights=[2, 1], seed=3, buffer_size=4)
 
     whole = take(stream(), 20)  # several passes over each source
     first = stream()
@@ -72,7 +72,7 @@ def test_the_position_is_exact(source, done):
 
 
 def test_the_seed_decides(source):
-    streams = [PretrainingStream(source, tokenizer(), 8, seed=seed) for seed in (0, 0, 1)]
+    streams = [PretrainingStream(source, word_tokenizer(), 8, seed=seed) for seed in (0, 0, 1)]
     first, again, other = (take(stream, 6) for stream in streams)
     assert first == again != other
 
@@ -80,26 +80,26 @@ def test_the_seed_decides(source):
 def test_weights_are_shares_of_tokens():
     short = Dataset.from_dict({"text": ["w4"] * 10})
     long = Dataset.from_dict({"text": ["w5 " * 30] * 10})
-    blocks = take(PretrainingStream([short, long], tokenizer(), 16, weights=[3, 1]), 400)
+    blocks = take(PretrainingStream([short, long], word_tokenizer(), 16, weights=[3, 1]), 400)
     counts = Counter(4 if 4 in block else 5 for block in blocks)
     assert counts[4] / 400 == pytest.approx(0.75, abs=0.06)
 
 
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match="for 1 sources"):
-        PretrainingStream(documents(), tokenizer(), 8, weights=[1, 2])
+        PretrainingStream(documents(), word_tokenizer(), 8, weights=[1, 2])
     with pytest.raises(InputError, match="one positive each"):
-        PretrainingStream(documents(), tokenizer(), 8, weights=[0])
+        PretrainingStream(documents(), word_tokenizer(), 8, weights=[0])
     with pytest.raises(InputError, match="at least 2"):
-        PretrainingStream(documents(), tokenizer(), 1)
+        PretrainingStream(documents(), word_tokenizer(), 1)
     with pytest.raises(InputError, match="no rows"):
-        PretrainingStream(Dataset.from_dict({"text": []}), tokenizer(), 8)
+        PretrainingStream(Dataset.from_dict({"text": []}), word_tokenizer(), 8)
     with pytest.raises(InputError, match=r"row 1 of the pretraining text.*text"):
-        next(PretrainingStream(Dataset.from_dict({"body": ["w4"]}), tokenizer(), 8))
+        next(PretrainingStream(Dataset.from_dict({"body": ["w4"]}), word_tokenizer(), 8))
     with pytest.raises(InputError, match="same sources"):
-        state = PretrainingStream(documents(), tokenizer(), 8).state_dict()
-        PretrainingStream([documents(), documents()], tokenizer(), 8).load_state_dict(state)
-    no_eos = tokenizer()
+        state = PretrainingStream(documents(), word_tokenizer(), 8).state_dict()
+        PretrainingStream([documents(), documents()], word_tokenizer(), 8).load_state_dict(state)
+    no_eos = word_tokenizer()
     no_eos.eos_token = None
     with pytest.raises(InputError, match="no EOS"):
         PretrainingStream(documents(), no_eos, 8)
@@ -114,7 +114,7 @@ def test_blank_documents_of_a_stream_are_left_out_if_asked(monkeypatch):
 
     def stream(policy):
         sources = open_sources(args, DataArguments(dataset_name="sandbox", on_bad_rows=policy))
-        return PretrainingStream(sources, tokenizer(), 8, buffer_size=7)
+        return PretrainingStream(sources, word_tokenizer(), 8, buffer_size=7)
 
     with pytest.raises(InputError, match=r"row 1 of the pretraining text: column text is empty.* --on_bad_rows skip"):
         next(stream("error"))

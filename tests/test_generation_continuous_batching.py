@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ppo_toys import EOS, PAD, VOCAB, causal, shared_base
+from toys import EOS, PAD, VOCAB, causal, shared_base
 from transformers import MistralConfig, MistralForCausalLM
 
 import rlhf.generation.continuous_batching as continuous_batching

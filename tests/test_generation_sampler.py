@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from ppo_toys import EOS, PAD, VOCAB, causal, classifier, shared_base
 from torch.nn import functional as F
+from toys import EOS, PAD, VOCAB, causal, classifier, shared_base
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 import rlhf.generation.sampler as decode_module

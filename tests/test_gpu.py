@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_toys import EOS, PAD, VOCAB, causal, logged, lora, ppo_config, prompts, shared_base, trainer
 from safetensors.torch import load_file
-from toys import save_toy
+from toys import EOS, PAD, VOCAB, causal, logged, lora, ppo_config, prompts, save_toy, shared_base, trainer
 from trl import ModelConfig
 
 import rlhf.generation.continuous_batching as continuous_batching

@@ -13,8 +13,8 @@ import pytest
 import torch
 from accelerate.utils import is_deepspeed_available
 from peft import PeftModel, get_peft_model
-from ppo_toys import causal, classifier, lora, ppo_config, prompts, separate, shared_base, trainer
 from safetensors.torch import load_file, save_file
+from toys import causal, classifier, lora, ppo_config, prompts, separate, shared_base, trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.errors import InputError

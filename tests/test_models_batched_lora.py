@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from ppo_toys import EOS, PAD, shared_base
 from test_models_shared_base import INPUT_IDS, LORA, add, make_shared
-from toys import TINY, save_toy
+from toys import BPE_MODELS, EOS, PAD, save_toy, shared_base
 from trl import ModelConfig
 
 from rlhf.models.loading import load_base, load_tokenizer, lora_config
@@ -20,7 +19,7 @@ def alone(shared, name):
         return getattr(shared.lm, shared.lm.base_model_prefix)(INPUT_IDS, use_cache=False).last_hidden_state
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", BPE_MODELS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_hidden_states_and_gradients_are_those_of_passes_of_their_own(tmp_path, kind, checkpointing):
     folder = str(save_toy(tmp_path / "base", kind))

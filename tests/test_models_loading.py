@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tokenizers.processors import TemplateProcessing
-from toys import EOS, TINY, build_tokenizer, save_toy, tiny_llama
+from toys import BPE_EOS, BPE_MODELS, bpe_model, bpe_tokenizer, save_toy
 from transformers import AutoTokenizer, T5Config
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import validate_quantization_for_training
@@ -73,7 +73,7 @@ def test_model_out_of_reach_is_one_sentence():
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    model = tiny_llama()
+    model = bpe_model()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="cannot be loaded"):
@@ -93,7 +93,7 @@ def test_encoder_decoder_is_refused(tmp_path):
     ("dtype", "loaded"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.bfloat16)]
 )
 def test_dtype(tmp_path, dtype, loaded):
-    tiny_llama().bfloat16().save_pretrained(tmp_path)
+    bpe_model().bfloat16().save_pretrained(tmp_path)
     base = load_base(model_args(tmp_path, dtype=dtype))
     assert base.dtype == loaded and not base.training
 
@@ -108,8 +108,8 @@ def test_sequence_classifier_scores_the_last_real_token(toy_folder, toy_tokenize
 
 
 def test_absent_weights_are_told(tmp_path, caplog):
-    tiny_llama(num_hidden_layers=1).save_pretrained(tmp_path)
-    config = tiny_llama().config
+    bpe_model(num_hidden_layers=1).save_pretrained(tmp_path)
+    config = bpe_model().config
     config.save_pretrained(tmp_path)
     load_base(model_args(tmp_path))
     assert "lacks weights" in caplog.text and "layers.1" in caplog.text
@@ -123,9 +123,9 @@ def test_four_bit(toy_folder, toy_tokenizer):
     assert not isinstance(base.lm_head, bnb.nn.Linear4bit)
 
 
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("architecture", BPE_MODELS)
 def test_lora_on_all_linear_layers_but_the_heads(architecture):
-    base = TINY[architecture]()
+    base = bpe_model(architecture)
     head = base.get_output_embeddings()
     linear = {name for name, m in base.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head}
     model = get_peft_model(base, lora_config(ModelConfig(lora_r=4))).get_base_model()
@@ -147,7 +147,7 @@ def test_lora_settings_are_those_of_the_arguments():
 def write_gguf(path: Path) -> None:
     """The toy Llama and its tokenizer as llama.cpp would store them."""
     gguf = pytest.importorskip("gguf")
-    model, tokenizer = tiny_llama(vocab_size=300), build_tokenizer()
+    model, tokenizer = bpe_model(vocab_size=300), bpe_tokenizer()
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -183,11 +183,11 @@ def write_gguf(path: Path) -> None:
 def test_folder_with_one_gguf(tmp_path):
     write_gguf(tmp_path / "toy.gguf")
     base = load_base(model_args(tmp_path))
-    torch.testing.assert_close(base(INPUT_IDS).logits, tiny_llama(vocab_size=300)(INPUT_IDS).logits)
+    torch.testing.assert_close(base(INPUT_IDS).logits, bpe_model(vocab_size=300)(INPUT_IDS).logits)
     validate_quantization_for_training(get_peft_model(base, lora_config(model_args(tmp_path))))  # Trainer's own check
     text = "The capital of France"
     tokenizer = load_tokenizer(str(tmp_path))
-    assert tokenizer(text).input_ids == build_tokenizer()(text).input_ids
+    assert tokenizer(text).input_ids == bpe_tokenizer()(text).input_ids
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert context_length(load_config(str(tmp_path))) == 256
 
@@ -211,7 +211,7 @@ def test_folder_with_two_ggufs(tmp_path):
 
 
 def pad_of(*special_tokens: str, **roles: str) -> str:
-    tokenizer = build_tokenizer(special_tokens=(EOS, *special_tokens))
+    tokenizer = bpe_tokenizer(special_tokens=(BPE_EOS, *special_tokens))
     for role, token in roles.items():
         setattr(tokenizer, role, token)
     tokenizer.chat_template = rlhf.models.loading.DEFAULT_CHAT_TEMPLATE
@@ -232,13 +232,13 @@ def test_pad_token_in_order_of_preference():
 
 
 def test_pad_that_is_eos_is_replaced():
-    assert pad_of("<|padding|>", pad_token=EOS) == "<|padding|>"
-    assert pad_of(pad_token=EOS) == NEW_PAD_TOKEN
-    assert pad_of("<s>", pad_token=EOS, bos_token="<s>", unk_token=EOS) == NEW_PAD_TOKEN
+    assert pad_of("<|padding|>", pad_token=BPE_EOS) == "<|padding|>"
+    assert pad_of(pad_token=BPE_EOS) == NEW_PAD_TOKEN
+    assert pad_of("<s>", pad_token=BPE_EOS, bos_token="<s>", unk_token=BPE_EOS) == NEW_PAD_TOKEN
 
 
 def test_pad_is_no_token_of_the_chat_template():
-    tokenizer = build_tokenizer(special_tokens=(EOS, "<|im_start|>"))
+    tokenizer = bpe_tokenizer(special_tokens=(BPE_EOS, "<|im_start|>"))
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
     set_pad_token(tokenizer)
     assert tokenizer.pad_token == NEW_PAD_TOKEN
@@ -247,7 +247,7 @@ def test_pad_is_no_token_of_the_chat_template():
 def test_new_pad_token_takes_a_spare_row(toy_folder, toy_tokenizer):
     base = load_base(model_args(toy_folder), toy_tokenizer)
     assert toy_tokenizer.pad_token_id == 300
-    assert base.get_input_embeddings().num_embeddings == tiny_llama().get_input_embeddings().num_embeddings
+    assert base.get_input_embeddings().num_embeddings == bpe_model().get_input_embeddings().num_embeddings
     assert base.config.pad_token_id == base.generation_config.pad_token_id == 300
 
 
@@ -255,7 +255,7 @@ def test_new_pad_token_takes_a_spare_row(toy_folder, toy_tokenizer):
 def test_else_the_model_gains_a_row_the_same_in_every_stage(toy_gpt2_folder, load):
     tokenizer = load_tokenizer(toy_gpt2_folder)
     first, second = (load(model_args(toy_gpt2_folder), tokenizer).get_input_embeddings().weight for _ in range(2))
-    old = TINY["gpt2"]().get_input_embeddings().weight
+    old = bpe_model("gpt2").get_input_embeddings().weight
     assert tokenizer.pad_token_id == len(old)
     assert torch.equal(first, second) and torch.equal(first[:-1], old)
     torch.testing.assert_close(first[-1], old.mean(0))
@@ -277,7 +277,7 @@ def test_tokenizer_of_a_stage_loads_as_it_was(toy_tokenizer, tmp_path):
 
 
 def test_no_end_of_text_token(tmp_path):
-    tokenizer = build_tokenizer()
+    tokenizer = bpe_tokenizer()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="has no eos_token"):
@@ -296,7 +296,7 @@ CONVERSATION = [
 
 def test_default_template_text(toy_tokenizer):
     text = toy_tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
-    assert text == f"Be brief.\n\nUser: Name a fruit.\nAssistant: Apples.{EOS}\nUser: Another?\nAssistant:"
+    assert text == f"Be brief.\n\nUser: Name a fruit.\nAssistant: Apples.{BPE_EOS}\nUser: Another?\nAssistant:"
 
 
 def test_prompt_is_a_prefix_of_prompt_and_answer(toy_tokenizer):
@@ -308,7 +308,7 @@ def test_prompt_is_a_prefix_of_prompt_and_answer(toy_tokenizer):
     assert whole[: len(prompt)] == prompt
     answer = whole[len(prompt) :]
     assert answer.count(toy_tokenizer.eos_token_id) == 1
-    assert toy_tokenizer.decode(answer) == f" Pears.{EOS}\n"
+    assert toy_tokenizer.decode(answer) == f" Pears.{BPE_EOS}\n"
 
 
 def test_template_needs_no_new_tokens(toy_folder, toy_tokenizer):
@@ -322,14 +322,14 @@ def test_unknown_role_is_refused(toy_tokenizer):
 
 
 def test_own_template_is_kept(tmp_path):
-    tokenizer = build_tokenizer()
+    tokenizer = bpe_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).chat_template == "{{ messages[0].content }}"
 
 
 def test_template_opens_with_bos_where_every_text_does(tmp_path):
-    tokenizer = build_tokenizer(special_tokens=(EOS, "<s>"))
+    tokenizer = bpe_tokenizer(special_tokens=(BPE_EOS, "<s>"))
     tokenizer.bos_token = "<s>"
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save_pretrained(tmp_path)
@@ -338,7 +338,7 @@ def test_template_opens_with_bos_where_every_text_does(tmp_path):
     assert text == "<s>User: Hi\n"
 
 
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize("architecture", BPE_MODELS)
 def test_context_length_is_read_without_the_weights(tmp_path, architecture):
     save_toy(tmp_path, architecture)
     (tmp_path / "model.safetensors").unlink()

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 
 import pytest
-from ppo_toys import ppo_config, prompts, shared_base, trainer
+from toys import ppo_config, prompts, shared_base, trainer
 
 from rlhf.errors import InputError
 from rlhf.ppo import PPOConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_toys import lora, ppo_config, prompts, separate, shared_base, trainer
 from safetensors.torch import load_file
+from toys import lora, ppo_config, prompts, separate, shared_base, trainer
 
 TEXT = prompts(13, seed=3).rename_column("prompt", "text")
 LAYOUTS = {

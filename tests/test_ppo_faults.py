@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from ppo_toys import VOCAB, ppo_config, separate, shared_base, trainer
+from toys import VOCAB, ppo_config, separate, shared_base, trainer
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 

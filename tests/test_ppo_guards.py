@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_toys import logged, ppo_config, prompts, separate, shared_base, trainer
 from test_ppo_trainer import assert_same, train, weights
+from toys import logged, ppo_config, prompts, separate, shared_base, trainer
 
 from rlhf.errors import InputError
 from rlhf.ppo.checkpoint import load_rollout

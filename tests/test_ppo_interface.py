@@ -6,7 +6,9 @@ import pytest
 import torch
 import trl
 from packaging.version import Version
-from ppo_toys import (
+from test_ppo_trainer import assert_same, train, weights
+from tokenizers import Tokenizer, models, pre_tokenizers
+from toys import (
     EOS,
     VOCAB,
     causal,
@@ -17,11 +19,9 @@ from ppo_toys import (
     prompts,
     separate,
     shared_base,
-    tokenizer,
     trainer,
+    word_tokenizer,
 )
-from test_ppo_trainer import assert_same, train, weights
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -54,7 +54,7 @@ def test_every_documented_field_of_trls_config_is_accepted(tmp_path):
 @pytest.mark.parametrize("peft", [False, True])
 def test_fault_29_30_trls_own_example_runs_with_the_import_changed(tmp_path, monkeypatch, peft):
     """The steps of trl/examples/scripts/ppo: everything from the command line, tokenised prompts, four full models."""
-    start = tokenizer()
+    start = word_tokenizer()
     start.pad_token = None
     for name, model in (("sft", causal(vocab_size=VOCAB + 1)), ("reward", classifier(vocab_size=VOCAB + 1))):
         model.save_pretrained(tmp_path / name)
@@ -150,7 +150,7 @@ def other_tokenizer() -> PreTrainedTokenizerFast:
 
 def translated(model):
     """The same model for the other tokenizer: embedding rows in the other order."""
-    ours, theirs = tokenizer().get_vocab(), other_tokenizer().get_vocab()
+    ours, theirs = word_tokenizer().get_vocab(), other_tokenizer().get_vocab()
     same = {"</s>": "<end>", "<unk>": "<unk>", "<pad>": "<fill>"} | {f"w{i}": f"w{i}" for i in range(4, VOCAB)}
     old = model.get_input_embeddings().weight.detach().clone()
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_fault_29_a_reward_model_with_its_own_tokenizer_gives_the_scores_of_its_
 
 def test_the_same_tokenizer_given_again_reads_the_sampled_ids(tmp_path):
     plain, _ = train(ppo_config(tmp_path), separate())
-    ppo, _ = train(ppo_config(tmp_path), separate(), reward_processing_class=tokenizer())
+    ppo, _ = train(ppo_config(tmp_path), separate(), reward_processing_class=word_tokenizer())
     assert ppo.reward_funcs == []
     assert_same(weights(plain), weights(ppo), atol=0, rtol=0)
 

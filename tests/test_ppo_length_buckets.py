@@ -5,7 +5,7 @@ import itertools
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ppo_toys import causal
+from toys import causal
 
 from rlhf.ppo.length_buckets import CPU_LIMITS, bucket_by_length, bucket_sizes, pass_limits
 from rlhf.ppo.rollout import micro_batch

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from ppo_toys import causal, logged, lora, ppo_config, separate, shared_base, tokenizer, trainer
 from test_ppo_trainer import assert_same, train, weights
+from toys import causal, logged, lora, ppo_config, separate, shared_base, trainer, word_tokenizer
 
 from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
@@ -29,7 +29,7 @@ def test_fault_31_the_gradient_is_ppos_and_gamma_times_that_of_the_mean_token_lo
     ppo, both = gradients(tmp_path, layouts[layout]())
     assert len(both.gradients) == len(alone.gradients) == 2
 
-    stream = PretrainingStream(TEXT, tokenizer(), 10, seed=ppo.args.seed)
+    stream = PretrainingStream(TEXT, word_tokenizer(), 10, seed=ppo.args.seed)
     model = ppo.actor_critic
     losses = []
     for step in range(2):  # each has 4 episodes, hence 8 blocks
@@ -93,7 +93,7 @@ def test_a_non_finite_loss_on_text_stops_the_run_with_the_text_on_disk(tmp_path,
     path = tmp_path / "non_finite_text-step_0-process_0.json"
     assert str(path) in str(error.value)
     blocks = json.loads(path.read_text())
-    assert blocks[0] == next(PretrainingStream(TEXT, tokenizer(), 10, seed=ppo_config(tmp_path).seed))
+    assert blocks[0] == next(PretrainingStream(TEXT, word_tokenizer(), 10, seed=ppo_config(tmp_path).seed))
 
 
 def test_text_alone_is_enough_and_has_the_weight_of_the_sweep(tmp_path):
@@ -120,7 +120,7 @@ def test_peft_config_trains_the_adapter_on_the_text(tmp_path):
 def test_sources_have_their_weights(tmp_path):
     other = Dataset.from_dict({"text": ["w4 w5 w6"] * 9})
     ppo = trainer(ppo_config(tmp_path, **PTX, ptx_weights=[1.0, 3.0]), pretrain_dataset=[TEXT, other])
-    expected = PretrainingStream([TEXT, other], tokenizer(), 10, weights=[1, 3], seed=ppo.args.seed)
+    expected = PretrainingStream([TEXT, other], word_tokenizer(), 10, weights=[1, 3], seed=ppo.args.seed)
     assert [next(ppo.pretraining) for _ in range(20)] == [next(expected) for _ in range(20)]
     with pytest.raises(InputError, match="for 2 sources"):
         trainer(ppo_config(tmp_path, **PTX, ptx_weights=[1.0]), pretrain_dataset=[TEXT, other])

@@ -10,7 +10,7 @@ import torch
 import trl
 from packaging.version import Version
 from peft import AutoPeftModelForCausalLM
-from ppo_toys import causal, lora, prompts, tokenizer
+from toys import causal, lora, prompts, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.shared_base import SharedBase
@@ -25,7 +25,7 @@ def stages(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     model = causal()
     model.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
     torch.manual_seed(0)
     base = SharedBase(AutoModelForCausalLM.from_pretrained(folder / "base"))
     base.add_adapter("sft", lora_config=lora(init_lora_weights=False))

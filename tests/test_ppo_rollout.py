@@ -6,8 +6,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
-from ppo_toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, shared_base, tokenizer
 from scipy.stats import chisquare
+from toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, shared_base, word_tokenizer
 
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
@@ -51,7 +51,7 @@ def test_prompt_order_depends_on_seed_and_epoch():
 
 
 def test_prompts_are_encoded_or_taken_as_they_are():
-    tok = tokenizer()
+    tok = word_tokenizer()
     encoded = encode_prompts(Dataset.from_dict({"prompt": ["w5 w6", "w7"]}), tok, 2)
     assert encoded["input_ids"][:] == [[5, 6], [7]]
     tokenised = Dataset.from_dict({"input_ids": [[5, 6], [7]]})
@@ -69,7 +69,7 @@ def test_prompts_are_encoded_or_taken_as_they_are():
 )
 def test_bad_prompts_are_named(rows, message):
     with pytest.raises(InputError, match=message):
-        encode_prompts(Dataset.from_dict(rows), tokenizer(), 2)
+        encode_prompts(Dataset.from_dict(rows), word_tokenizer(), 2)
 
 
 def test_prompt_and_response_have_to_fit_the_context():
@@ -142,8 +142,8 @@ def test_fault_06_a_sampled_pad_does_not_end_the_response_and_pad_may_be_eos():
 def test_fault_07_every_eos_of_the_model_ends_a_response():
     model = causal()
     model.generation_config.eos_token_id = [EOS, EOT]
-    assert stop_tokens(model, tokenizer(), None) == [EOS, EOT]
-    assert stop_tokens(model, tokenizer(), 9) == [EOS, EOT, 9]
+    assert stop_tokens(model, word_tokenizer(), None) == [EOS, EOT]
+    assert stop_tokens(model, word_tokenizer(), 9) == [EOS, EOT, 9]
     actor = SeparateActorCritic(model, classifier())
     with torch.no_grad():  # prefer the second EOS
         model.lm_head.weight[EOT] = 0

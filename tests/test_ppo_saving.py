@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from ppo_toys import causal, lora, ppo_config, prompts, separate, shared_base, tokenizer, trainer
 from safetensors.torch import load_file
+from toys import causal, lora, ppo_config, prompts, separate, shared_base, trainer, word_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
@@ -21,7 +21,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 def base_folder(tmp_path):
     folder = tmp_path / "base"
     causal().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return str(folder)
 
 

@@ -5,7 +5,7 @@ Compared: sampled tokens, advantages, returns, losses, gradients, and the weight
 
 import pytest
 import torch
-from ppo_toys import EOS, ppo_config, prompts, separate, tokenizer, trainer
+from toys import EOS, ppo_config, prompts, separate, trainer, word_tokenizer
 from transformers import TrainerCallback
 
 from rlhf.generation.random_numbers import random_generator, sampling_uniforms
@@ -113,7 +113,7 @@ def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
     layout["ref_model"].get_input_embeddings().weight.data.mul_(0.9)  # so that the KL is not 0
     ppo = trainer(args, layout, callbacks=[gradients], train_dataset=prompts(9))
 
-    ids = [tokenizer()(text)["input_ids"] for text in prompts(9)["prompt"]]
+    ids = [word_tokenizer()(text)["input_ids"] for text in prompts(9)["prompt"]]
     rows = prompt_rows(0, 12, 9, args.seed)
     uniforms = sampling_uniforms(12, 7, args.seed, 0)
     plain = {role: model.eval() for role, model in separate(kind).items()}  # no dropout

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from ppo_toys import (
+from toys import (
     causal,
     classifier,
     logged,
@@ -12,8 +12,8 @@ from ppo_toys import (
     prompts,
     separate,
     shared_base,
-    tokenizer,
     trainer,
+    word_tokenizer,
 )
 from transformers import TrainerCallback
 
@@ -381,7 +381,7 @@ def test_models_that_would_train_wrongly_are_refused(tmp_path):
     del base.heads["value"]
     with pytest.raises(InputError, match="lacks the adapters value"):
         trainer(args, base)
-    no_pad = tokenizer()
+    no_pad = word_tokenizer()
     no_pad.pad_token = None
     with pytest.raises(InputError, match="pad token"):
         trainer(args, layout, processing_class=no_pad)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from toys import build_tokenizer, tiny_gpt2, tiny_gpt_neox, tiny_llama
+from toys import bpe_model, bpe_tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     FalconConfig,
@@ -25,9 +25,9 @@ from rlhf.reward.prefix import NAME, share_prompts
 SIZES = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
 WIDE = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
 CONFIGS = {
-    "llama": lambda: tiny_llama().config,
-    "gpt2": lambda: tiny_gpt2(vocab_size=320).config,
-    "gpt_neox": lambda: tiny_gpt_neox().config,
+    "llama": lambda: bpe_model().config,
+    "gpt2": lambda: bpe_model("gpt2", vocab_size=320).config,
+    "gpt_neox": lambda: bpe_model("gpt_neox").config,
     "qwen3": lambda: Qwen3Config(**WIDE, head_dim=8),
     "mistral": lambda: MistralConfig(**WIDE, sliding_window=128),
     "opt": lambda: OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0, pad_token_id=1),
@@ -69,7 +69,7 @@ def trainer(architecture, folder, lora=True, attn="sdpa", **kwargs):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape) * 0.2)
-    tokenizer = build_tokenizer()
+    tokenizer = bpe_tokenizer()
     tokenizer.chat_template = ""
     set_pad_token(tokenizer)
     plain = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")

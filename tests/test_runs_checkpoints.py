@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from toys import tiny_llama
+from toys import bpe_model
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -31,7 +31,7 @@ def trainer(folder, cls=WholeTrainer, **changes):
         "disable_tqdm": True, "logging_steps": 1, "learning_rate": 1e-2, **changes,
     }  # fmt: skip
     rows = rows.with_format("torch")
-    return cls(tiny_llama(), TrainingArguments(str(folder), **options), train_dataset=rows, eval_dataset=rows)
+    return cls(bpe_model(), TrainingArguments(str(folder), **options), train_dataset=rows, eval_dataset=rows)
 
 
 def names(folder):

@@ -14,8 +14,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
-from toy_runs import finish_stage, save_adapter
-from toys import save_toy
+from toys import finish_stage, save_adapter, save_toy
 from trl import SFTConfig
 
 from rlhf.cli import run
