@@ -72,12 +72,11 @@ with torch.no_grad():
 print(score)
 """
 # PEFT saves the embeddings with the adapter of a base that had no row to spare for the pad token.
-RESOLVE = "from rlhf.models.loading import resolve_model_name  # pip install instruct-rlhf\n"
 RESIZE = "model.resize_token_embeddings({rows}, mean_resizing=False)  # one more for the pad token\n"
 EMBEDDINGS = re.compile(r"embed|wte|lm_head")
 # Templates of models differ in what follows an answer, so the shortest right way to a score is this library's.
 SCORE_SHORT = """\
-from rlhf.models.reward_model import load_reward_model  # pip install instruct-rlhf
+from rlhf import load_reward_model  # pip install instruct-rlhf
 
 model = load_reward_model({adapter})  # logits are calibrated scores
 """
@@ -138,7 +137,7 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
     in_package = base == "sandbox"
     fields = {
         "base": 'resolve_model_name("sandbox")' if in_package else json.dumps(base_name),
-        "imports": "from rlhf.models.loading import resolve_model_name  # pip install instruct-rlhf\n"
+        "imports": "from rlhf import resolve_model_name  # pip install instruct-rlhf\n"
         if in_package
         else "",
         "adapter": json.dumps(repo or str(folder)),
