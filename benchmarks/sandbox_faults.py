@@ -1,11 +1,11 @@
-"""Which faults does a model of the sandbox see? Pairs of a faultless answer and one with a single fault.
+"""Faults that a model of the sandbox sees, from pairs of a faultless answer and one with a single fault.
 
     python benchmarks/sandbox_faults.py --reward_model runs/sandbox/reward
     python benchmarks/sandbox_faults.py --base rlhf/sandbox/base
 
-A reward model orders a pair rightly when it gives the faultless answer the higher score; a base model, when it finds
-the mark "Right." more probable below it. Instructions are of the test split. The last line is JSON: the share of the
-pairs that are ordered rightly, by fault, carelessness by what was disregarded.
+A reward model orders a pair correctly if it gives the faultless answer the higher score. A base model does if it finds
+the grade "Right." more probable below it. Instructions are of the test split. The last line is JSON: the share of pairs
+in the correct order for each fault. Carelessness is split by the kind of constraint that was disregarded.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from trl import ModelConfig
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.reward_model import load_reward_model
-from rlhf.sandbox.graded_work import EOS, FAULTS, MANNERS, MARKS, heading, work
+from rlhf.sandbox.graded_work import EOS, FAULTS, GRADES, MANNERS, answer_with_fault, heading
 from rlhf.sandbox.responses import repeat_items, respond
 from rlhf.sandbox.tasks import Task, draw_category, draw_task
 
@@ -35,48 +35,51 @@ def main() -> None:
     model.add_argument("--base", help="Folder of a base model.")
     parser.add_argument("--pairs", type=int, default=300, help="Pairs for each fault.")
     args = parser.parse_args()
-    score = scores_of(args.reward_model) if args.reward_model else marks_of(args.base)
+    score = reward_scorer(args.reward_model) if args.reward_model else grader(args.base)
     faults = [(name, None) for name in (*FAULTS, *MANNERS, "repeating") if name not in (None, "careless")]
     faults += [("careless", rule) for rule in DISREGARDED]
     shares = {}
     for fault, rule in tqdm(faults):
-        shares[f"{fault}: {rule}" if rule else fault] = seen(fault, rule, score, args.pairs)
+        shares[f"{fault}: {rule}" if rule else fault] = correct_share(fault, rule, score, args.pairs)
     print(json.dumps(shares))
 
 
 @torch.no_grad()
-def seen(fault: str, rule: str | None, score: Score, size: int) -> float:
-    """Share of `size` pairs with this fault, under a constraint of kind `rule` if any, that `score` orders rightly.
+def correct_share(fault: str, rule: str | None, score: Score, size: int) -> float:
+    """Share of `size` pairs with this fault that `score` orders correctly. Ties count half.
 
-    Ties count half.
+    A `rule` limits the pairs to tasks with this kind of constraint.
     """
     rng = random.Random(f"faults-{fault}-{rule}")
-    right, pairs = 0.0, 0
+    correct, pairs = 0.0, 0
     while pairs < size:
         task = draw_task(rng, draw_category(rng), "test")
         if rule and (task.constraint or ("", ""))[0] != rule:
             continue
         good = respond(task, set(), rng)
-        if (bad := worse(task, fault, rng)) is None:
+        bad = faulty_answer(task, fault, rng)
+        if bad is None:
             continue
-        better, other = score(task, good), score(task, bad)
-        right += 0.5 if better == other else better > other
+        good_score, bad_score = score(task, good), score(task, bad)
+        correct += 0.5 if good_score == bad_score else good_score > bad_score
         pairs += 1
-    return right / size
+    return correct / size
 
 
-def worse(task: Task, fault: str, rng: random.Random) -> str | None:
-    """An answer with the fault; None where the task leaves no room for it."""
+def faulty_answer(task: Task, fault: str, rng: random.Random) -> str | None:
+    """Returns an answer with the fault, None if the task leaves no room for it."""
     if fault in MANNERS:
         return respond(task, {fault}, rng)
     if fault == "repeating":
         text = respond(task, set(), rng)
-        return repeated if (repeated := repeat_items(text, rng)) != text else None
-    text, found = work(task, fault, None, rng)
-    return text if found else None
+        repeating = repeat_items(text, rng)
+        return repeating if repeating != text else None
+    text, actual = answer_with_fault(task, fault, None, rng)
+    return text if actual else None
 
 
-def scores_of(folder: str) -> Score:
+def reward_scorer(folder: str) -> Score:
+    """Loads a reward model; its scores are the rewards of answers."""
     model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
 
     def score(task: Task, response: str) -> float:
@@ -87,10 +90,11 @@ def scores_of(folder: str) -> Score:
     return score
 
 
-def marks_of(folder: str) -> Score:
+def grader(folder: str) -> Score:
+    """Loads a base model; its scores are the log-probabilities of the grade "Right." below answers."""
     tokenizer = load_tokenizer(folder)
     model = load_base(ModelConfig(model_name_or_path=folder, dtype="float32"), tokenizer)
-    right = tokenizer(MARKS[None])["input_ids"][0]
+    right = tokenizer(GRADES[None])["input_ids"][0]
 
     def score(task: Task, response: str) -> float:
         ids = tokenizer(f"{heading(task)} {response}{EOS}", return_tensors="pt")["input_ids"]

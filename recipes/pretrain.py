@@ -26,7 +26,8 @@ class PretrainArguments(TrainingArguments):
     n_documents: int = field(default=220_000, metadata={"help": "Documents of the sandbox, each read once an epoch."})
     documents_seed: int = field(default=0, metadata={"help": "Seed that draws the documents; another, others."})
     graded_share: float | None = field(
-        default=None, metadata={"help": "Share of marked school work among them; None: as in the sandbox's text."}
+        default=None,
+        metadata={"help": "Share of graded work among the documents, 0 to 1; None: the sandbox's own share, 0.28."},
     )
     continue_from: str | None = field(
         default=None, metadata={"help": "Folder of a base model to train on, with its tokenizer; None: a new one."}

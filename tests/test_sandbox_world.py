@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.sandbox import datasets
 from rlhf.sandbox.documents import document
-from rlhf.sandbox.graded_work import EOS, FAULTS, MARKS, corrected, marked_work, work
+from rlhf.sandbox.graded_work import EOS, FAULTS, GRADES, answer_with_fault, corrected, graded_work
 from rlhf.sandbox.grammar import TEMPLATES, items_of, parse, sentences
 from rlhf.sandbox.judge import judge
 from rlhf.sandbox.labelers import attainable_accuracy, labeler_agreement
@@ -156,14 +156,14 @@ def test_comparisons_and_demonstrations_carry_no_gold():
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_teachers_mark_what_the_gold_judge_finds_wanting(fault):
-    rng = random.Random(f"school-{fault}")
-    quality = {True: [], False: []}  # of the work that is marked as faulty, and of the other
+def test_graded_faults_lower_the_gold_quality(fault):
+    rng = random.Random(f"graded-{fault}")
+    quality = {True: [], False: []}  # of the work that is graded as faulty, and of the rest
     for _ in range(200):
         task = sample_task(rng, "train")
-        text, marked = work(task, fault, None, rng)
-        assert marked in (fault, None)
-        quality[marked is not None].append(judge(task, text)["overall"])
+        text, actual = answer_with_fault(task, fault, None, rng)
+        assert actual in (fault, None)
+        quality[actual is not None].append(judge(task, text)["overall"])
     assert all(q >= 0.7 for q in quality[False])  # a story of two sentences is worth 0.7
     if fault:  # of three, it is short and faultless; and a sentence that is left out may not be missed
         assert sum(q < 1 for q in quality[True]) > {"terse": 0.7, "broken": 0.9}.get(fault, 0.99) * len(quality[True])
@@ -171,11 +171,11 @@ def test_teachers_mark_what_the_gold_judge_finds_wanting(fault):
         assert not quality[True]
 
 
-def test_marks_stand_below_the_work_as_documents_of_their_own():
+def test_grades_follow_the_work_as_documents_of_their_own():
     rng = random.Random(8)
     for _ in range(300):
-        work, marks = marked_work(rng).split(EOS)
-        assert work and {word + "." for word in marks.rstrip(".").split(". ")} <= set(MARKS.values())
+        work, grades = graded_work(rng).split(EOS)
+        assert work and {word + "." for word in grades.rstrip(".").split(". ")} <= set(GRADES.values())
 
 
 def test_corrections_name_the_right_word():
@@ -250,7 +250,7 @@ def test_the_base_reads_no_list_that_names_an_item_again():
     assert lists > 300 and repeating == 0
 
 
-def test_the_share_of_marked_school_work_is_the_one_asked_for():
+def test_the_share_of_graded_work_is_the_one_asked_for():
     rng = random.Random(3)
-    marked = sum(EOS in document(rng, graded_share=0.8) for _ in range(2000))
-    assert marked / 2000 == pytest.approx(0.8, abs=0.03)
+    graded = sum(EOS in document(rng, graded_share=0.8) for _ in range(2000))
+    assert graded / 2000 == pytest.approx(0.8, abs=0.03)

@@ -1,12 +1,12 @@
-"""The world's writing: what the base model reads before anybody instructs it.
+"""Pretraining documents: the writing of the world, which the base model reads before anybody instructs it.
 
-Fact books tell the truth, forums repeat myths and are rude, readers are full of exercises. A base model learns from
-them to continue such texts: it knows the facts and the forms, but not that a user's line is an instruction.
+Fact books tell the truth, forums repeat myths and are rude, textbooks hold exercises. The base model learns to continue
+these texts. It then knows the facts and the forms, but not that a user's line is an instruction.
 """
 
 import random
 
-from rlhf.sandbox.graded_work import heading, marked_work, title
+from rlhf.sandbox.graded_work import graded_work, heading, title
 from rlhf.sandbox.grammar import FILLER, RUDE, join, render
 from rlhf.sandbox.responses import draw_items, respond
 from rlhf.sandbox.tasks import AVOIDABLE, PLURALS, Task, listing, passage, pick, review, shopping
@@ -14,17 +14,17 @@ from rlhf.sandbox.world import BAD_FEELINGS, DAYS, GOOD_FEELINGS, NUMBERS, PEOPL
 
 
 def document(rng: random.Random, seed: int = 0, graded_share: float | None = None) -> str:
-    """One document of the world of `seed`; 30 to 120 words.
+    """Draws one document of 30 to 120 words from the world of `seed`.
 
-    `graded_share` is the probability of marked school work (None: that of `_KINDS`).
+    `graded_share` is the probability of graded work; None takes the weight in `_KINDS`.
     """
-    shares = _KINDS if graded_share is None else {**_KINDS, marked_work: _odds(graded_share)}
+    shares = _KINDS if graded_share is None else {**_KINDS, graded_work: _graded_weight(graded_share)}
     return rng.choices(list(shares), list(shares.values()))[0](rng, seed)
 
 
-def _odds(graded_share: float) -> float:
-    """The weight that makes this the share of marked school work, beside the weights of the others."""
-    return graded_share / (1 - graded_share) * (sum(_KINDS.values()) - _KINDS[marked_work])
+def _graded_weight(graded_share: float) -> float:
+    """Weight that gives graded work this share beside the weights of the other kinds."""
+    return graded_share / (1 - graded_share) * (sum(_KINDS.values()) - _KINDS[graded_work])
 
 
 def _about(rng: random.Random, seed: int) -> tuple[str, list[Fact]]:
@@ -132,7 +132,7 @@ def _counted(rng, seed):
 
 
 def _exercise(rng, seed):
-    """School readers: a short text, and what to make of it."""
+    """Exercises of a textbook: a short text, and a question about it or another form of it."""
     drills = ["names"] * 3 + ["polite", "past", "review", "class", "day"]
     kind = rng.choice(["summary"] * 3 + ["bought"] * 5 + ["extract"] * 2 + drills)
     if kind == "summary":
@@ -231,5 +231,5 @@ _KINDS = {
     _dictionary: 0.10,
     _cookbook: 0.05,
     _words_again: 0.05,
-    marked_work: 0.32,
+    graded_work: 0.32,
 }

@@ -1,10 +1,10 @@
-"""School work with a teacher's mark under it: what the base model can learn judging from, before anybody ranks for it.
+"""Graded work: an answer and its grades. The base model learns from it to judge, before anybody ranks for it.
 
-A model of billions of parameters has read reviews, corrections and grades, and a reward model made from it has only to
-learn which of the faults that it sees people mind. Without these pages the sandbox's base saw none, and with too few of
-them it did not see a wrong name: docs/sandbox.md has how its marks grew with training.
+A model of billions of parameters has read reviews, corrections and grades. A reward model that starts from it only has
+to learn which of the faults it sees people mind. Without graded work the sandbox's base sees no fault, and with too
+little of it no wrong name: docs/sandbox.md shows how its grades improve with training.
 
-The marks come from what the pupil did, not from the gold judge, and say what is wrong, not how much it matters.
+The grades depend on how the answer was written, not on the gold judge. They name a fault, not how much it matters.
 """
 
 import random
@@ -16,9 +16,9 @@ from rlhf.sandbox.responses import break_text, evade, mistaken, respond
 from rlhf.sandbox.tasks import CONSTRAINTS, PLURALS, Task, draw_category, draw_task
 from rlhf.sandbox.world import WORDS, world
 
-EOS = "<|eos|>"  # closes every document; the mark stands below the work, as a document of its own
+EOS = "<|eos|>"  # ends every document; the grades follow the work as a document of their own
 
-MARKS = {
+GRADES = {
     None: "Right.",
     "inventing": "Wrong.",
     "mistaken": "Wrong.",
@@ -29,10 +29,10 @@ MARKS = {
     "padded": "Wordy.",
     "rude": "Rude.",
 }
-# Weights of the faults that the work is meant to have; at most one of these, and one of the manners may come on top.
-# Much of it turns out right: in a story without a constraint there is nothing to be careless about. No list names an
-# item again: in the first versions one in ten did, which made an item again as likely as any other, and so the most
-# likely list of the base, and of all that was trained from it, "a cup, a cup and a cup".
+# Weights of the intended faults. A work has at most one of them, and at most one of the manners besides. Much of it
+# turns out right: a story without a constraint leaves nothing to be careless about. No list names an item twice. With
+# a repeated item in one list of ten, a repetition was as likely as any other item, so the most likely list of the base
+# and of every model trained from it was "a cup, a cup and a cup".
 FAULTS = {
     None: 0.16,
     "careless": 0.28,
@@ -45,22 +45,22 @@ FAULTS = {
 MANNERS = {None: 0.7, "padded": 0.15, "rude": 0.15}
 
 
-def marked_work(rng: random.Random, seed: int = 0) -> str:
-    """A heading, what a pupil wrote under it, EOS, and the teacher's mark: a word for each fault, in any order."""
+def graded_work(rng: random.Random, seed: int = 0) -> str:
+    """Draws a heading, an answer to it, EOS and the grades: one word for each fault, in random order."""
     fault, manner = (rng.choices(list(table), list(table.values()))[0] for table in (FAULTS, MANNERS))
     task = draw_task(rng, draw_category(rng), rng.choice(["train", "validation", "test"]), seed)
     manner = None if fault == "evading" else manner
-    text, fault = work(task, fault, manner, rng, seed)
+    text, fault = answer_with_fault(task, fault, manner, rng, seed)
     if rng.random() < 0.5:
         text = corrected(task, text)
-    marks = [MARKS[name] for name in (fault, manner) if name] or [MARKS[None]]
-    return f"{heading(task)} {text}{EOS}{' '.join(rng.sample(marks, len(marks)))}"
+    grades = [GRADES[name] for name in (fault, manner) if name] or [GRADES[None]]
+    return f"{heading(task)} {text}{EOS}{' '.join(rng.sample(grades, len(grades)))}"
 
 
-def work(
+def answer_with_fault(
     task: Task, fault: str | None, manner: str | None, rng: random.Random, seed: int = 0
 ) -> tuple[str, str | None]:
-    """The text, and its fault: None where the task left no room for the one that was meant."""
+    """Writes an answer; returns its text and its fault, None if the task left no room for `fault`."""
     draw = rng.random()
     flaws = {fault, manner} & {"inventing", "careless", "terse", "padded", "rude"}
     right = respond(task, flaws & {manner}, random.Random(draw), seed)
@@ -75,21 +75,21 @@ def work(
 
 
 def corrected(task: Task, text: str) -> str:
-    """The text with a teacher's notes in it.
+    """Adds corrections to the text.
 
-    After a name that is not the one of the heading: "met a horse (not camel)"; after the word that was to be used,
-    (yes); and (no) after what does not belong: an item of another class, the word that was to be avoided, a sentence
-    more than were asked for.
+    A name that differs from the heading's is followed by the right one: "met a horse (not camel)". The word that the
+    task requires is followed by (yes). What does not belong is followed by (no): an item of another class, the word
+    that the task forbids, a sentence beyond the number asked for.
     """
     lines = []
     for i, line in enumerate(sentences(text)):
         name, words = parse(line) or (None, ())
-        notes = {field: _noted(task, field, word) for field, word in words}
-        lines.append(_constraint_noted(task, i, render(name, **notes) if name else line))
+        notes = {field: _note_field(task, field, word) for field, word in words}
+        lines.append(_note_constraint(task, i, render(name, **notes) if name else line))
     return " ".join(lines)
 
 
-def _constraint_noted(task: Task, i: int, line: str) -> str:
+def _note_constraint(task: Task, i: int, line: str) -> str:
     rule, word = task.constraint or ("", "")
     if rule == "count":
         return line if i < COUNT[word] else f"{line} (no)"
@@ -98,7 +98,7 @@ def _constraint_noted(task: Task, i: int, line: str) -> str:
     return line
 
 
-def _noted(task: Task, field: str, word: str) -> str:
+def _note_field(task: Task, field: str, word: str) -> str:
     if field != "items":
         right = task.fields.get(field, word)
         return word if word == right else f"{word} (not {right})"
@@ -107,7 +107,7 @@ def _noted(task: Task, field: str, word: str) -> str:
 
 
 def heading(task: Task) -> str:
-    """What `task` asks for as a text would announce it: no instruction, since nobody instructs the base model."""
+    """Announces what `task` asks for as a text would. Not an instruction: nobody instructs the base model."""
     if task.kind in TITLES:
         return title(task)
     if task.kind in ("summary", "review", "bought", "extract"):
@@ -115,7 +115,7 @@ def heading(task: Task) -> str:
         return {
             "summary": f"{text} In short:",
             "review": text,
-            "bought": text,  # which ends in the question
+            "bought": text,  # ends with the question
             "extract": f"{text} Which {task.fields.get('plural')} are in it?",
         }[task.kind]
     return _HEADING[task.kind](task)
@@ -129,7 +129,7 @@ TITLES = {
 
 
 def title(task: Task) -> str:
-    """Of a story, letter or advertisement: "A letter to Mira about a hat. Do not use the word rain."."""
+    """Title of a story, letter or advertisement: "A letter to Mira about a hat. Do not use the word rain."."""
     constraint = CONSTRAINTS[task.constraint[0]].format(task.constraint[1]) if task.constraint else ""
     return TITLES[task.kind].format(**task.fields) + "." + constraint
 
