@@ -330,7 +330,7 @@ def test_demonstrations_beyond_max_length_are_not_calibrated_with(tokenizer, tmp
     some = load_calibration_rows(config(tmp_path, max_length=limit), data, tokenizer)
     assert some == [ids for ids in every if len(ids) <= limit]
     assert f"{len(every) - len(some)} of {len(every)} demonstrations are longer than max_length" in caplog.text
-    with pytest.raises(InputError, match=f"all {len(every)} demonstrations are longer than max_length 3; raise it"):
+    with pytest.raises(InputError, match=f"All {len(every)} demonstrations are longer than max_length 3. Raise it"):
         load_calibration_rows(config(tmp_path, max_length=3, calibration_dataset="sandbox"), data, tokenizer)
     assert load_calibration_rows(config(tmp_path, max_length=3), data, tokenizer) is None
     assert "scores are left uncalibrated" in caplog.text

@@ -1,4 +1,11 @@
-"""The bias that gives labeler demonstrations mean score 0 (arXiv 2203.02155, section 3.5)."""
+"""The calibration bias: labelers' demonstrations score 0 on average (arXiv 2203.02155, section 3.5).
+
+The loss sees differences of scores only, so it fixes them up to a constant. With N demonstrations (x_i, y_i),
+
+    bias = 1 / N * sum_i r(x_i, y_i),    calibrated score = r(x, y) - bias
+
+A calibrated score of 0 means "as good as a demonstration".
+"""
 
 import logging
 from dataclasses import replace
@@ -21,9 +28,9 @@ logger = logging.getLogger(__name__)
 def load_calibration_rows(
     args: KWiseRewardConfig, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]] | None:
-    """Token ids of the demonstrations to calibrate with, from the validation split: prompt, response, EOS.
+    """Returns token ids (prompt, response, EOS) of the demonstrations to calibrate with, from the validation split.
 
-    None, with a warning, if none were named and `dataset_name` has no demonstrations (plain preference data).
+    Returns None, with a warning, if no `calibration_dataset` is set and `dataset_name` has preferences alone.
 
     Raises:
         InputError: `calibration_dataset` cannot be read, or has no demonstration within `max_length`.
@@ -37,7 +44,7 @@ def load_calibration_rows(
     except InputError as error:
         if args.calibration_dataset is not None:
             raise
-        logger.warning("scores are left uncalibrated, set calibration_dataset to calibrate them: %s", error)
+        logger.warning("scores are left uncalibrated; set calibration_dataset to calibrate them: %s", error)
         return None
 
 
@@ -48,15 +55,15 @@ def _sequences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: in
     ]
     short = [ids for ids in sequences if max_length is None or len(ids) <= max_length]
     if not short:
-        raise InputError(f"all {len(sequences)} demonstrations are longer than max_length {max_length}; raise it.")
-    if len(short) < len(sequences):
-        left_out = len(sequences) - len(short)
-        logger.warning("%d of %d demonstrations are longer than max_length: not in the bias", left_out, len(sequences))
+        raise InputError(f"All {len(sequences)} demonstrations are longer than max_length {max_length}. Raise it.")
+    num_long = len(sequences) - len(short)
+    if num_long:
+        logger.warning("%d of %d demonstrations are longer than max_length: not in the bias", num_long, len(sequences))
     return short
 
 
 def calibrate(trainer: KWiseRewardTrainer, demonstrations: list[list[int]] | None) -> dict[str, float] | None:
-    """`calibration` of what the trained model gives the demonstrations, scored on every process alike."""
+    """Returns the `calibration` of the trained model's scores of the demonstrations, the same on every process."""
     if demonstrations is None:
         return None
     pad_token_id, batch_size = trainer.processing_class.pad_token_id, trainer.args.completions_per_forward
@@ -64,20 +71,17 @@ def calibrate(trainer: KWiseRewardTrainer, demonstrations: list[list[int]] | Non
 
 
 def calibration(scores: torch.Tensor) -> dict[str, float]:
-    """From the raw scores [N] of demonstrations: `bias`, which is subtracted from every score, `std` and `n`.
-
-    The loss fixes scores up to a constant only. With this one, a score of 0 means "as good as a demonstration".
-    """
+    """Returns `bias`, `std` and `n` of the raw scores [N] of demonstrations."""
     return {"bias": scores.mean().item(), "std": scores.std(correction=0).item(), "n": len(scores)}
 
 
 @torch.no_grad()
 def score_sequences(model: nn.Module, sequences: list[list[int]], pad_token_id: int, batch_size: int) -> torch.Tensor:
-    """Raw scores [N] float32, on the CPU, of N lists of token ids.
+    """Returns the raw scores [N], float32 on the CPU, of N lists of token ids.
 
     Args:
         model: a sequence classifier on which `pool_at_last_token` was called.
-        batch_size: sequences in one forward; they are sorted by length first.
+        batch_size: sequences per forward pass; they are sorted by length first.
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""Rows with K tokenised completions each -> one right-padded batch of all completions."""
+"""Collates rows with K tokenized completions each into one right-padded batch of all completions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,17 @@ PER_PROMPT = ("prompt_length", "prompt_id", "labeler_group_id")
 class KWiseCollator:
     """Flattens the K completions of each prompt, so that every completion passes the model once.
 
-    Rows have `completions_ids` (K lists of token ids, prompt and completion), `ranks` (K integers) and the integers
-    `prompt_length` (tokens), `prompt_id` and `labeler_group_id`. The batch of B rows with N completions in all, the
-    longest of T tokens, is:
+        prompt a, K = 3:  a1 a2 a3
+        prompt b, K = 2:  b1 b2        ->   rows a1 a2 a3 b1 b2,  completions_per_prompt [3, 2]
 
-    - `input_ids`, `attention_mask`: [N, T] int64, padded on the right.
-    - `last_token`: [N] int64, position of the last token of each row. It is carried, never looked up by token identity:
-      a pad token that a model has sampled is a token like any other.
-    - `ranks`: [N] int64; `completions_per_prompt`, `prompt_length`, `prompt_id`, `labeler_group_id`: [B] int64.
+    Rows have `completions_ids` (K lists of token ids, prompt and completion), `ranks` (K integers) and the integers
+    `prompt_length` (tokens), `prompt_id` and `labeler_group_id`. B rows with N completions in all, the longest of T
+    tokens, become a batch of int64 tensors:
+
+    - `input_ids`, `attention_mask`: [N, T], padded on the right.
+    - `last_token`: [N], position of the last token of each row. No token id marks it: a sampled response may end in
+      a pad token.
+    - `ranks`: [N]; `completions_per_prompt`, `prompt_length`, `prompt_id`, `labeler_group_id`: [B].
 
     Args:
         pad_token_id: id to pad with.
