@@ -183,9 +183,10 @@ def test_the_cards_examples_are_drawn_evenly():
 
 def test_shards_hold_all_rows_in_files_of_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf.data.shards.ROWS_A_FILE", 2500)
-    with ShardWriter(tmp_path / "train") as writer:
-        for i in range(5200):
-            writer.write({"prompt": f"Q{i}", "user_id": str(i)})
+    writer = ShardWriter(tmp_path / "train")
+    for i in range(5200):
+        writer.write({"prompt": f"Q{i}", "user_id": str(i)})
+    writer.close()
     files = sorted((tmp_path / "train").glob("*.parquet"))
     assert [pyarrow.parquet.read_metadata(file).num_rows for file in files] == [2500, 2500, 200]
     written = [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]

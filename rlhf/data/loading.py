@@ -241,7 +241,7 @@ def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None
     first = next(rows, None)
     if first is None:
         return None
-    features, seen = _features(kind, first), set()
+    features, seen = row_features(kind, first), set()
 
     def complete() -> Iterator[dict[str, Any]]:
         for row in itertools.chain([first], rows):
@@ -252,7 +252,7 @@ def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None
     return dataset.select_columns([name for name in features if name in seen])
 
 
-def _features(kind: str, row: dict[str, Any]) -> datasets.Features:
+def row_features(kind: str, row: dict[str, Any]) -> datasets.Features:
     """All columns that a kind may have, since whether a row has one shows only when it is read."""
     if kind == "pretraining":
         return datasets.Features({"text": TEXT})
