@@ -1,8 +1,15 @@
-"""rlhf.runs.markdown: the tables of cards and reports."""
+"""rlhf.runs.markdown: the pages and tables that a run writes."""
 
+import json
+
+import jinja2
 import pytest
+import yaml
 
-from rlhf.runs.markdown import markdown_table
+from rlhf.runs.markdown import markdown_table, render_template
+from rlhf.runs.model_card import model_card
+
+SYNTAX = "{{ 7 * 7 }} {% raw %} {# no #} <b>&"  # of Jinja and HTML
 
 
 def test_table_by_hand():
@@ -26,3 +33,28 @@ def test_header_may_be_empty_and_rows_may_be_absent():
 )
 def test_a_cell_cannot_end_its_row_or_its_column(text, cell):
     assert markdown_table([text], [[text]]) == f"| {cell} |\n|---|\n| {cell} |"
+
+
+def test_a_template_inserts_values_as_they_are(tmp_path):
+    (tmp_path / "page.md.j2").write_text("# {{ title }}\n{% if rows %}\n{{ rows }}\n{% endif %}\nend\n")
+    assert render_template(tmp_path / "page.md.j2", title=SYNTAX, rows="") == f"# {SYNTAX}\nend\n"
+    assert render_template(tmp_path / "page.md.j2", title="t", rows=SYNTAX) == f"# t\n{SYNTAX}\nend\n"
+
+
+def test_a_template_needs_all_its_values(tmp_path):
+    (tmp_path / "page.md.j2").write_text("# {{ title }}\n")
+    with pytest.raises(jinja2.UndefinedError, match="title"):
+        render_template(tmp_path / "page.md.j2")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_model_card_shows_what_looks_like_a_template(tmp_path, stage):
+    config = {"dataset_name": f"/data/{SYNTAX}", "dataset_train_split": SYNTAX, "note": SYNTAX}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": SYNTAX}))
+    (tmp_path / "result.json").write_text(json.dumps({SYNTAX: SYNTAX}))
+    card = model_card(tmp_path, stage)
+    assert f"- Base model: {SYNTAX}\n- Data: {SYNTAX} ({SYNTAX})\n" in card
+    assert f"\n| {SYNTAX} | {SYNTAX} |\n" in card
+    assert f"base, adapter = {json.dumps(SYNTAX)}, " in card
+    assert "49" not in card.replace(str(tmp_path), "")

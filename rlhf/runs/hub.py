@@ -20,9 +20,8 @@ from transformers import TrainingArguments
 
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process
-from rlhf.runs.model_card import model_card, portable, read_mapping
+from rlhf.runs.model_card import STAGES, model_card, portable, read_mapping
 
-STAGES = ("sft", "reward", "ppo")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "calibration.json")
 TOKENIZER = (
     "tokenizer.json",

@@ -1,8 +1,32 @@
-"""Tables of the Markdown files that a run writes: model cards, data cards and reports."""
+"""Markdown files that a run writes: pages of Jinja templates, and tables."""
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+def render_template(path: Path, **values: Any) -> str:
+    """Returns the page of a Jinja template.
+
+    Args:
+        path: the template.
+        values: its variables. They are inserted as they are: nothing in them is escaped or read as a template.
+
+    Raises:
+        jinja2.UndefinedError: the template names a variable that is not among the values.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=False,  # Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(path.name).render(values)
 
 
 def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

@@ -11,110 +11,12 @@ from huggingface_hub import ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from rlhf.errors import InputError
+from rlhf.runs.markdown import markdown_table, render_template
 
+STAGES = ("sft", "reward", "ppo")
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-SUMMARY = {
-    "sft": "LoRA adapter that turns {base} into a model that follows instructions: supervised fine-tuning on "
-    "demonstrations, the first stage of InstructGPT (arXiv 2203.02155, section 3.5).",
-    "reward": "Reward model on {base}: a LoRA adapter and a scalar head that score an answer to a prompt, trained on "
-    "human rankings of several answers, the second stage of InstructGPT (arXiv 2203.02155, section 3.5). "
-    "Its bias is calibrated so that labelers' demonstrations score 0 on average.",
-    "ppo": "LoRA adapter that turns {base} into a model that follows instructions: reinforcement learning (PPO) from a "
-    "reward model, the third stage of InstructGPT (arXiv 2203.02155, section 3.5). The weights are the exponential "
-    "moving average of the policy; `value/` holds the value model, which only further training needs.",
-}
-LIMITS = {
-    "sft": "It imitates its demonstrations, their mistakes and their manner included.",
-    "reward": "Scores compare answers to one prompt; across prompts they mean little. Answers unlike those it was "
-    "trained on can score high without being good, the more so the harder a policy is optimised against it.",
-    "ppo": "It was optimised against a learned reward model, and will have found some of that model's mistakes: longer "
-    "or more confident is not more correct. Judge its answers by something other than that reward.",
-}
-COMMON_LIMITS = (
-    "Knowledge, errors and biases of the base remain. Beyond the numbers above it has not been tested for truthfulness "
-    "or harm; test it on your own use before you rely on it."
-)
-SANDBOX_LIMITS = "It lives in an invented world: nothing that it says is about the real one."
-
-GENERATE = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-{imports}
-base, adapter = {base}, {adapter}
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-model = AutoModelForCausalLM.from_pretrained(base)
-{resize}model = PeftModel.from_pretrained(model, adapter).eval()
-
-messages = [{{"role": "user", "content": "Tell me about the sea."}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-tokens = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-output = model.generate(**inputs, max_new_tokens=100, do_sample=False, **tokens)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-"""
-SCORE = """\
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-{imports}
-base, adapter = {base}, {adapter}
-bias = {bias!r}  # of calibration.json
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=tokenizer.pad_token_id)
-{resize}model = PeftModel.from_pretrained(model, adapter).eval()
-
-messages = [{{"role": "user", "content": "Tell me about the sea."}}, {{"role": "assistant", "content": "It is salty."}}]
-ids = tokenizer.apply_chat_template(messages, return_dict=False)
-while ids[-1] != tokenizer.eos_token_id:  # the score is read at the end of the answer; some templates go on
-    ids.pop()
-with torch.no_grad():
-    score = model(torch.tensor([ids])).logits[0, 0].item() - bias
-print(score)
-"""
-# PEFT saves the embeddings with the adapter of a base that had no row to spare for the pad token.
-RESIZE = "model.resize_token_embeddings({rows}, mean_resizing=False)  # one more for the pad token\n"
 EMBEDDINGS = re.compile(r"embed|wte|lm_head")
-# Templates of models differ in what follows an answer, so the shortest right way to a score is this library's.
-SCORE_SHORT = """\
-from rlhf import load_reward_model  # pip install instruct-rlhf
-
-model = load_reward_model({adapter})  # logits are calibrated scores
-"""
-
-CARD = """\
----
-{front_matter}
----
-
-# {title}
-
-{summary}
-
-## What it was trained on
-
-- Base model: {base}
-{data}
-<details><summary>Full configuration (config.yaml)</summary>
-
-```yaml
-{config}
-```
-
-</details>
-
-## How it scored
-
-{scores}
-
-## How to load it
-
-```python
-{code}```
-{more_code}
-## Limits
-
-{limits}
-"""
 
 
 def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
@@ -128,39 +30,26 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
     Raises:
         InputError: the stage is not one of those, or one of the files is damaged.
     """
-    if stage not in SUMMARY:
+    if stage not in STAGES:
         raise InputError(f"no model card is known for stage {stage!r} of {folder}; it must be sft, reward or ppo.")
     folder = Path(folder)
     config = read_mapping(folder / "config.yaml")
     base_name = read_mapping(folder / "adapter_config.json").get("base_model_name_or_path") or ""
     base = portable(base_name)
-    in_package = base == "sandbox"
-    fields = {
-        "base": 'resolve_model_name("sandbox")' if in_package else json.dumps(base_name),
-        "imports": "from rlhf import resolve_model_name  # pip install instruct-rlhf\n"
-        if in_package
-        else "",
-        "adapter": json.dumps(repo or str(folder)),
-        "resize": _resize(folder / "adapter_model.safetensors"),
-    }
-    if stage == "reward":
-        bias = read_mapping(folder / "calibration.json").get("bias", 0.0)
-        code = SCORE.format(bias=bias, **fields)
-        more_code = f"\nor, shorter,\n\n```python\n{SCORE_SHORT.format(**fields)}```\n"
-    else:
-        code, more_code = GENERATE.format(**fields), ""
-    limits = [LIMITS[stage], COMMON_LIMITS] + ([SANDBOX_LIMITS] if in_package else [])
-    return CARD.format(
+    return render_template(
+        TEMPLATE,
+        stage=stage,
         front_matter=_front_matter(base, stage, config),
         title=repo or folder,
-        summary=SUMMARY[stage].format(base=base or "its base model"),
-        base=base or "unknown",
+        base=base,
         data=_data(config),
+        pretraining_text=[_source(name) for name in config.get("pretrain_dataset_name") or []],
         config=yaml.safe_dump(config, sort_keys=False).strip(),
         scores=_scores(read_mapping(folder / "result.json")),
-        code=code,
-        more_code=more_code,
-        limits=" ".join(limits),
+        base_code='resolve_model_name("sandbox")' if base == "sandbox" else json.dumps(base_name),
+        adapter_code=json.dumps(repo or str(folder)),
+        bias_code=repr(read_mapping(folder / "calibration.json").get("bias", 0.0)),
+        embedding_rows=_embedding_rows(folder / "adapter_model.safetensors"),
     )
 
 
@@ -180,14 +69,17 @@ def portable(value: Any) -> Any:
     return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
 
 
-def _resize(weights: Path) -> str:
-    """The line that gives the base as many embedding rows as the adapter brings, if it brings any."""
+def _embedding_rows(weights: Path) -> int | None:
+    """Rows of the embeddings in an adapter; None if it has none, as most.
+
+    PEFT saves them with the adapter of a base that had no row to spare for the pad token.
+    """
     if not weights.exists():
-        return ""
+        return None
     try:
         with safe_open(weights, framework="pt") as file:
             names = [name for name in list(file.keys()) if EMBEDDINGS.search(name) and ".lora_" not in name]
-            return RESIZE.format(rows=file.get_slice(names[0]).get_shape()[0]) if names else ""
+            return file.get_slice(names[0]).get_shape()[0] if names else None
     except SafetensorError as error:
         raise InputError(f"{weights} is damaged ({error}); run its stage again.") from error
 
@@ -204,15 +96,12 @@ def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:
     return data.to_yaml()
 
 
-def _data(config: dict[str, Any]) -> str:
-    name, texts = config.get("dataset_name"), config.get("pretrain_dataset_name")
-    lines = []
-    if name is not None:
-        split = "" if name == "sandbox" else f" ({config.get('dataset_train_split')})"
-        lines.append(f"- Data: {_source(str(name))}{split}\n")
-    if texts:
-        lines.append(f"- Pretraining text: {', '.join(map(_source, texts))}\n")
-    return "".join(lines)
+def _data(config: dict[str, Any]) -> str | None:
+    name = config.get("dataset_name")
+    if name is None:
+        return None
+    split = "" if name == "sandbox" else f" ({config.get('dataset_train_split')})"
+    return _source(str(name)) + split
 
 
 def _source(name: str) -> str:
@@ -225,9 +114,9 @@ def _is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
-def _scores(result: dict[str, Any]) -> str:
-    rows = [f"| {name} | {value} |" for name, value in _flat(result)]
-    return "\n".join(["| measure | value |", "|---|---|", *rows]) if rows else "Not measured."
+def _scores(result: dict[str, Any]) -> str | None:
+    rows = _flat(result)
+    return markdown_table(["measure", "value"], rows) if rows else None
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
