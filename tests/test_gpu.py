@@ -71,6 +71,7 @@ def test_trained_weights_are_seen_by_the_next_graph():
         assert sample(base.lm, PROMPTS, uniforms, **options) != before
 
 
+# docs/trl-faults.md, faults 9 and 10
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fault_09_10_at_lr_0_the_ratio_is_1_and_the_kl_is_0_on_a_gpu(tmp_path, dtype, bf16):

@@ -115,6 +115,7 @@ def test_ema():
     assert parameter.item() == 2.0
 
 
+# docs/trl-faults.md, fault 8
 def test_fault_08_missing_eos_is_charged_to_what_did_not_stop():
     scores, ended = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
     assert shape_scores(scores, ended, missing_eos_penalty=3.0).tolist() == [1.0, -2.0]

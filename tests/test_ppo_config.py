@@ -55,11 +55,13 @@ def test_impossible_values_are_refused_with_the_numbers(tmp_path, changes, messa
         ppo_config(tmp_path, **changes)
 
 
+# docs/trl-faults.md, fault 13
 def test_fault_13_k3_is_no_reward(tmp_path):
     with pytest.raises(InputError, match="k1"):
         ppo_config(tmp_path, kl_estimator="k3")
 
 
+# docs/trl-faults.md, fault 24
 def test_fault_24_arguments_are_not_changed(tmp_path):
     args = ppo_config(tmp_path)
     before = copy.deepcopy({f.name: getattr(args, f.name) for f in dataclasses.fields(args)})

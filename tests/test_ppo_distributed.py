@@ -33,6 +33,7 @@ def train(folder: Path, processes: int) -> None:
         ppo.save_model()
 
 
+# docs/trl-faults.md, faults 11, 15 and 17
 @pytest.mark.slow
 def test_fault_11_15_17_two_processes_are_one(tmp_path):
     train(tmp_path / "1", 1)

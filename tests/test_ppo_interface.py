@@ -51,6 +51,7 @@ def test_every_documented_field_of_trls_config_is_accepted(tmp_path):
     assert theirs - ours == {"world_size"}  # of the launcher; TRL overwrites what it is given
 
 
+# docs/trl-faults.md, faults 29 and 30
 @pytest.mark.parametrize("peft", [False, True])
 def test_fault_29_30_trls_own_example_runs_with_the_import_changed(tmp_path, monkeypatch, peft):
     """The steps of trl/examples/scripts/ppo: everything from the command line, tokenised prompts, four full models."""
@@ -159,6 +160,7 @@ def translated(model):
     return model
 
 
+# docs/trl-faults.md, fault 29
 def test_fault_29_a_reward_model_with_its_own_tokenizer_gives_the_scores_of_its_own_ids(tmp_path):
     """A policy that says only words: then text and ids hold the same, and both models have to agree on every score."""
     at_0 = {"learning_rate": 0.0, "value_learning_rate": 0.0}
@@ -181,6 +183,7 @@ def test_the_same_tokenizer_given_again_reads_the_sampled_ids(tmp_path):
     assert_same(weights(plain), weights(ppo), atol=0, rtol=0)
 
 
+# docs/trl-faults.md, fault 29
 def test_fault_29_several_rewards_with_weights(tmp_path):
     def length(prompts, completions, **_):
         return [float(len(completion.split())) for completion in completions]

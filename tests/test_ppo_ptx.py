@@ -22,6 +22,7 @@ def gradients(tmp_path, layout, **changes):
     return train(ppo_config(tmp_path, **changes), layout, **text)
 
 
+# docs/trl-faults.md, fault 31
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_fault_31_the_gradient_is_ppos_and_gamma_times_that_of_the_mean_token_loss(tmp_path, layout):
     layouts = {"shared": shared_base, "separate": separate}

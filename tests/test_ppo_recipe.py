@@ -140,6 +140,7 @@ def test_a_trl_without_ppo_is_said_so(monkeypatch, capsys, stages, tmp_path):
     assert "has no PPOTrainer" in capsys.readouterr().err
 
 
+# docs/trl-faults.md, fault 18
 @pytest.mark.slow
 def test_fault_18_a_run_killed_twice_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(RECIPE.parent.parent / "benchmarks")

@@ -56,6 +56,7 @@ def test_a_shared_base_is_saved_as_plain_adapters(tmp_path, base_folder):
     assert not list((tmp_path / "ppo").rglob("*.bin"))
 
 
+# docs/trl-faults.md, fault 7
 def test_fault_07_full_models_are_saved_with_their_own_configuration(tmp_path):
     layout = separate()
     own = layout["model"].generation_config
@@ -106,6 +107,7 @@ def checkpoint(folder, step):
     return load_file(folder / f"checkpoint-{step}" / "ppo_state.safetensors")
 
 
+# docs/trl-faults.md, fault 18
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fault_18_n_steps_are_k_steps_and_the_rest_resumed(tmp_path, layout):
     """At every k, in the middle of a rollout or not, and with the random state of the process disturbed in between."""
