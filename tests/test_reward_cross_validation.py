@@ -1,4 +1,4 @@
-"""Folds, what leaks between them, and their numbers, with a trainer that scores by a known rule."""
+"""Folds, leaks between them, and their numbers, with a trainer that scores by a known rule."""
 
 from collections import Counter
 
@@ -13,8 +13,8 @@ from rlhf.reward.folds import FinishedFolds, assign_folds, fold_rows, rows_diges
 
 
 def rows(n=40, labelers=("ann", "ben", "cleo", "dan", "eve", "fay"), rows_per_prompt=2, first_prompt=0):
-    """K = 3, the prompt one token; the longest is ranked first by `ann`, last by the others."""
-    made = []
+    """Comparisons with K = 3 and a prompt of one token. `ann` ranks the longest completion first, the others last."""
+    comparisons = []
     for i in range(n):
         labeler = labelers[i % len(labelers)]
         ids = [[1, 5], [1, 5, 6], [1, 5, 6, 7, 8]]
@@ -25,12 +25,12 @@ def rows(n=40, labelers=("ann", "ben", "cleo", "dan", "eve", "fay"), rows_per_pr
             "prompt_length": 1,
             "prompt_id": first_prompt + i // rows_per_prompt,
         }
-        made.append({**row, "labeler_id": labeler, "labeler_group": "north" if labeler < "c" else "south"})
-    return Dataset.from_list(made)
+        comparisons.append({**row, "labeler_id": labeler, "labeler_group": "north" if labeler < "c" else "south"})
+    return Dataset.from_list(comparisons)
 
 
 class ShortestFirst:
-    """Scores are minus the length, whatever it is trained on."""
+    """A trainer whose scores are minus the length, whatever the training rows."""
 
     def __init__(self, train, evaluation):
         self.train_dataset, self.eval_dataset = train, evaluation
@@ -50,7 +50,7 @@ class ShortestFirst:
 @pytest.mark.parametrize(
     ("by", "sizes"), [("labelers", [4, 4, 4, 5, 6]), ("labeler_groups", [1, 4]), ("prompts", [4, 4, 5, 5, 5])]
 )
-def test_folds_keep_keys_together_and_are_of_about_one_size(by, sizes):
+def test_folds_keep_keys_together_and_have_about_one_size(by, sizes):
     keys = {"labelers": list("aaaaaabbbbbccccddddeefg"), "labeler_groups": list("nnnns"), "prompts": [*range(23)]}[by]
     fold_of = assign_folds(keys, by)
     assert sorted(Counter(fold_of).values()) == sizes
@@ -58,7 +58,7 @@ def test_folds_keep_keys_together_and_are_of_about_one_size(by, sizes):
     assert fold_of == assign_folds(keys, by)
 
 
-def test_the_seed_divides_otherwise():
+def test_another_seed_gives_other_folds():
     assert assign_folds([*range(30)], "prompts", 0) != assign_folds([*range(30)], "prompts", 1)
 
 
@@ -80,13 +80,13 @@ def test_a_conversation_is_never_on_both_sides():
 
 
 def test_hand_worked_numbers(tmp_path):
-    """30 rows of six labelers; ann prefers long answers, the model and the other five short ones."""
+    """30 rows of six labelers: ann prefers long answers; the model and the other five labelers prefer short ones."""
     data, validation = rows(30, rows_per_prompt=1), rows(12, first_prompt=30)
     result = cross_validate(ShortestFirst, data, validation, "labelers", FinishedFolds(tmp_path, {}, False))
     assert (result["n_pairs"], result["accuracy"]) == (90, pytest.approx(5 / 6))
     by_labeler = {name: fold["accuracy"] for fold in result["folds"] for name in fold["held_out"]}
     assert by_labeler["ann"] in (0.0, 0.5)  # in a fold of its own, or with one of the other five
-    # In each fold most of those trained on prefer short answers, so the length model says what this model says.
+    # In each fold most training labelers prefer short answers, so the length model agrees with this model.
     assert result["length_only"]["accuracy"] == result["accuracy"]
     assert result["ahead_of_length_only"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
     assert result["fold_mean"] == pytest.approx(np.mean([fold["accuracy"] for fold in result["folds"]]))
@@ -95,8 +95,8 @@ def test_hand_worked_numbers(tmp_path):
         result["training_labelers"]["accuracy"] - result["accuracy"]
     )
     text = cross_validation_text(result)
-    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
-        *("| fold", "| ---", "| 1", "| 2", "| 3", "| 4", "| 5", "| all")
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("|")] == [
+        *("| fold", "|---" * 11 + "|", "| 1", "| 2", "| 3", "| 4", "| 5", "| all")
     ]
 
 
@@ -112,7 +112,7 @@ class Stopped(Exception):
     pass
 
 
-def test_a_run_goes_on_after_its_last_finished_fold(tmp_path):
+def test_a_run_resumes_after_its_last_finished_fold(tmp_path):
     data, validation = rows(30, rows_per_prompt=1), rows(12, first_prompt=30)
     trained = []
 
@@ -135,7 +135,7 @@ def test_a_run_goes_on_after_its_last_finished_fold(tmp_path):
     trained.clear()
     assert run(tmp_path, resume=True) == resumed
     assert not trained
-    assert run(tmp_path, resume=False) == resumed  # starts anew, and finds the same
+    assert run(tmp_path, resume=False) == resumed  # starts over, with the same result
     assert len(trained) == 5
 
 
@@ -143,22 +143,24 @@ def test_folds_of_other_settings_or_rows_are_refused(tmp_path):
     with pytest.raises(InputError, match="no finished fold to resume from"):
         FinishedFolds(tmp_path, {}, resume=True)
     FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "a"}, resume=False).add(0, {"correct": [1.0]})
-    assert FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "a"}, resume=True).found == {0: {"correct": [1.0]}}
-    with pytest.raises(InputError, match=r"fold-1.json was found with learning_rate 0.0001, not 0.001"):
+    assert FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "a"}, resume=True).predictions == {
+        0: {"correct": [1.0]}
+    }
+    with pytest.raises(InputError, match=r"fold-1.json was trained with learning_rate 0.0001, but this run has 0.001"):
         FinishedFolds(tmp_path, {"learning_rate": 1e-3, "rows": "a"}, resume=True)
-    with pytest.raises(InputError, match=r"fold-1.json was found with rows a, not b"):
+    with pytest.raises(InputError, match=r"fold-1.json was trained with rows a, but this run has b"):
         FinishedFolds(tmp_path, {"learning_rate": 1e-4, "rows": "b"}, resume=True)
     FinishedFolds(tmp_path, {"learning_rate": 1e-3, "rows": "a"}, resume=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_fold_is_said_to_be(tmp_path):
+def test_a_damaged_fold_is_an_error(tmp_path):
     (tmp_path / "fold-1.json").write_text('{"settings": {')
-    with pytest.raises(InputError, match=r"fold-1.json is damaged; delete it"):
+    with pytest.raises(InputError, match=r"fold-1.json is damaged. Delete it"):
         FinishedFolds(tmp_path, {}, resume=True)
 
 
-def test_the_digest_is_of_all_columns_of_all_rows():
+def test_the_digest_covers_all_columns_of_all_rows():
     digests = {
         rows_digest(rows(5), rows(3)),
         rows_digest(rows(6), rows(3)),
@@ -172,7 +174,7 @@ def test_the_digest_is_of_all_columns_of_all_rows():
 
 
 def test_a_fold_of_ties_has_no_accuracy(tmp_path):
-    """Ann, who ranks three rows of seven and so is a fold of her own, ties all."""
+    """Ann ranks three rows of seven, so she is a fold of her own. She ties everything."""
     data = rows(28, labelers=("ann", "ann", "ann", "ben", "cleo", "dan", "eve"), rows_per_prompt=1)
     data = data.map(lambda row: {"ranks": [0, 0, 0] if row["labeler_id"] == "ann" else row["ranks"]})
     result = cross_validate(ShortestFirst, data, data.select([]), "labelers", FinishedFolds(tmp_path, {}, False))
@@ -181,7 +183,7 @@ def test_a_fold_of_ties_has_no_accuracy(tmp_path):
     assert "| 1 | ann | - |" in cross_validation_text(result)
 
 
-def test_what_cannot_be_held_out_is_one_sentence(tmp_path):
+def test_rows_that_cannot_be_held_out_are_an_error(tmp_path):
     with pytest.raises(InputError, match="needs the column labeler_id"):
         assign_folds(["ann", ""], "labelers")
     with pytest.raises(InputError, match="at least 2 different"):

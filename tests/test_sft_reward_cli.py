@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from toys import save_toy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.models.shared_base import load_reward_model
+from rlhf.models.reward_model import load_reward_model
 from rlhf.runs.artifacts import read_metrics, read_result
 
 ROOT = Path(__file__).parent.parent
@@ -186,7 +186,7 @@ def test_cross_validation_by_labelers(home, tmp_path):
     settings = (folder / "config.yaml").read_text()
     other = ["--resume_from_checkpoint", "true", "--learning_rate", 0.5]
     process = launch("reward", tmp_path / "reward.yaml", *options, *other)
-    assert process.returncode and "was found with learning_rate" in process.stderr, process.stderr[-3000:]
+    assert process.returncode and "was trained with learning_rate" in process.stderr, process.stderr[-3000:]
     assert (folder / "config.yaml").read_text() == settings  # of the result that is there
 
 

@@ -61,11 +61,11 @@ class Pairs:
 
     @property
     def correct(self) -> np.ndarray:
-        return agreement(self.margins)
+        return ordered_correctly(self.margins)
 
 
-def agreement(margins: np.ndarray) -> np.ndarray:
-    """1 where the sign is the labeler's choice, 0 where it is the other, half for equal scores."""
+def ordered_correctly(margins: np.ndarray) -> np.ndarray:
+    """Returns 1 where the labeler's choice has the higher score, 0 where it has the lower, 0.5 for equal scores."""
     return np.where(margins == 0, 0.5, margins > 0)
 
 
@@ -154,7 +154,7 @@ def reliability_curve(margins: np.ndarray, bins: int = 10) -> list[dict[str, flo
         for each bin of [0.5, 1] that has pairs: `predicted` (mean of sigmoid |margin|), `observed`, `n_pairs`.
     """
     predicted = 1.0 / (1.0 + np.exp(-np.abs(margins)))
-    observed = agreement(margins)
+    observed = ordered_correctly(margins)
     index = np.clip(((predicted - 0.5) * 2 * bins).astype(int), 0, bins - 1)
     return [
         {

@@ -1,15 +1,14 @@
-"""What a reward model's folder shows a reader: report.md with the tables, reliability.svg with the calibration plot."""
+"""Report of a reward model's folder: report.md with the tables, reliability.svg with the calibration plot."""
 
 from pathlib import Path
 from typing import Any
 
 from rlhf import plots
-
-Table = list[list[str]]
+from rlhf.runs.markdown import markdown_table
 
 
 def write_report(folder: str | Path, report: dict[str, Any]) -> None:
-    """Writes both files.
+    """Writes report.md and reliability.svg.
 
     Args:
         report: of `rlhf.reward.accuracy.accuracy_report`, without `loss`.
@@ -20,16 +19,16 @@ def write_report(folder: str | Path, report: dict[str, Any]) -> None:
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Returns the report as Markdown."""
     accuracies = {"all": report}
-    accuracies |= {f"labelers: {name}": part for name, part in report["accuracy_by_group"].items()}
-    accuracies |= {f"K = {k}": part for k, part in report["accuracy_by_k"].items()}
+    accuracies |= {f"labelers: {name}": accuracy for name, accuracy in report["accuracy_by_group"].items()}
+    accuracies |= {f"K = {k}": accuracy for k, accuracy in report["accuracy_by_k"].items()}
     by_margin = [
-        [f"{part['margin_from']:.2f} to {part['margin_to']:.2f}", *accuracy_cells(part)]
-        for part in report["accuracy_by_margin"]
+        [f"{row['margin_from']:.2f} to {row['margin_to']:.2f}", *accuracy_cells(row)]
+        for row in report["accuracy_by_margin"]
     ]
     reliability = [
-        [f"{row['predicted']:.3f}", f"{row['observed']:.3f}", str(row["n_pairs"])] for row in report["reliability"]
+        [f"{row['predicted']:.3f}", f"{row['observed']:.3f}", row["n_pairs"]] for row in report["reliability"]
     ]
     length = report["length"]
     gap = report["labeler_gap"]
@@ -37,49 +36,43 @@ def report_text(report: dict[str, Any]) -> str:
         "# Reward model on held-out comparisons",
         "Accuracy is the share of the labelers' pairs, ties left out, that the model orders as they did, with its "
         "95 % interval clustered by prompt.",
-        table(["pairs", "accuracy", "95 % interval", "pairs", "prompts"], [
-            [name, *accuracy_cells(part)] for name, part in accuracies.items()
+        markdown_table(["pairs", "accuracy", "95 % interval", "pairs", "prompts"], [
+            [name, *accuracy_cells(accuracy)] for name, accuracy in accuracies.items()
         ]),
-        f"Labelers trained on are ahead of the others by {signed(gap)}." if gap else "",
+        f"Labelers trained on are ahead of the others by {difference_cell(gap)}." if gap else "",
         "## By margin",
         "The fifth of the pairs that the model finds closest comes first.",
-        table(["difference of the scores", "accuracy", "95 % interval", "pairs", "prompts"], by_margin),
+        markdown_table(["difference of the scores", "accuracy", "95 % interval", "pairs", "prompts"], by_margin),
         "## Calibration",
-        f"Expected calibration error {number(report['calibration_error'])}: the mean distance between the probability "
-        "sigmoid(difference of the scores) and the share of pairs on which the labelers chose so.",
+        f"Expected calibration error {three_decimals(report['calibration_error'])}: the mean distance between the "
+        "probability sigmoid(difference of the scores) and the share of pairs on which the labelers chose so.",
         "![reliability](reliability.svg)",
-        table(["predicted", "observed", "pairs"], reliability),
+        markdown_table(["predicted", "observed", "pairs"], reliability),
         "## Length",
-        table(["", ""], [
-            ["correlation of score and length", number(length["correlation"])],
-            ["the same within prompts", number(length["correlation_within_prompts"])],
-            ["labelers choose the longer of two", number(length["labelers_choose_longer"])],
-            ["the model chooses the longer of two", number(length["model_chooses_longer"])],
+        markdown_table(["", ""], [
+            ["correlation of score and length", three_decimals(length["correlation"])],
+            ["the same within prompts", three_decimals(length["correlation_within_prompts"])],
+            ["labelers choose the longer of two", three_decimals(length["labelers_choose_longer"])],
+            ["the model chooses the longer of two", three_decimals(length["model_chooses_longer"])],
         ]),
     ]  # fmt: skip
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(head: list[str], rows: Table) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def accuracy_cells(part: dict[str, Any]) -> list[str]:
-    """Accuracy, interval, pairs and prompts of a `clustered_accuracy`."""
-    if part["accuracy"] is None:
+def accuracy_cells(accuracy: dict[str, Any]) -> list[str]:
+    """Cells of a `clustered_accuracy`: accuracy, interval, pairs and prompts."""
+    if accuracy["accuracy"] is None:
         return ["-", "-", "0", "0"]
-    interval = f"{part['low']:.3f} to {part['high']:.3f}"
-    return [f"{part['accuracy']:.3f}", interval, str(part["n_pairs"]), str(part["n_prompts"])]
+    interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    return [f"{accuracy['accuracy']:.3f}", interval, str(accuracy["n_pairs"]), str(accuracy["n_prompts"])]
 
 
-def signed(difference: dict[str, float] | None) -> str:
-    """A `clustered_difference` with its interval."""
+def difference_cell(difference: dict[str, float] | None) -> str:
+    """Cell of a `clustered_difference`: difference and interval, with signs."""
     if difference is None:
         return "-"
     return f"{difference['difference']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
 
 
-def number(value: float | None) -> str:
+def three_decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
