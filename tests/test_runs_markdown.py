@@ -6,6 +6,8 @@ import jinja2
 import pytest
 import yaml
 
+from rlhf.data.card import DataCard
+from rlhf.data.prepare import Decision, PrepareArguments
 from rlhf.runs.markdown import markdown_table, render_template
 from rlhf.runs.model_card import model_card
 
@@ -58,3 +60,13 @@ def test_a_model_card_shows_what_looks_like_a_template(tmp_path, stage):
     assert f"\n| {SYNTAX} | {SYNTAX} |\n" in card
     assert f"base, adapter = {json.dumps(SYNTAX)}, " in card
     assert "49" not in card.replace(str(tmp_path), "")
+
+
+def test_a_data_card_shows_what_looks_like_a_template():
+    card = DataCard()
+    card.add(Decision({"prompt": SYNTAX, "category": SYNTAX}, "train", tokens=9, reason=None))
+    page = card.render(SYNTAX, PrepareArguments("out", SYNTAX), rows_read=1, bad_rows=0)
+    assert page.startswith(f"# Prompts from {SYNTAX}\n")
+    assert f"(tokenizer of {SYNTAX})" in page
+    assert f"\n| {SYNTAX} | 1 | 0 | 0 |\n" in page
+    assert page.endswith(f"\n> {SYNTAX}\n")

@@ -2,12 +2,15 @@
 
 import random
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 from rlhf.data.encode import prompt_text
 from rlhf.data.personal import mask
 from rlhf.data.prepare import REASONS, Decision, PrepareArguments
+from rlhf.runs.markdown import markdown_table, render_template
 
+TEMPLATE = Path(__file__).with_name("card.md.j2")
 SPLITS = ("train", "validation", "test")
 EXAMPLES = 10
 EXAMPLES_A_KIND = 3  # of personal data, masked
@@ -69,34 +72,22 @@ class DataCard:
             source: what was read, for the reader.
             rows_read, bad_rows: rows of the source, and those of them that could not be used.
         """
-        rules = (
-            f"At most {args.max_prompt_length} tokens (tokenizer of {args.model_name_or_path}), at most "
-            f"{args.max_per_user} prompts a user; of prompts that share their first {args.duplicate_prefix} characters "
-            f"one is kept. {args.held_out_share:.0%} of the users are in validation and as many in test, none in two."
+        decisions = {"kept": self.kept, **{f"dropped: {reason}": splits for reason, splits in self.dropped.items()}}
+        categories = dict(sorted(self.categories.items(), key=lambda item: -item[1].total()))
+        personal_data = [(kind, f"{count:,}") for kind, count in self.personal.most_common()]
+        return render_template(
+            TEMPLATE,
+            source=source,
+            args=args,
+            rows_read=rows_read,
+            bad_rows=bad_rows,
+            decisions=_split_table("prompts", decisions),
+            categories=_split_table("category", categories),
+            lengths=[_histogram(split, self.lengths[split]) for split in SPLITS if self.lengths[split]],
+            personal_data=markdown_table(["kind", "found"], personal_data),
+            masked_prompts=[_quote(text) for texts in self.masked.values() for text in texts],
+            examples=[_quote(_excerpt(text)) for text in self.examples],
         )
-        parts = [
-            f"# Prompts from {source}",
-            f"{rows_read:,} rows were read; {bad_rows:,} could not be used and are in skipped_rows.jsonl. {rules}",
-            "## Kept and dropped",
-            _table("prompts", {"kept": self.kept, **{f"dropped: {k}": v for k, v in self.dropped.items()}}),
-            "## Use cases",
-            _table("category", dict(sorted(self.categories.items(), key=lambda item: -item[1].total()))),
-            "## Lengths in tokens",
-            *(_histogram(split, self.lengths[split]) for split in SPLITS if self.lengths[split]),
-            "## Personal data in the training split",
-            *self._personal(args),
-            "## Examples from the training split",
-            *(_quote(_excerpt(text)) for text in self.examples),
-        ]
-        return "\n\n".join(parts) + "\n"
-
-    def _personal(self, args: PrepareArguments) -> list[str]:
-        if args.personal_data == "keep":
-            return ["It was not looked for."]
-        about = "Found by its form; names and postal addresses have none. Prompts with any of it were dropped."
-        rows = [f"| {kind} | {count:,} |" for kind, count in self.personal.most_common()]
-        table = "\n".join(["| kind | found |", "|---|---|", *rows])
-        return [about, table, *(_quote(text) for texts in self.masked.values() for text in texts)]
 
     def _draw(self, text: str) -> None:
         """Reservoir sampling: every text so far is among the examples with the same probability."""
@@ -106,11 +97,10 @@ class DataCard:
             self.examples[place] = text
 
 
-def _table(title: str, rows: dict[str, Counter[str]]) -> str:
-    lines = [
-        f"| {_cell(name)} | {' | '.join(f'{counts[split]:,}' for split in SPLITS)} |" for name, counts in rows.items()
-    ]
-    return "\n".join([f"| {title} | {' | '.join(SPLITS)} |", "|---|---|---|---|", *lines])
+def _split_table(title: str, counts: dict[str, Counter[str]]) -> str:
+    """A row for each name, with its count in each split."""
+    rows = [(name, *(f"{by_split[split]:,}" for split in SPLITS)) for name, by_split in counts.items()]
+    return markdown_table([title, *SPLITS], rows)
 
 
 def _histogram(split: str, lengths: Counter[int]) -> str:
@@ -132,7 +122,3 @@ def _excerpt(text: str, around: int = 0) -> str:
 
 def _quote(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines())
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
