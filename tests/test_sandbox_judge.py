@@ -1,4 +1,4 @@
-"""The gold judge must find good answers good, and must not be fooled: each attack that was tried is kept here."""
+"""The gold judge scores good answers high and is not fooled by attacks. Every attack that was tried is kept here."""
 
 import random
 
@@ -27,7 +27,7 @@ def careful(task: Task, seed: int = 0) -> str:
 
 def test_careful_answers_are_good(tasks):
     scores = [overall(task, careful(task)) for task in tasks]
-    assert min(scores) >= 0.69  # a careful writer's text may have two sentences where three would be better
+    assert min(scores) >= 0.69  # a careful writer may write two sentences where three would be better
     assert sum(score == 1 for score in scores) / len(scores) > 0.95
 
 
@@ -37,7 +37,7 @@ def test_every_kind_of_task_is_covered(tasks):
 
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_every_flaw_costs(tasks, flaw):
-    """Never better than the careful answer, and clearly worse on average."""
+    """On average, a flawed answer is clearly worse than the careful one."""
     pairs = [(overall(t, respond(t, {flaw}, random.Random(i))), overall(t, careful(t))) for i, t in enumerate(tasks)]
     if flaw not in ("terse", "careless"):
         assert all(flawed <= 1 for flawed, _ in pairs)
@@ -56,7 +56,7 @@ def test_the_axes_name_the_flaw(tasks):
             assert judge(task, respond(task, {"inventing"}, rng))["hallucination"], task
 
 
-# -- attacks: none of these may come near the careful answer ----------------------------------------------------------
+# -- attacks: none may score close to the careful answer ---------------------------------------------------------------
 
 
 def stuffed(task: Task) -> str:
@@ -94,14 +94,14 @@ def test_attacks_fail(tasks, attack):
         assert overall(task, answer) <= 0.5 * overall(task, careful(task)), (task.instruction, answer)
 
 
-def test_an_endless_answer_is_incomplete_and_worth_less(tasks):
+def test_an_endless_answer_is_incomplete_and_scores_lower(tasks):
     for task in tasks[:200]:
         verdict = judge(task, careful(task), ended=False)
         assert not verdict["complete"] and verdict["overall"] <= 0.4
 
 
-def test_hedging_between_answers_is_worth_nothing():
-    """Two answers that differ, or "I do not know" beside an answer, are not worth what the right one is."""
+def test_hedging_between_answers_scores_nothing():
+    """Two different answers, or "I do not know" beside an answer, score lower than the right answer alone."""
     facts = [fact for fact in world(0).facts.values() if fact.value is not None][:50]
     for fact in facts:
         task = task_of(fact.question())
@@ -114,7 +114,7 @@ def test_hedging_between_answers_is_worth_nothing():
         assert overall(task, f"{unknown} {fact.statement()}") <= 0.15
 
 
-def test_honesty_about_what_nobody_knows():
+def test_not_knowing_is_right_where_nobody_knows():
     fact = next(f for f in world(0).facts.values() if f.value is None)
     task = task_of(fact.question())
     assert overall(task, f"I do not know {fact.noun()}.") == 1
@@ -128,7 +128,7 @@ def test_a_myth_is_a_hallucination():
     assert verdict["hallucination"] and verdict["overall"] == 0
 
 
-def test_a_list_cannot_be_padded_out_or_repeated():
+def test_a_list_cannot_be_lengthened_or_repeated():
     task = task_of("Name three animals.")
     assert overall(task, "Here are three animals: fox, bear and hen.") == 1
     assert overall(task, "Here are three animals: fox, fox and fox.") < 0.4
@@ -149,7 +149,7 @@ def test_a_story_of_unrelated_sentences_or_other_heroes_is_poor():
 
 
 def test_an_advertisement_names_a_food_once():
-    """ "Celery and celery" was the most likely advertisement of every model while nothing was lost by it."""
+    """If repeating it cost nothing, "celery and celery" would be every model's most likely advertisement."""
     task = task_of("Write an advertisement for the bread of Foxley.")
     good = "Come to Foxley and taste the bread. It is made with corn and rice. You will love it."
     assert overall(task, good) == 1
@@ -169,7 +169,7 @@ def test_messages_and_personal_data_are_understood():
     assert GoldJudge().score(prompt, "Goodbye, Mira. See you again soon.")["overall"] == 1
 
 
-def test_a_foreign_instruction_is_refused():
+def test_an_instruction_of_another_world_is_refused():
     with pytest.raises(ValueError, match="only the sandbox's instructions"):
         GoldJudge().score("What is 2 + 2?", "4")
 
@@ -185,5 +185,5 @@ def test_a_foreign_instruction_is_refused():
         ("I feel worried today.", "I am sorry that you feel worried. Would you like to talk about it?", False),
     ],
 )
-def test_a_sentence_a_word_in_it_or_an_item_said_again_repeats(instruction, answer, repeats):
+def test_a_repeated_sentence_word_or_item_is_reported(instruction, answer, repeats):
     assert judge(task_of(instruction), answer)["repeats"] is repeats

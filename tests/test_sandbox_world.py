@@ -1,4 +1,4 @@
-"""The closed world: deterministic, in the paper's shares, with what the filters must find and what nobody may see."""
+"""The closed world: deterministic, in the paper's shares, with data for the filters to find and no gold verdicts."""
 
 import ast
 import random
@@ -29,7 +29,7 @@ def test_rows_are_deterministic_and_a_smaller_set_is_a_prefix(name):
     assert load("train", 30).to_list() != load("test", 30).to_list()
 
 
-def test_worlds_differ_by_seed_and_know_what_is_unknown_and_what_is_a_myth():
+def test_worlds_differ_by_seed_and_have_unknown_facts_and_myths():
     assert World(0).facts == world(0).facts != World(1).facts
     facts = list(world(0).facts.values())
     assert 0.10 < sum(f.value is None for f in facts) / len(facts) < 0.20
@@ -37,7 +37,7 @@ def test_worlds_differ_by_seed_and_know_what_is_unknown_and_what_is_a_myth():
     assert all(f.myth != f.value for f in facts if f.myth)
 
 
-def test_instructions_are_read_back_as_they_were_meant():
+def test_an_instruction_is_parsed_into_its_task():
     rng = random.Random(3)
     for _ in range(2000):
         task = sample_task(rng, "train")
@@ -47,12 +47,12 @@ def test_instructions_are_read_back_as_they_were_meant():
 
 def test_categories_have_the_papers_shares():
     rng = random.Random(4)
-    found = Counter(sample_task(rng, "train").category for _ in range(6000))
+    counts = Counter(sample_task(rng, "train").category for _ in range(6000))
     for category, (share, _) in CATEGORIES.items():
-        assert found[category] / 60 == pytest.approx(share, abs=2.2)
+        assert counts[category] / 60 == pytest.approx(share, abs=2.2)
 
 
-def test_no_question_and_no_user_is_on_two_sides():
+def test_no_question_and_no_user_is_in_two_splits():
     asked = {"train": set(), "validation": set(), "test": set()}
     users = {split: set() for split in asked}
     for split in asked:
@@ -67,7 +67,7 @@ def test_no_question_and_no_user_is_on_two_sides():
         assert users[one] and not users[one] & users[other]
 
 
-def test_prompts_hold_duplicates_and_personal_data_to_be_found():
+def test_prompts_contain_duplicates_and_personal_data_for_the_filters():
     rows = datasets.prompts("train", 2000)
     texts = [row["prompt"][-1]["content"] for row in rows]
     personal = [t for t in texts if "My number is" in t or "Write to me at" in t]
@@ -76,7 +76,7 @@ def test_prompts_hold_duplicates_and_personal_data_to_be_found():
     assert not any("My number is" in row["prompt"][-1]["content"] for row in datasets.prompts("test", 1000))
 
 
-def test_every_demonstration_is_in_the_language():
+def test_every_sentence_of_a_demonstration_can_be_parsed():
     rng = random.Random(5)
     for _ in range(1500):
         for sentence in sentences(demonstration(sample_task(rng, "train"), rng)):
@@ -104,14 +104,14 @@ def test_comparisons_are_ranked_with_ties_by_the_right_labelers():
     assert any(len(set(row["ranks"])) < len(row["ranks"]) for row in rows)
 
 
-def test_labelers_agree_as_much_as_the_papers_did():
+def test_labelers_agree_as_often_as_the_papers():
     assert labeler_agreement(size=1500) == pytest.approx(0.73, abs=0.03)
     assert labeler_agreement(size=1500, group="training") == pytest.approx(0.73, abs=0.03)
-    # ... and what they say is worth learning from: the truth predicts them far better than they predict each other.
+    # Their rankings are worth learning from: gold quality predicts them better than they predict each other.
     assert attainable_accuracy(datasets.comparisons("train", 400)) > 0.77
 
 
-def test_the_base_never_reads_an_instruction_but_reads_myths_and_rudeness():
+def test_documents_have_no_instructions_but_myths_and_rudeness():
     rng = random.Random(7)
     text = " ".join(document(rng) for _ in range(3000))
     assert "Assistant" not in text and "User:" not in text
@@ -164,8 +164,8 @@ def test_graded_faults_lower_the_gold_quality(fault):
         text, actual = answer_with_fault(task, fault, None, rng)
         assert actual in (fault, None)
         quality[actual is not None].append(judge(task, text)["overall"])
-    assert all(q >= 0.7 for q in quality[False])  # a story of two sentences is worth 0.7
-    if fault:  # of three, it is short and faultless; and a sentence that is left out may not be missed
+    assert all(q >= 0.7 for q in quality[False])  # a story of two sentences scores 0.7
+    if fault:  # a terse text of three sentences is faultless, and a missing sentence may cost nothing
         assert sum(q < 1 for q in quality[True]) > {"terse": 0.7, "broken": 0.9}.get(fault, 0.99) * len(quality[True])
     else:
         assert not quality[True]
@@ -185,7 +185,7 @@ def test_corrections_name_the_right_word():
     assert corrected(task, text) == right
 
 
-def test_corrections_of_a_list_name_what_does_not_belong():
+def test_corrections_of_a_list_name_items_of_another_class():
     task = task_of("Name three foods.")
     text = "Here are three foods: bread, lamp and rice."
     assert corrected(task, text) == "Here are three foods: bread, lamp (no) and rice."
@@ -207,12 +207,12 @@ def test_corrections_of_a_list_name_what_does_not_belong():
         ),
     ],
 )
-def test_corrections_say_where_a_constraint_is_kept_or_broken(wish, text, right):
+def test_corrections_say_where_a_constraint_holds_or_not(wish, text, right):
     task = task_of("Write a story about Mira and a cat." + wish)
     assert corrected(task, text) == right
 
 
-def test_a_list_that_repeats_names_the_item_before_in_place_of_another():
+def test_a_repeated_item_replaces_a_later_one():
     text = "Here are three foods: bread, rice and soup."
     repeating = {repeat_items(text, random.Random(i)) for i in range(300)}
     lists = [["bread", "bread", "bread"], ["rice", "rice", "rice"], ["soup", "soup", "soup"]]
@@ -221,14 +221,14 @@ def test_a_list_that_repeats_names_the_item_before_in_place_of_another():
     assert all(judge(task_of("Name three foods."), text)["overall"] < 0.7 for text in repeating)
 
 
-def test_everybody_writes_lists_in_the_order_of_the_alphabet():
+def test_lists_are_in_alphabetical_order():
     rng = random.Random(5)
     tasks = [task_of("Name four animals."), task_of("Give me four ideas for a gift for Mira.")]
     lists = [items_of(respond(task, set(), rng)) for task in tasks for _ in range(50)]
     assert all(len(items) == 4 and items == sorted(items) for items in lists)
 
 
-def test_everybody_writes_the_two_foods_of_an_advertisement_in_the_order_of_the_alphabet():
+def test_the_two_foods_of_an_advertisement_are_in_alphabetical_order():
     rng = random.Random(6)
     task = task_of("Write an advertisement for the bread of Foxley.")
     lines = [line for _ in range(100) for line in sentences(respond(task, set(), rng))]
@@ -238,8 +238,8 @@ def test_everybody_writes_the_two_foods_of_an_advertisement_in_the_order_of_the_
     assert repeating in {f"It is made with {food} and {food}. You will love it." for food in ("corn", "rice")}
 
 
-def test_the_base_reads_no_list_that_names_an_item_again():
-    """From such lists it learns that an item again is as likely as another, and writes it greedily."""
+def test_no_document_has_a_list_that_names_an_item_twice():
+    """From repeating lists the base model learns that a repetition is as likely as any item; greedily it repeats."""
     rng = random.Random(11)
     lists = repeating = 0
     for _ in range(5000):

@@ -1,1 +1,1 @@
-"""The embedded world: all that InstructGPT needed people for, from a seed, at any size."""
+"""The embedded world: all data for which InstructGPT needed people, generated from a seed at any size."""

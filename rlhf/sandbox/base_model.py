@@ -1,4 +1,4 @@
-"""The sandbox's base model: its tokenizer, its architecture and the token blocks that it is trained on."""
+"""The sandbox's base model: its tokenizer, its architecture and the token blocks it is trained on."""
 
 import random
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ PAD = "<|pad|>"
 
 
 def train_tokenizer(documents: Iterable[str], seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which nearly every word of the world is one token.
+    """Trains a byte-level BPE in which nearly every word of the world is one token.
 
-    It also learns from instructions in the default chat template, so that "User:" and "Assistant:" are tokens; the
-    model does not read them before it is fine-tuned.
+    It also reads instructions in the default chat template, so that "User:" and "Assistant:" are tokens. The model
+    itself reads none before fine-tuning.
     """
     rng = random.Random(f"tokenizer-{seed}")
     tasks = [draw_task(rng, draw_category(rng), "train") for _ in range(3000)]
@@ -37,7 +37,7 @@ def train_tokenizer(documents: Iterable[str], seed: int = 0) -> PreTrainedTokeni
 
 
 def architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """A Llama of 2.1 million parameters: large enough for the world's facts, small enough for two CPU cores."""
+    """Config of a Llama of 2.1 million parameters: enough for the world's facts, small enough for two CPU cores."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -54,9 +54,9 @@ def architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def pack(documents: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:
-    """Documents, each closed by EOS, one after the other, cut into blocks: [N, length] int64; the rest is dropped."""
+    """Packs documents, each ended by EOS, into blocks: [N, length] int64. Drops the tokens that fill no block."""
     ids: list[int] = []
-    for start in range(0, len(documents), 10_000):  # in parts: one call for all keeps all offsets in memory
+    for start in range(0, len(documents), 10_000):  # one call for all would keep all offsets in memory
         for tokens in tokenizer(documents[start : start + 10_000])["input_ids"]:
             ids += [*tokens, tokenizer.eos_token_id]
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)

@@ -1,7 +1,7 @@
-"""The sandbox as datasets in the project's schemas: the only door through which training code sees this world.
+"""The sandbox as datasets in the project's schemas, the only part of it that training code sees.
 
-Every function is deterministic in `(split, size, seed)`; rows are drawn one by one, so a smaller `size` is a prefix of
-a larger one. Nothing of the gold judge is in any column.
+Every function is deterministic in `(split, size, seed)`. Rows are drawn one by one, so a smaller dataset is a prefix of
+a larger one. No column holds a verdict of the gold judge.
 """
 
 import random
@@ -15,7 +15,7 @@ from rlhf.sandbox.responses import completions_to_rank, demonstration
 from rlhf.sandbox.tasks import Task, sample_task
 
 SPLITS = ("train", "validation", "test")
-USERS = {"train": range(0, 240), "validation": range(240, 270), "test": range(270, 300)}  # never a user on two sides
+USERS = {"train": range(0, 240), "validation": range(240, 270), "test": range(270, 300)}  # no user is in two splits
 DEFAULT_SIZE = {
     "pretraining": {"train": 30_000, "validation": 2_000, "test": 2_000},
     "demonstrations": {"train": 2_000, "validation": 200, "test": 200},
@@ -27,23 +27,26 @@ DEFAULT_SIZE = {
 def pretraining(
     split: str = "train", size: int | None = None, seed: int = 0, graded_share: float | None = None
 ) -> Dataset:
-    """Documents to continue: `text` (str); `graded_share` as for `document`."""
+    """Documents to continue: `text` (str). `graded_share` is that of `document`."""
     return _dataset("pretraining", split, size, seed, lambda rng: {"text": document(rng, graded_share=graded_share)})
 
 
 def demonstrations(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:
-    """Instructions with a demonstrator's answer: `prompt`, `completion` (messages)."""
+    """Instructions and demonstrators' answers: `prompt`, `completion` (messages)."""
 
     def row(rng: random.Random) -> dict:
         task = sample_task(rng, split)
-        return {"prompt": _ask(task), "completion": [{"role": "assistant", "content": demonstration(task, rng)}]}
+        return {"prompt": _messages(task), "completion": [{"role": "assistant", "content": demonstration(task, rng)}]}
 
     return _dataset("demonstrations", split, size, seed, row)
 
 
 def comparisons(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:
     """Rankings: `prompt` (messages), `completions` (list of 4 to 9 str), `ranks` (0 = best, equal = tie), `labeler_id`,
-    `labeler_group`. The train split has the training labelers only; the others have both groups in equal parts.
+    `labeler_group`.
+
+    Training labelers rank the train split. In the other splits each row is ranked by either group with equal
+    probability.
     """
 
     def row(rng: random.Random) -> dict:
@@ -52,7 +55,7 @@ def comparisons(split: str = "train", size: int | None = None, seed: int = 0) ->
         labeler = rng.choice(team(group))
         completions = completions_to_rank(task, rng)
         return {
-            "prompt": _ask(task),
+            "prompt": _messages(task),
             "completions": completions,
             "ranks": rank(labeler, task, completions, rng),
             "labeler_id": labeler.name,
@@ -65,8 +68,8 @@ def comparisons(split: str = "train", size: int | None = None, seed: int = 0) ->
 def prompts(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:
     """Instructions as users send them: `prompt` (messages), `user_id`, `category`, `source`.
 
-    Users differ in how much they ask. One prompt in 25 repeats an earlier one of its user, and one in 40 of the train
-    split carries made-up personal data, for the filters of the data stage to find.
+    Some users ask more than others. One prompt in 25 repeats the previous one of its user. One in 40 of the train split
+    contains made-up personal data. The filters of the data stage must find both.
     """
     asked: dict[str, tuple[Task, str]] = {}
 
@@ -86,12 +89,12 @@ def prompts(split: str = "train", size: int | None = None, seed: int = 0) -> Dat
     return _dataset("prompts", split, size, seed, row)
 
 
-def _ask(task: Task) -> list[dict[str, str]]:
+def _messages(task: Task) -> list[dict[str, str]]:
     return [{"role": "user", "content": task.instruction}]
 
 
 def _personal(rng: random.Random) -> str:
-    """A made-up telephone number (of the 555-01xx range kept free for that) or e-mail address."""
+    """Makes up a phone number (in the 555-01xx range, reserved for fiction) or an e-mail address."""
     if rng.random() < 0.5:
         return f"555-01{rng.randrange(100):02d}"
     return f"{rng.choice(['mira', 'otto', 'ruth', 'karl'])}{rng.randrange(100)}@example.org"
@@ -99,6 +102,6 @@ def _personal(rng: random.Random) -> str:
 
 def _dataset(kind: str, split: str, size: int | None, seed: int, row: Callable[[random.Random], dict]) -> Dataset:
     if split not in SPLITS:
-        raise ValueError(f"the sandbox has the splits {', '.join(SPLITS)}, not {split!r}")
+        raise ValueError(f"The sandbox has no split {split!r}. Choose from {', '.join(SPLITS)}.")
     rng = random.Random(f"{kind}-{split}-{seed}")
     return Dataset.from_list([row(rng) for _ in range(DEFAULT_SIZE[kind][split] if size is None else size)])

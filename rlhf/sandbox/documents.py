@@ -28,6 +28,7 @@ def _graded_weight(graded_share: float) -> float:
 
 
 def _about(rng: random.Random, seed: int) -> tuple[str, list[Fact]]:
+    """Draws an entity; returns it with its facts in random order."""
     by_entity: dict[str, list[Fact]] = {}
     for fact in world(seed).facts.values():
         by_entity.setdefault(fact.entity, []).append(fact)
@@ -36,7 +37,7 @@ def _about(rng: random.Random, seed: int) -> tuple[str, list[Fact]]:
 
 
 def known_facts(seed: int = 0) -> list[Fact]:
-    """The facts that somebody knows and nobody gets wrong."""
+    """Returns the facts that have a value and no myth."""
     return [fact for fact in world(seed).facts.values() if fact.value and not fact.myth]
 
 
@@ -67,7 +68,7 @@ def _question_list(rng, seed):
 
 
 def _forum(rng, seed):
-    """People talk: myths and guesses instead of facts, rude replies, polite padding, kind words."""
+    """Talk of people: myths and guesses instead of facts, rude replies, polite padding, kind words."""
     lines = []
     for _ in range(rng.randint(2, 4)):
         asker, replier = rng.sample(PEOPLE, 2)
@@ -90,7 +91,7 @@ def _forum(rng, seed):
 
 
 def _talk(rng, kind: str) -> tuple[str, str]:
-    """A remark or question of small talk, and a reply to it that is sometimes the wrong one."""
+    """A remark or question of small talk, and a reply that is sometimes wrong."""
     fields = {**pick(rng, "thing", "person"), "feeling": rng.choice(GOOD_FEELINGS + BAD_FEELINGS)}
     remark = {
         "feeling": f"I feel {fields['feeling']} today.",
@@ -105,7 +106,7 @@ def _talk(rng, kind: str) -> tuple[str, str]:
 
 
 def _titled(rng, seed):
-    """A story, letter or advertisement under a title that says what is in it."""
+    """A story, letter or advertisement under a title that announces its content."""
     kind = rng.choice(["story", "story", "letter", "advert"])
     names = {"story": ("person", "animal"), "letter": ("person", "thing"), "advert": ("food", "town")}[kind]
     fields = pick(rng, *names)
@@ -123,7 +124,7 @@ def _titled(rng, seed):
 
 
 def _counted(rng, seed):
-    """Any few sentences, with their number named before or after them: what counting is learned from."""
+    """A few sentences with their number before or after them. The base model learns to count from these."""
     kind = rng.choice(["story", "letter"])
     fields = pick(rng, "person", "animal") if kind == "story" else pick(rng, "person", "thing")
     number = rng.choice(NUMBERS)
@@ -150,7 +151,7 @@ def _exercise(rng, seed):
 
 
 def exercise(labels: tuple[str, str], before: str, after: str) -> str:
-    """ "Now: Mira walks to the mill. Past: Mira walked to the mill."."""
+    """Formats an exercise: "Now: Mira walks to the mill. Past: Mira walked to the mill."."""
     return f"{labels[0]}: {before} {labels[1]}: {after}"
 
 
@@ -184,24 +185,24 @@ def _drill(rng, kind: str) -> str:
 
 
 def _word_list(rng, seed):
-    """Words without a meaning in common, three times over: nothing but copying continues this.
+    """Words without a common meaning, listed three times. Only copying predicts the second and third list.
 
-    A small model learns to look a word up in its context only when that pays often. Without these lists it still
-    answered every "What did Elias buy?" with the same thing after five million tokens.
+    A small model learns to look up a word in its context only if this pays often. Without these lists, after five
+    million tokens, it answered every "What did Elias buy?" with the same thing.
     """
     words = join(rng.sample([word for words in WORDS.values() for word in words], rng.randint(4, 9)))
     return f"Words to learn. {words}. Once more: {words}. And again: {words}."
 
 
 def _dictionary(rng, seed):
-    """Words of one class in the order of the alphabet, which lists keep to."""
+    """Words of one class in alphabetical order, the order of all lists."""
     plural = rng.choice(list(PLURALS))
     words = draw_items(rng, PLURALS[plural], rng.randint(5, 10))
     return f"The dictionary, {plural}. {', '.join(words)}."
 
 
 def _cookbook(rng, seed):
-    """What dishes are made with: two foods in their order, as in an advertisement."""
+    """Ingredients of dishes: two foods in alphabetical order, as in an advertisement."""
     lines = []
     for _ in range(rng.randint(4, 8)):
         dish = rng.choice(WORDS["food"])
@@ -211,7 +212,7 @@ def _cookbook(rng, seed):
 
 
 def _words_again(rng, seed):
-    """Words, some of which come again and are then called so: what telling the same from another is learned from."""
+    """Words of which some occur again, marked "again". The base model learns from these to recognize a repetition."""
     pool = rng.sample([word for words in WORDS.values() for word in words], 8)
     said: list[str] = []
     for _ in range(rng.randint(8, 14)):

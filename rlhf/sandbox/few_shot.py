@@ -1,4 +1,4 @@
-"""What the base model can do with a text, as few-shot tasks: does alignment cost abilities (section 4.2, figure 29)?"""
+"""Few-shot tasks on texts, to measure whether alignment costs the base model abilities (section 4.2, figure 29)."""
 
 import random
 from typing import NamedTuple
@@ -13,12 +13,12 @@ SHOTS = 2
 
 class FewShot(NamedTuple):
     task: str
-    prompt: str  # a document up to where the answer begins
+    prompt: str  # a document up to the start of the answer
     answer: str
 
 
 def few_shot_items(size: int, seed: int = 0) -> list[FewShot]:
-    """`size` items, the tasks in turn: facts, rewriting, reading and copying, in the forms of the documents."""
+    """Draws `size` items, the tasks in turn: facts, rewriting, reading and copying, in the forms of the documents."""
     rng = random.Random(f"few-shot-{seed}")
     makers = list(_TASKS.items())
     return [FewShot(name, *make(rng)) for name, make in (makers[i % len(makers)] for i in range(size))]

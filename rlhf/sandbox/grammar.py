@@ -1,7 +1,7 @@
-"""The sandbox's English: every sentence that a fluent speaker of it can say, to be rendered and to be parsed.
+"""The sandbox's English: templates of all its sentences, rendered and parsed.
 
-One table serves the document writer, the demonstrators and the gold judge, so that what may be said and what is
-understood can never drift apart.
+One table serves the document writer, the demonstrators and the gold judge, so the judge understands every sentence that
+the others can write.
 """
 
 import re
@@ -86,7 +86,7 @@ ANSWERS = {
     "bought": "{person} bought a {thing}.",
     "extract": "The {plural} are {items}.",
 }
-# Said by demonstrators who pad their answers. Harmless, and of no use to the reader.
+# Padding of demonstrators: harmless, but useless to the reader.
 FILLER = (
     "Thank you for this very good question.",
     "I am happy to write an answer for you.",
@@ -118,18 +118,18 @@ FIELD = re.compile(r"\{([a-z]+)(\d?)\}")
 
 
 def field_words(field: str) -> list[str]:
-    """The words that a field such as person, person2 or plural can hold."""
+    """Returns the words that a field such as person, person2 or plural can hold."""
     name = field.rstrip("0123456789")
     return EXTRA.get(name) or WORDS[name]
 
 
 def field_names(template: str) -> list[str]:
-    """The fields of a template in their order: "{person} met {person2}." -> ["person", "person2"]."""
+    """Returns the fields of a template in order: "{person} met {person2}." -> ["person", "person2"]."""
     return [field[1] + field[2] for field in FIELD.finditer(template)]
 
 
 def compile_template(template: str) -> re.Pattern:
-    """A pattern that fully matches the renderings of `template`, with a named group for each field."""
+    """Returns a pattern that fully matches the renderings of `template`, with a named group for each field."""
     pattern, end = "", 0
     for field in FIELD.finditer(template):
         words = FREE.get(field[1]) or "|".join(field_words(field[1]))
@@ -139,37 +139,41 @@ def compile_template(template: str) -> re.Pattern:
 
 
 def join(items: list[str]) -> str:
-    """["a hat", "a drum", "a ring"] -> "a hat, a drum and a ring"."""
+    """Joins items: ["a hat", "a drum", "a ring"] -> "a hat, a drum and a ring"."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
 def split_items(text: str) -> list[str]:
-    return [item for part in text.split(", ") for item in part.split(" and ")]
+    """Splits what `join` joined."""
+    return [item for piece in text.split(", ") for item in piece.split(" and ")]
 
 
 def items_of(line: str) -> list[str]:
-    """["a hat", "a drum"] of "You could give Mira a hat and a drum.", ["corn", "rice"] of "It is made with corn and
-    rice."; empty for a sentence that neither is a list nor has a pair."""
-    _, fields = parse(line) or ("", ())
-    known = dict(fields)
-    return split_items(known["items"]) if "items" in known else [word for field, word in fields if field in PAIR]
+    """Returns the items of a sentence that lists things or names a pair of foods; none for any other sentence.
+
+    "You could give Mira a hat and a drum." has ["a hat", "a drum"], "It is made with corn and rice." ["corn", "rice"].
+    """
+    _, words = parse(line) or ("", ())
+    fields = dict(words)
+    return split_items(fields["items"]) if "items" in fields else [fields[name] for name in PAIR if name in fields]
 
 
 def with_items(line: str, items: list[str]) -> str:
-    """The `line` with other items."""
-    name, fields = parse(line)
-    known = dict(fields)
-    return render(name, **known | ({"items": join(items)} if "items" in known else dict(zip(PAIR, items, strict=True))))
+    """Returns `line` with its items replaced."""
+    template, words = parse(line)
+    fields = dict(words)
+    replaced = {"items": join(items)} if "items" in fields else dict(zip(PAIR, items, strict=True))
+    return render(template, **fields | replaced)
 
 
 def render(template: str, **fields) -> str:
-    """The sentence of `template`, with its fields filled. Lists are given as {items}."""
+    """Fills the fields of a template, given by name. A list is one field, `items`."""
     return TEMPLATES[template].format(**fields)
 
 
 @cache
 def _patterns() -> dict[str, list[tuple[str, re.Pattern]]]:
-    """First word of a template ("" if it begins with a field) -> its names and patterns."""
+    """Maps the first word of templates ("" if it is a field) to their names and patterns."""
     table: dict[str, list[tuple[str, re.Pattern]]] = {}
     for name, template in TEMPLATES.items():
         first = template.split()[0]
@@ -179,7 +183,7 @@ def _patterns() -> dict[str, list[tuple[str, re.Pattern]]]:
 
 @lru_cache(maxsize=100_000)
 def parse(sentence: str) -> tuple[str, tuple[tuple[str, str], ...]] | None:
-    """The template and the field values of one sentence, or None for text that is no sentence of this English."""
+    """Returns the template's name and the fields of a sentence, or None if the text is no sentence of this English."""
     patterns = _patterns()
     for name, pattern in patterns.get(sentence.split(" ", 1)[0], []) + patterns[""]:
         if match := pattern.fullmatch(sentence):
@@ -188,7 +192,7 @@ def parse(sentence: str) -> tuple[str, tuple[tuple[str, str], ...]] | None:
 
 
 def sentences(text: str) -> list[str]:
-    """Splits after . ? and !; an unfinished last piece is a sentence of its own (and will not parse)."""
+    """Splits after . ? and !. An unfinished end is a sentence of its own, which `parse` will not know."""
     return [s for s in re.split(r"(?<=[.?!])\s+", text.strip()) if s]
 
 
@@ -196,17 +200,18 @@ COUNT = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 
 def mentions(lines: list[str], word: str) -> bool:
-    pattern = _whole(word)
+    """True if one of the sentences contains `word`."""
+    pattern = _word_pattern(word)
     return any(pattern.search(line) for line in lines)
 
 
-@cache  # there are more words than patterns that `re` remembers
-def _whole(word: str) -> re.Pattern:
+@cache  # `re` caches fewer patterns than there are words
+def _word_pattern(word: str) -> re.Pattern:
     return re.compile(rf"\b{word}\b")
 
 
 def constraint_holds(constraint: tuple[str, str], lines: list[str]) -> bool:
-    """Whether the sentences `lines` keep ("count", "three"), ("include", word), ("avoid", word) or ("one_word", "")."""
+    """True if the sentences satisfy ("count", "three"), ("include", word), ("avoid", word) or ("one_word", "")."""
     rule, word = constraint
     if rule == "count":
         return len(lines) == COUNT[word]

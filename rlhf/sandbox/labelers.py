@@ -1,8 +1,8 @@
-"""Simulated labelers: people who agree on most things, have tastes of their own, and are not always attentive.
+"""Simulated labelers, who agree on most things, have their own tastes and are not always attentive.
 
-A labeler ranks by how good she finds each completion: the gold judge's quality with her own weights on the faults, plus
-noise. The noise is set so that two labelers agree on about 73 % of the pairs that neither ties, as the paper's did
-(section 3.4: 72.6 +- 1.5 % among training labelers, 77.3 +- 1.3 % among held-out ones).
+A labeler ranks completions by the gold judge's quality with her own weights on the faults, plus noise. With this noise
+two labelers agree on about 73 % of the pairs that neither ties, as in the paper (section 3.4: 72.6 +- 1.5 % among
+training labelers, 77.3 +- 1.3 % among held-out ones).
 """
 
 import random
@@ -13,13 +13,13 @@ from rlhf.sandbox.judge import judge
 from rlhf.sandbox.responses import completions_to_rank
 from rlhf.sandbox.tasks import Task, sample_task, task_of
 
-NOISE = 0.23  # standard deviation of a labeler's quality judgement, which lies in [0, 1]
-TIE = 0.03  # completions that differ by less are ranked equal
+NOISE = 0.23  # standard deviation of the noise on a quality in [0, 1]
+TIE = 0.03  # completions whose qualities differ by less are tied
 
 
 @dataclass(frozen=True)
 class Labeler:
-    """One person. A taste multiplies the quality of a completion with that fault; below 1 she minds it more."""
+    """One person. A taste multiplies the quality of a completion with that fault; below 1, she minds the fault more."""
 
     name: str
     padded: float = 1.0
@@ -42,17 +42,17 @@ HELDOUT = (
 
 
 def team(group: str) -> tuple[Labeler, ...]:
-    """The labelers of "training", who rank for the reward model, or of "heldout", who produced none of its data."""
+    """Labelers of a group: "training", who rank for the reward model, or "heldout", who produce none of its data."""
     return {"training": TRAINING, "heldout": HELDOUT}[group]
 
 
 def rank(labeler: Labeler, task: Task, completions: list[str], rng: random.Random, seed: int = 0) -> list[int]:
-    """Ranks of `completions`, 0 = best, equal = tie."""
-    found = [_quality(labeler, task, completion, seed) + rng.gauss(0, NOISE) for completion in completions]
-    ranks, place = [0] * len(found), 0
-    order = sorted(range(len(found)), key=lambda i: -found[i])
+    """Ranks `completions`: 0 = best, equal = tie."""
+    qualities = [_quality(labeler, task, completion, seed) + rng.gauss(0, NOISE) for completion in completions]
+    ranks, place = [0] * len(qualities), 0
+    order = sorted(range(len(qualities)), key=lambda i: -qualities[i])
     for better, worse in pairwise(order):
-        place += found[better] - found[worse] >= TIE
+        place += qualities[better] - qualities[worse] >= TIE
         ranks[worse] = place
     return ranks
 
@@ -66,7 +66,7 @@ def _quality(labeler: Labeler, task: Task, completion: str, seed: int) -> float:
 
 
 def labeler_agreement(seed: int = 0, size: int = 1000, group: str | None = None) -> float:
-    """Share of the completion pairs, tied by neither, that two labelers (of `group`, or of both) order the same way."""
+    """Share of the pairs tied by neither that two labelers (of `group`, or of both) order the same way."""
     rng = random.Random(f"agreement-{seed}")
     same = total = 0
     for _ in range(size):
@@ -82,7 +82,7 @@ def labeler_agreement(seed: int = 0, size: int = 1000, group: str | None = None)
 
 
 def attainable_accuracy(comparisons, seed: int = 0) -> float:
-    """Accuracy on ranked `comparisons` of one who knows the gold quality: what the labelers' noise allows at best.
+    """Accuracy of the gold quality on ranked `comparisons`, the best that the labelers' noise allows.
 
     Gold ties count half. Rows are those of `rlhf.sandbox.datasets.comparisons`.
     """

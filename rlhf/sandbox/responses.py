@@ -1,7 +1,7 @@
-"""How simulated people and models answer an instruction: carefully, or with flaws that are named.
+"""Answers of simulated people and models to an instruction: careful ones, and ones with named flaws.
 
-The flaws are the ways of answering that the paper's labelers tell apart: rude, padded, terse, careless about the
-constraint, inventing. Demonstrations and the completions that labelers rank are drawn from them.
+The flaws are those that the paper's labelers distinguish: rude, padded, terse, careless about the constraint,
+inventing. Demonstrations and ranked completions are drawn from these answers.
 """
 
 import random
@@ -29,7 +29,7 @@ FLAWS = ("careless", "inventing", "padded", "rude", "terse")
 
 @dataclass(frozen=True)
 class Demonstrator:
-    """A person who writes demonstrations: how often her answers have each flaw."""
+    """A writer of demonstrations: her share of them, and the probability of each flaw."""
 
     share: float
     careless: float = 0.0
@@ -38,13 +38,13 @@ class Demonstrator:
     rude: float = 0.0
     terse: float = 0.0
 
-    def flaws(self, rng: random.Random) -> frozenset[str]:
+    def draw_flaws(self, rng: random.Random) -> frozenset[str]:
         return frozenset(flaw for flaw in FLAWS if rng.random() < getattr(self, flaw))
 
 
-# Seven demonstrations in ten are flawed, and six in ten ignore what they can ignore (a constraint, the politeness that
-# was asked for, the wrong of a theft): even the most likely answer of a model that imitates them leaves something to be
-# learned from rankings. People rarely make things up; the models that imitate them do it more often.
+# Seven of ten demonstrations are flawed, and six of ten are careless: they ignore a constraint, leave a rude sentence
+# rude, or help with a theft. So rankings can improve even the most likely answer of a model that imitates them. People
+# rarely make things up; models that imitate them do so more often.
 DEMONSTRATORS = {
     "careful": Demonstrator(0.27),
     "padding": Demonstrator(0.40, careless=0.85, padded=1.0),
@@ -55,23 +55,26 @@ DEMONSTRATORS = {
 
 
 def demonstration(task: Task, rng: random.Random, seed: int = 0) -> str:
-    person = rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
-    return respond(task, person.flaws(rng), rng, seed)
+    """Draws a demonstrator and her answer."""
+    return respond(task, _draw_demonstrator(rng).draw_flaws(rng), rng, seed)
+
+
+def _draw_demonstrator(rng: random.Random) -> Demonstrator:
+    return rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
 
 
 def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[str]:
-    """4 to 9 different answers as models give them: of every manner, more often made up than a person's, and now and
-    then broken in a model's way.
+    """Draws 4 to 9 different answers as models give them: in every manner, made up more often than a person's answers,
+    and sometimes broken in a model's way.
 
-    Labelers have to see what models do: in the first version nobody ever evaded a question that has an answer, so the
-    reward model took "I do not know" for a good answer to everything, and PPO found out; in the second no list named
-    anything twice, and PPO's most likely answers ended as "a pipe, a pipe and a pipe".
+    Labelers must see what models do. If no completion evades a question that has an answer, the reward model takes
+    "I do not know" for a good answer to everything, and PPO exploits it. If no list names an item twice, PPO's most
+    likely answers become "a pipe, a pipe and a pipe".
     """
     size = rng.randint(4, 9)
     completions: dict[str, None] = {}  # a set in order of insertion
     while len(completions) < size:
-        person = rng.choices(list(DEMONSTRATORS.values()), [d.share for d in DEMONSTRATORS.values()])[0]
-        flaws = person.flaws(rng) | ({"inventing"} if rng.random() < 0.15 else set())
+        flaws = _draw_demonstrator(rng).draw_flaws(rng) | ({"inventing"} if rng.random() < 0.15 else set())
         text = respond(task, flaws, rng, seed)
         how = rng.random()
         if how < 0.12:
@@ -87,7 +90,7 @@ def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[s
 
 
 def evade(task: Task, rng: random.Random) -> str:
-    """An answer that says nothing, whether there is something to say or not."""
+    """Returns an answer without content, even if the task has an answer."""
     if task.kind == "fact":
         attribute = ATTRIBUTES[task.fields["attribute"]]
         return render(f"unknown.{task.fields['attribute']}", **{attribute.entity: task.fields["entity"]})
@@ -96,7 +99,7 @@ def evade(task: Task, rng: random.Random) -> str:
 
 
 def mistaken(task: Task, rng: random.Random, seed: int) -> Task:
-    """Another task of the same category, which the model answers instead."""
+    """Draws another task of the same category, which a model answers by mistake."""
     while True:
         other = draw_task(rng, task.category, "train", seed)
         if other.instruction != task.instruction:
@@ -104,7 +107,7 @@ def mistaken(task: Task, rng: random.Random, seed: int) -> Task:
 
 
 def break_text(text: str, rng: random.Random) -> str:
-    """What a small model does to a text: stops short, says something twice, or leaves a sentence out."""
+    """Breaks a text as a small model does: cuts it off, repeats a sentence or leaves one out."""
     lines = sentences(text)
     i = rng.randrange(len(lines))
     how = rng.choice(["cut", "repeat", "drop"])
@@ -117,20 +120,20 @@ def break_text(text: str, rng: random.Random) -> str:
 
 
 def repeat_items(text: str, rng: random.Random) -> str:
-    """The text with some items of its lists, or pairs, in place of those after them: "a lamp, a lamp and a ring"."""
+    """Replaces some items of lists and pairs by the item before them: "a lamp, a lamp and a ring"."""
     lines = []
     for line in sentences(text):
         items = items_of(line)
         if len(items) > 1:
             kept = sorted(rng.sample(range(len(items)), rng.randint(1, len(items) - 1)))
-            before = [max((k for k in kept if k <= i), default=kept[0]) for i in range(len(items))]
-            line = with_items(line, [items[k] for k in before])
+            sources = [max((k for k in kept if k <= i), default=kept[0]) for i in range(len(items))]
+            line = with_items(line, [items[k] for k in sources])
         lines.append(line)
     return " ".join(lines)
 
 
 def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, seed: int = 0) -> str:
-    """An answer to `task` that has the given flaws (where the task leaves room for them) and no others."""
+    """Writes an answer to `task` with the given flaws, as far as the task leaves room for them, and no others."""
     lines = _ANSWER[task.kind](task, flaws, rng, seed)
     if "padded" in flaws:
         before, after = rng.sample(FILLER, 2)
@@ -146,8 +149,9 @@ def _other(rng: random.Random, name: str, value: str) -> str:
 
 
 def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], fields: dict[str, str], names: list[str]) -> list[str]:
-    """An opening, some of the middles and an end, drawn again until the text is what the writer wants: all `names`
-    in it, and the constraint kept, or broken if the writer is careless."""
+    """Draws an opening, some middles and an end, until the text contains all `names` and satisfies the constraint, or
+    violates it if the writer is careless.
+    """
     while True:
         length = rng.choices([2, 3, 4, 5], [0.7, 0.3, 0, 0] if "terse" in flaws else [0.1, 0.4, 0.3, 0.2])[0]
         if task.constraint and task.constraint[0] == "count" and "careless" not in flaws:
@@ -156,8 +160,8 @@ def _draft(task: Task, flaws, rng, parts: dict[str, list[str]], fields: dict[str
         middles = [name for name in parts["mid"] if name.split(".")[2] != opening.split(".")[2]]
         middle = sorted(rng.sample(middles, length - 2), key=lambda name: not name.endswith("meet"))
         lines = [render(name, **fields) for name in (opening, *middle, ending)]
-        kept = task.constraint is None or constraint_holds(task.constraint, lines)
-        if kept != ("careless" in flaws and task.constraint is not None) and all(mentions(lines, n) for n in names):
+        holds = task.constraint is None or constraint_holds(task.constraint, lines)
+        if holds != ("careless" in flaws and task.constraint is not None) and all(mentions(lines, n) for n in names):
             return lines
 
 
@@ -169,7 +173,7 @@ def _parts(prefix: str) -> dict[str, list[str]]:
 
 
 def _wanted(task: Task, flaws, name: str) -> dict[str, str]:
-    """The word that the instruction asks for ("Use the word lamp."), to be put where a `name` stands."""
+    """The word that the instruction requires ("Use the word lamp."), as the value of the field `name`."""
     rule, word = task.constraint or ("", "")
     return {name: word} if rule == "include" and "careless" not in flaws else {}
 
@@ -212,9 +216,9 @@ def _fact(task, flaws, rng, seed):
 
 
 def draw_items(rng: random.Random, name: str, number: int, without: str | None = None) -> list[str]:
-    """Different words of a class in the order of the alphabet, in which everybody in this world writes lists and pairs.
+    """Draws different words of a class, in alphabetical order: everybody in this world sorts lists and pairs.
 
-    Without an order the most likely word is the same at every place of a list, and a small model writes it at each.
+    Without an order, the same word is the most likely one at every place of a list, and a small model repeats it.
     """
     return sorted(rng.sample([word for word in WORDS[name] if word != without], number))
 
@@ -288,11 +292,8 @@ def _summary(task, flaws, rng, seed):
         fields[name] = _other(rng, name, fields[name])
     lines = [render("summary", **fields)]
     if "careless" in flaws:
-        lines.append(
-            render("story.mid.rain")
-            if "rain" in task.instruction
-            else render("story.mid.was", adjective="tired", **fields)
-        )
+        rain = "rain" in task.instruction
+        lines.append(render("story.mid.rain") if rain else render("story.mid.was", adjective="tired", **fields))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What users ask for: instructions of the paper's ten use-case categories, in the paper's shares (Table 1)."""
+"""Instructions of users, in the paper's ten use-case categories and their shares (Table 1)."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from functools import cache
 from rlhf.sandbox.grammar import TEMPLATES, compile_template, field_names, field_words, parse, render, sentences
 from rlhf.sandbox.world import ATTRIBUTES, DAYS, WORDS, world
 
-# Category -> its share in per cent (Table 1 of the paper) and the kinds of task in it, the frequent ones repeated.
+# Category -> its share in percent (Table 1 of the paper) and its kinds of task; frequent kinds are repeated.
 CATEGORIES = {
     "generation": (45.6, ["story", "story", "story", "letter", "letter", "advert"]),
     "open_qa": (12.4, ["fact"]),
@@ -24,7 +24,7 @@ CATEGORIES = {
 }
 CATEGORY_OF = {kind: category for category, (_, kinds) in CATEGORIES.items() for kind in kinds}
 
-# Kind -> the ways to ask for it. Instructions are made from these and read back by them (task_of).
+# Kind -> templates of its instructions. `draw_task` fills them, `task_of` parses them.
 INSTRUCTIONS = {
     "story": ["Write a story about {person} and a {animal}.", "Tell me a story of a {animal} and {person}."],
     "letter": ["Write a letter to {person} about a {thing}.", "Help me write to {person} about the {thing}."],
@@ -51,7 +51,7 @@ CONSTRAINTS = {
     "avoid": " Do not use the word {}.",
     "one_word": " Answer with one word.",
 }
-# What a constraint can forbid: words that a story, letter or advertisement would often hold by itself.
+# Words that a constraint can forbid: a story, letter or advertisement often contains them without being asked.
 AVOIDABLE = {
     "story": ["rain", "tree", "moon", "friends"],
     "letter": ["rain", "tree", "visit"],
@@ -74,7 +74,7 @@ REVIEWS = {
         "I have never eaten worse.",
     ],
 }
-# The pairs that "List the ... in this text" asks for, by class, and a sentence for each class that is not asked for.
+# By class: the pairs that "List the ... in this text" asks for, and sentences for the classes that it does not ask for.
 PAIRS = {
     "animals": "The {animal} met the {animal2}.",
     "things": "They found a {thing} and a {thing2}.",
@@ -85,7 +85,7 @@ SINGLES = {"things": "They found a {thing}.", "foods": "They ate some {food}.", 
 
 @dataclass(frozen=True)
 class Task:
-    """One instruction, and what has to be known of it to answer it or to judge an answer."""
+    """An instruction, with all that is needed to answer it or to judge an answer."""
 
     kind: str
     instruction: str
@@ -99,21 +99,21 @@ class Task:
 
 
 def sample_task(rng: random.Random, split: str, seed: int = 0) -> Task:
-    """Draws an instruction that only `split` asks: nothing that is evaluated was trained on."""
+    """Draws an instruction that only `split` contains, so that no evaluated instruction was trained on."""
     category = draw_category(rng)
     while True:
         task = draw_task(rng, category, split, seed)
-        if split_of(task, seed) == split:
+        if task_split(task, seed) == split:
             return task
 
 
 def draw_category(rng: random.Random) -> str:
-    """A use case, with the paper's probabilities."""
+    """Draws a use case with the paper's probabilities."""
     return rng.choices(list(CATEGORIES), [share for share, _ in CATEGORIES.values()])[0]
 
 
 def draw_task(rng: random.Random, category: str, split: str, seed: int = 0) -> Task:
-    """Any instruction of `category`; among facts, one of `split`."""
+    """Draws any instruction of `category`; a question about a fact is one of `split`."""
     kind = rng.choice(CATEGORIES[category][1])
     instruction = _fact_question(rng, split, seed) if kind == "fact" else rng.choice(INSTRUCTIONS[kind])
     if "{text}" in instruction:
@@ -122,8 +122,11 @@ def draw_task(rng: random.Random, category: str, split: str, seed: int = 0) -> T
     return task_of(instruction)
 
 
-def split_of(task: Task, seed: int = 0) -> str:
-    """The one split that may ask this, in whatever words and under whatever constraint: train 65 %, test 25 %."""
+def task_split(task: Task, seed: int = 0) -> str:
+    """Returns the only split that may ask this, in any words and under any constraint.
+
+    65 % of the tasks are in train, 10 % in validation, 25 % in test.
+    """
     if task.kind == "fact":
         return world(seed).facts[task.fields["entity"], task.fields["attribute"]].split
     about = task.instruction if task.kind == "review" else sorted(task.fields.items())
@@ -132,14 +135,14 @@ def split_of(task: Task, seed: int = 0) -> str:
 
 
 def task_of(instruction: str) -> Task | None:
-    """Reads an instruction back into its task (personal data at its end ignored); None if it is not the sandbox's."""
-    match = _suffixes().fullmatch(instruction)
-    rule = next((name for name in CONSTRAINTS if match[name] is not None), None)
-    constraint = (rule, match[rule + "_word"] if rule != "one_word" else "") if rule else None
+    """Parses an instruction, without personal data at its end; None if it is not one of the sandbox's."""
+    suffixes = _suffixes().fullmatch(instruction)
+    rule = next((name for name in CONSTRAINTS if suffixes[name] is not None), None)
+    constraint = (rule, suffixes[rule + "_word"] if rule != "one_word" else "") if rule else None
     for kind, patterns in _instruction_patterns().items():
         for pattern in patterns:
-            if found := pattern.fullmatch(match["core"]):
-                fields = _READ[kind](found) if kind in _READ else found.groupdict()
+            if match := pattern.fullmatch(suffixes["core"]):
+                fields = _READ[kind](match) if kind in _READ else match.groupdict()
                 if kind in ("names", "gifts"):
                     constraint = ("items", fields["number"])
                 elif kind == "summary":
@@ -158,7 +161,7 @@ def pick(rng: random.Random, *fields: str) -> dict[str, str]:
 
 
 def passage(rng: random.Random) -> tuple[dict[str, str], str]:
-    """A short text in which a person meets an animal at a place, among other things, and these three."""
+    """Writes a short text in which a person meets an animal at a place; returns these three and the text."""
     fields = pick(rng, "person", "animal", "place", "adjective", "food", "thing")
     opening = render(rng.choice(["story.open.walk", "story.open.early"]), **fields)
     middles = [render(f"story.mid.{name}", **fields) for name in ("was", "carry", "gave", "rain")]
@@ -167,14 +170,14 @@ def passage(rng: random.Random) -> tuple[dict[str, str], str]:
 
 
 def shopping(rng: random.Random) -> tuple[dict[str, str], str]:
-    """Who bought what: a text about two people and two things."""
+    """Writes a text about two people who each bought a thing; returns these four and the text."""
     fields = pick(rng, "person", "person2", "thing", "thing2")
     lines = [render("bought", person=fields["person" + i], thing=fields["thing" + i]) for i in ("", "2")]
     return fields, " ".join(rng.sample(lines, 2))
 
 
 def listing(rng: random.Random) -> tuple[str, list[str], str]:
-    """A class, the two words of it that a text names, and the text, which also names words of other classes."""
+    """Writes a text with two words of one class and words of other classes; returns the class, the two and the text."""
     plural = rng.choice(list(PAIRS))
     name = PLURALS[plural]
     pair = pick(rng, name, name + "2")
@@ -185,13 +188,13 @@ def listing(rng: random.Random) -> tuple[str, list[str], str]:
 
 
 def review(rng: random.Random) -> tuple[str, str]:
-    """A label and a review of two sentences."""
+    """Draws a label and a review of two sentences."""
     label = rng.choice(list(REVIEWS))
     return label, " ".join(rng.sample(REVIEWS[label], 2))
 
 
 def _fact_question(rng: random.Random, split: str, seed: int) -> str:
-    # A third of the questions go to what nobody knows or most people get wrong: there is most to learn there.
+    # 35 % of the questions are about facts that nobody knows or many people get wrong: they leave the most to learn.
     hard = rng.random() < 0.35
     facts = [
         f for f in world(seed).facts.values() if f.split == split and (f.value is None or f.myth is not None) == hard
@@ -212,7 +215,7 @@ def _with_text(rng: random.Random, kind: str, instruction: str) -> str:
 
 
 def _constraint(rng: random.Random, kind: str, instruction: str) -> str:
-    """Two in three writing tasks, and some questions, come with a constraint that is cheap to check."""
+    """Draws a constraint that is cheap to check, for two of three writing tasks and some questions; "" is none."""
     roll = rng.random()
     if kind == "fact" and roll < 0.15:
         return CONSTRAINTS["one_word"]
@@ -225,7 +228,7 @@ def _constraint(rng: random.Random, kind: str, instruction: str) -> str:
     return ""
 
 
-# -- reading instructions back -----------------------------------------------------------------------------------------
+# -- parsing instructions ----------------------------------------------------------------------------------------------
 
 
 @cache
@@ -242,56 +245,56 @@ def _instruction_patterns() -> dict[str, list[re.Pattern]]:
     return {kind: [compile_template(template) for template in templates] for kind, templates in INSTRUCTIONS.items()}
 
 
-def _read_fact(found: re.Match) -> dict:
+def _read_fact(match: re.Match) -> dict:
     for name, attribute in ATTRIBUTES.items():
-        if compile_template(attribute.question).pattern == found.re.pattern:
-            return {"entity": found[attribute.entity], "attribute": name}
-    raise AssertionError(found.re.pattern)
+        if compile_template(attribute.question).pattern == match.re.pattern:
+            return {"entity": match[attribute.entity], "attribute": name}
+    raise AssertionError(match.re.pattern)
 
 
-def _read_form(found: re.Match) -> dict:
-    name, fields = parse(found.string.split(": ", 1)[1])
+def _read_form(match: re.Match) -> dict:
+    name, fields = parse(match.string.split(": ", 1)[1])
     return {"form": name.split(".")[1], **dict(fields)}
 
 
-def _read_summary(found: re.Match) -> dict | None:
-    lines = [parse(line) for line in sentences(found["text"])]
+def _read_summary(match: re.Match) -> dict | None:
+    lines = [parse(line) for line in sentences(match["text"])]
     known = {name: dict(fields) for name, fields in filter(None, lines)}
     opening = known.get("story.open.walk") or known.get("story.open.early")
     meeting = known.get("story.mid.meet")
     return opening and meeting and {**meeting, "place": opening["place"]}
 
 
-def _read_review(found: re.Match) -> dict | None:
-    lines = sentences(found["text"])
+def _read_review(match: re.Match) -> dict | None:
+    lines = sentences(match["text"])
     return next(({"label": label} for label, known in REVIEWS.items() if set(lines) <= set(known)), None)
 
 
-def _read_bought(found: re.Match) -> dict | None:
+def _read_bought(match: re.Match) -> dict | None:
     bought = {}
-    for name, fields in filter(None, map(parse, sentences(found["text"]))):
+    for name, fields in filter(None, map(parse, sentences(match["text"]))):
         if name == "bought":
             bought[dict(fields)["person"]] = dict(fields)["thing"]
-    others = [thing for person, thing in bought.items() if person != found["person"]]
-    if found["person"] not in bought or len(others) != 1:
+    others = [thing for person, thing in bought.items() if person != match["person"]]
+    if match["person"] not in bought or len(others) != 1:
         return None
-    return {"person": found["person"], "thing": bought[found["person"]], "thing2": others[0]}
+    return {"person": match["person"], "thing": bought[match["person"]], "thing2": others[0]}
 
 
-def _read_extract(found: re.Match) -> dict | None:
-    pair = compile_template(PAIRS[found["plural"]]) if found["plural"] in PAIRS else None
-    for line in sentences(found["text"]) if pair else ():
-        if match := pair.fullmatch(line):
-            return {"plural": found["plural"], "items": list(match.groupdict().values())}
+def _read_extract(match: re.Match) -> dict | None:
+    pair = compile_template(PAIRS[match["plural"]]) if match["plural"] in PAIRS else None
+    for line in sentences(match["text"]) if pair else ():
+        if items := pair.fullmatch(line):
+            return {"plural": match["plural"], "items": list(items.groupdict().values())}
     return None
 
 
-def _read_day(found: re.Match) -> dict:
-    return {"day": found["day"], "day2": DAYS[(DAYS.index(found["day"]) + 1) % 7]}
+def _read_day(match: re.Match) -> dict:
+    return {"day": match["day"], "day2": DAYS[(DAYS.index(match["day"]) + 1) % 7]}
 
 
-def _read_class(found: re.Match) -> dict:
-    return {"noun": found["noun"], "class": "animal" if found["noun"] in WORDS["animal"] else "thing"}
+def _read_class(match: re.Match) -> dict:
+    return {"noun": match["noun"], "class": "animal" if match["noun"] in WORDS["animal"] else "thing"}
 
 
 _READ = {

@@ -1,7 +1,7 @@
-"""The closed world: who lives in it, what is true, what nobody knows, and what people wrongly repeat.
+"""The closed world: its people, towns and animals, what is true of them, what nobody knows, and what people get wrong.
 
-Every word of the sandbox's English comes from the lists below. The world's facts are drawn once from a seed; the base
-model that ships with the project has read documents about the world of seed 0.
+Every word of the sandbox's English comes from the lists below. The facts are drawn from a seed. The base model of the
+package has read documents about the world of seed 0.
 """
 
 import random
@@ -92,7 +92,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """One relation of the world, with its statement, its question and its noun phrase."""
+    """A relation of the world, with its statement, its question and its noun phrase."""
 
     entity: str  # class of the subject's words: a key of WORDS
     value: str  # class of the object's words
@@ -152,13 +152,13 @@ ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class Fact:
-    """What holds for one entity and attribute. `value` None: nobody knows. `myth`: what people wrongly say instead."""
+    """The value of one attribute of one entity; None: nobody knows it. `myth` is a wrong value that people repeat."""
 
     entity: str
     attribute: str
     value: str | None
     myth: str | None
-    split: str  # train / validation / test: in which split's prompts the fact may be asked for
+    split: str  # train, validation or test: the split whose prompts may ask for the fact
 
     @property
     def spec(self) -> Attribute:
