@@ -84,8 +84,9 @@ def main() -> None:
     for split, rows in prompts.items():
         rows = encode_prompts(rows, tokenizer, None, args.dataset_num_proc, split)
         lengths = [len(ids) for ids in rows["input_ids"]]
+        name = f"{data_args.dataset_name} ({split} split)"
         prompts[split] = drop_long_rows(
-            rows, lengths, limit, data_args, split, args.output_dir, option="max_prompt_length"
+            rows, lengths, limit, name, data_args.on_bad_rows, args.output_dir, option="max_prompt_length"
         )
     pretraining = open_sources(text_args, data_args, args.output_dir)
 

@@ -25,11 +25,11 @@ from rlhf.data.lengths import drop_long_rows, shorter
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.loading import context_length, load_config, load_tokenizer, resolve_model_name
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
+from rlhf.reward.accuracy import LabelerGapWarning
 from rlhf.reward.calibration import calibrate, load_calibration_rows
 from rlhf.reward.cross_validation import cross_validate, cross_validation_text
 from rlhf.reward.folds import FinishedFolds, rows_digest
 from rlhf.reward.initialization import check_sft_start, load_reward_start
-from rlhf.reward.labeler_gap import LabelerGapWarning
 from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
@@ -60,7 +60,8 @@ def main() -> None:
     for split in ("train", "validation"):
         dataset = tokenize_comparisons(load_comparisons(data_args, split, args.output_dir), tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
-        rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, args.output_dir)
+        name = f"{data_args.dataset_name} ({split} split)"
+        rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, args.output_dir)
 
     if args.cross_validate:
         run_folds(args, model_args, data_args, tokenizer, rows, started)

@@ -53,7 +53,8 @@ def main() -> None:
     rows = {split: tokenize_demonstrations(dataset, tokenizer) for split, dataset in demonstrations.items()}
     for split, dataset in rows.items():
         lengths = [len(ids) for ids in dataset["input_ids"]]
-        rows[split] = drop_long_rows(dataset, lengths, args.max_length, data_args, split, folder)
+        name = f"{data_args.dataset_name} ({split} split)"
+        rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, folder)
     train, text = rows["train"], open_sources(text_args, data_args, folder)
     if text is not None:
         train = mix_pretraining(train, text, tokenizer, args)

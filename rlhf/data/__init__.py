@@ -5,12 +5,10 @@ name of the source -> rows of files or of the Hub (sources, files) -> published 
 """
 
 from rlhf.data.arguments import DataArguments
-from rlhf.data.filters import filter_long_prompts
 from rlhf.data.loading import load_comparisons, load_demonstrations, load_pretraining, load_prompts, load_votes
 
 __all__ = [
     "DataArguments",
-    "filter_long_prompts",
     "load_comparisons",
     "load_demonstrations",
     "load_pretraining",

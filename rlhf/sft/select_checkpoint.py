@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data import filter_long_prompts
 from rlhf.data.encode import encode_prompt, prompt_key
+from rlhf.data.lengths import drop_long_rows
 from rlhf.errors import InputError
 from rlhf.generation.completions import completion_rewards, sample_completions
 from rlhf.models.adapter_files import CONFIG, WEIGHTS
@@ -118,7 +118,9 @@ def choice_prompts(
     context = context_length(base.config)
     if context is not None:
         room = context - choice.choice_max_new_tokens
-        demonstrations = filter_long_prompts(demonstrations, tokenizer, room)
+        lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in demonstrations["prompt"]]
+        option = "the context minus choice_max_new_tokens"
+        demonstrations = drop_long_rows(demonstrations, lengths, room, "the demonstrations", "skip", option=option)
     prompts: dict[str, list[int]] = {}
     for prompt in demonstrations["prompt"]:
         prompts.setdefault(prompt_key(prompt), encode_prompt(tokenizer, prompt))
