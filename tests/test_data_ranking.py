@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data import DataArguments, load_comparisons, load_prompts, load_votes, schemas
+from rlhf.data import DataArguments, load_comparisons, load_prompts, schemas
+from rlhf.data.bad_rows import BadRows
+from rlhf.data.loading import checked_rows, find_rows
 from rlhf.data.ranking import best_worst_ranks, majorities, rating_ranks, vote_ranks
 from rlhf.errors import InputError
 
@@ -105,7 +107,8 @@ def test_votes_become_ranks_or_pairs(tmp_path):
 
 
 def test_single_votes_keep_their_labelers(tmp_path):
-    rows = load_votes(write(tmp_path / "votes.jsonl", [RANKED]), "train")
+    args = write(tmp_path / "votes.jsonl", [RANKED])
+    rows = checked_rows("votes", find_rows("votes", args)["train"](), args, BadRows("error", None))
     got = [(row["labeler_id"], row["completions"], row["ranks"]) for row in rows]
     assert got[2:] == [("z", ["b", "a"], [0, 1]), ("x", ["a", "c"], [0, 1]), ("x", ["b", "c"], [0, 0])]
 

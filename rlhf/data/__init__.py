@@ -5,7 +5,7 @@ name of the source -> rows of files or of the Hub (sources, files) -> published 
 """
 
 from rlhf.data.arguments import DataArguments
-from rlhf.data.loading import load_comparisons, load_demonstrations, load_pretraining, load_prompts, load_votes
+from rlhf.data.loading import load_comparisons, load_demonstrations, load_pretraining, load_prompts
 
 __all__ = [
     "DataArguments",
@@ -13,5 +13,4 @@ __all__ = [
     "load_demonstrations",
     "load_pretraining",
     "load_prompts",
-    "load_votes",
 ]

@@ -77,11 +77,6 @@ def load_pretraining(
     return _load("pretraining", args, split, output_dir, hold_out)
 
 
-def load_votes(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
-    """As `load_comparisons`, but votes of several labelers stay single votes, each with its `labeler_id`."""
-    return _load("votes", args, split, output_dir)
-
-
 def _load(
     kind: str, args: DataArguments, split: str, output_dir: str | None, hold_out: bool = True
 ) -> datasets.Dataset:
@@ -257,5 +252,5 @@ def row_features(kind: str, row: dict[str, Any]) -> datasets.Features:
     if kind == "pretraining":
         return datasets.Features({"text": TEXT})
     prompt = MESSAGES if isinstance(row["prompt"], list) else TEXT
-    answer = {"demonstrations": {"completion": prompt}, "comparisons": COMPARED, "votes": COMPARED}.get(kind, {})
+    answer = {"demonstrations": {"completion": prompt}, "comparisons": COMPARED}.get(kind, {})
     return datasets.Features({"prompt": prompt, **answer, **dict.fromkeys(LABELS, TEXT)})
