@@ -41,8 +41,8 @@ def sample(shared, tokenizer, adapter="sft", prompts=PROMPTS, **options):
 
 
 def next_token_logits(shared, adapter, ids):
-    ids = torch.tensor([ids])
-    return shared.logits(adapter, ids, torch.ones_like(ids))[0, -1]
+    with shared.use(adapter):
+        return shared.lm(torch.tensor([ids])).logits[0, -1]
 
 
 @pytest.mark.parametrize("adapter", [None, "sft", "ppo"])

@@ -39,7 +39,8 @@ def test_fault_31_the_gradient_is_ppos_and_gamma_times_that_of_the_mean_token_lo
         if layout == "separate":
             logits = model.policy(blocks).logits
         else:
-            logits = model.base.logits("policy", blocks, torch.ones_like(blocks))
+            with model.base.use("policy"):
+                logits = model.base.lm(blocks).logits
         logprobs = torch.log_softmax(logits[:, :-1], -1).gather(-1, blocks[:, 1:, None])
         loss = -logprobs.mean()
         loss.backward()

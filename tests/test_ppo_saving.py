@@ -45,10 +45,11 @@ def test_a_shared_base_is_saved_as_plain_adapters(tmp_path, base_folder):
         raw = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(base_folder), str(tmp_path / "ppo" / "raw")
         )
-        torch.testing.assert_close(raw(IDS).logits, base.logits("policy", IDS, mask))
+        with base.use("policy"):
+            torch.testing.assert_close(raw(IDS).logits, base.lm(IDS).logits)
         averaged = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "ppo"))
-        with ppo.ema.swapped_in():
-            torch.testing.assert_close(averaged(IDS).logits, base.logits("policy", IDS, mask))
+        with ppo.ema.swapped_in(), base.use("policy"):
+            torch.testing.assert_close(averaged(IDS).logits, base.lm(IDS).logits)
         assert not torch.equal(averaged(IDS).logits, raw(IDS).logits)
         value = load_reward_model(tmp_path / "ppo" / "value", ModelConfig(model_name_or_path=base_folder))
         torch.testing.assert_close(value(IDS).logits[0, 0], base.token_scores("value", IDS, mask)[0, -1])

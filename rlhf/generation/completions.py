@@ -15,6 +15,7 @@ from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
 from rlhf.models.loading import context_length
+from rlhf.models.positions import forward_inputs
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.artifacts import is_first_process
 from rlhf.runs.processes import map_across_processes
@@ -105,7 +106,9 @@ def completion_logprobs(
             # Left-padded, so that the answers are the last positions of the rows and logits_to_keep can cut there.
             ids, mask = pad_left([prompt_ids[i] + completion_ids[i] for i in batch], 0, shared.device)  # [B, T]
             longest = max(lengths[i] for i in batch)  # C
-            logits = shared.logits(adapter, ids, mask, logits_to_keep=longest + 1)[:, :-1]
+            inputs = forward_inputs(shared.lm, ids, mask)
+            with shared.use(adapter):
+                logits = shared.lm(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
             logprobs = selective_log_softmax(logits.float(), ids[:, ids.shape[1] - longest :])  # [B, C]
             sums |= {i: row[longest - lengths[i] :].sum().item() for i, row in zip(batch, logprobs, strict=True)}
         return [sums[i] for i in rows]

@@ -5,7 +5,6 @@ from the ids to the next ids, is captured into a CUDA graph and replayed. A grap
 the batch; instead each slot has a position of its own, and one that has ended is given another prompt.
 """
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from rlhf.generation.decode_linears import compute_dtype
+from rlhf.models.positions import takes_position_ids
 
 # Prompts enter once a quarter of the slots are free: their prompts pass the model together, one kernel after the other.
 FREE_SHARE = 0.25
@@ -30,7 +30,7 @@ def supports_continuous_batching(lm: PreTrainedModel) -> bool:
         lm.device.type == "cuda"
         and getattr(lm, "_can_compile_fullgraph", False)
         and lm.config._attn_implementation == "sdpa"  # which takes the mask of `StaticBatch.step`
-        and "position_ids" in inspect.signature(lm.forward).parameters  # BLOOM and others with ALiBi do not
+        and takes_position_ids(lm)
         and bool(layers)
         and all(type(layer) is DynamicLayer for layer in layers)  # no sliding windows
         and len(set(getattr(lm, "hf_device_map", {}).values())) <= 1

@@ -5,7 +5,6 @@ keeps rows that have ended until the last one has. Nothing but temperature shape
 models are decoded in `rlhf.generation.continuous_batching` instead.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -21,6 +20,7 @@ from rlhf.errors import InputError
 from rlhf.generation.continuous_batching import decode_continuously, supports_continuous_batching
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.random_numbers import inverse_cdf
+from rlhf.models.positions import position_ids, takes_position_ids
 from rlhf.models.sharding import is_sharded
 from rlhf.tensors import pad_left
 
@@ -116,9 +116,9 @@ def decode(
     device, width = input_ids.device, input_ids.shape[1]
     stops = torch.tensor(stop_ids, device=device)
     sharded, cache = is_sharded(lm), roomy_cache(lm, width + length)
-    takes_positions = "position_ids" in inspect.signature(lm.forward).parameters  # BLOOM and others with ALiBi do not
+    takes_positions = takes_position_ids(lm)
     attention_mask = F.pad(attention_mask, (0, length), value=1)
-    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    positions = position_ids(attention_mask)
     new = torch.zeros(len(input_ids), length, dtype=torch.long, device=device)
     rows = torch.arange(len(input_ids), device=device)  # those in the batch
     going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
@@ -127,7 +127,7 @@ def decode(
         end = width + step
         inputs = {"input_ids": ids, "attention_mask": attention_mask[:, :end]}
         if takes_positions:
-            inputs["position_ids"] = position_ids[:, start:end]
+            inputs["position_ids"] = positions[:, start:end]
         logits = lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         chosen = choose(logits, rows, step)
         new[rows, step] = chosen
@@ -137,7 +137,7 @@ def decode(
             break
         if 0 < left <= (1 - ENDED_SHARE) * len(rows):
             cache.batch_select_indices(going.nonzero().squeeze(1))
-            attention_mask, position_ids = attention_mask[going], position_ids[going]
+            attention_mask, positions = attention_mask[going], positions[going]
             rows, chosen, going = rows[going], chosen[going], going[going]
         start, ids = end, chosen[:, None]
     return [until_stop(row, stop_ids) for row in new.tolist()]

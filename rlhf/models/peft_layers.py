@@ -1,0 +1,96 @@
+"""PEFT's layers in a base model: adds adapters, loads and collects their weights, and selects the active one.
+
+All that the library needs of PEFT's private names is in this module, as read in PEFT 0.21.2: `_active_adapter` and
+`_disable_adapters` of a layer, behind its properties `active_adapter` and `disable_adapters`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.errors import InputError
+from rlhf.models.adapter_files import SCORE_MODULES
+from rlhf.models.batched_lora import mixed_lora_forward
+
+
+def adapter_layers(model: nn.Module) -> list[nn.Module]:
+    """Modules of `model` that hold adapters: LoRA layers, and modules that an adapter trains in full."""
+    return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def inject_adapter(model: PeftModel | PreTrainedModel, name: str, config: LoraConfig) -> PeftModel:
+    """Adds untrained LoRA layers of `config`, which it changes; returns the PeftModel around the base."""
+    config.task_type = TaskType.CAUSAL_LM
+    config.modules_to_save = [m for m in config.modules_to_save or () if m not in SCORE_MODULES] or None
+    config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path
+    config.inference_mode = False  # PEFT would freeze the adapter; `SharedBase.add_adapter` decides what is trained
+    full = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in adapter_layers(model))
+    if config.target_modules == "all-linear" and full:
+        config.exclude_modules = r".*\.(original_module|modules_to_save)(\..*)?"  # modules of the other adapters
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+        return model
+    return PeftModel(model, config, adapter_name=name)
+
+
+def load_adapter_weights(model: PeftModel, name: str, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Copies `weights`, with PEFT's names, into adapter `name`; `source` is where they come from, for errors.
+
+    Raises:
+        InputError: the weights differ from the adapter's in names or shapes.
+    """
+    lm = model.get_base_model()
+    # If the base has grown a row for its pad token, PEFT may have saved the embeddings with the adapter. The shared
+    # base keeps its own.
+    base_weights = {key for key, _ in lm.named_parameters(remove_duplicate=False)}
+    weights = {k: w for k, w in weights.items() if k.removeprefix("base_model.model.") not in base_weights}
+    try:
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
+    except RuntimeError as error:  # shapes differ
+        raise InputError(f"adapter {source} does not fit the base {lm.name_or_path}: {error}") from error
+    missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if missing or result.unexpected_keys:
+        key = (missing + result.unexpected_keys)[0]
+        raise InputError(f"adapter {source} does not fit the base {lm.name_or_path}: see its weight {key}.")
+
+
+def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """Copies of the weights of adapter `name`, with PEFT's names."""
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return {key: weight.detach().clone() for key, weight in weights.items()}
+
+
+def adapter_parameters(layers: Sequence[nn.Module], name: str) -> list[nn.Parameter]:
+    """Parameters of adapter `name` in `layers`, always in the same order."""
+    parameters: list[nn.Parameter] = []
+    for layer in layers:
+        for container in map(attrgetter, layer.adapter_layer_names):
+            entries = container(layer)
+            if name in entries:
+                entry = entries[name]
+                parameters += [entry] if isinstance(entry, nn.Parameter) else list(entry.parameters())
+    return parameters
+
+
+def select_adapter(
+    layers: Sequence[nn.Module], before: str | tuple[str, ...] | None, name: str | tuple[str, ...] | None
+) -> None:
+    """Switches `layers` from adapter `before` to `name`.
+
+    None is the bare base; a tuple of R names gives each adapter 1 / R of the rows (`mixed_lora_forward`).
+    """
+    for layer in layers:
+        if isinstance(before, tuple):
+            del layer.forward
+        if isinstance(name, tuple):
+            layer.forward = partial(mixed_lora_forward, layer, name)
+        else:
+            layer._active_adapter = [] if name is None else [name]
+            layer._disable_adapters = name is None

@@ -1,0 +1,28 @@
+"""Positions of tokens in padded rows."""
+
+import inspect
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def takes_position_ids(lm: PreTrainedModel) -> bool:
+    """True if the forward of `lm` has position_ids. BLOOM and other models with ALiBi have none."""
+    return "position_ids" in inspect.signature(lm.forward).parameters
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions [B, T] that count from the first real token of each row, as in transformers' `generate`."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def forward_inputs(lm: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> dict:
+    """Arguments of a forward without a key-value cache.
+
+    Args:
+        input_ids, attention_mask: [B, T]; padding may be on either side. Without a mask it must be on the right.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if attention_mask is not None and takes_position_ids(lm):
+        inputs["position_ids"] = position_ids(attention_mask)
+    return inputs
