@@ -10,6 +10,7 @@ from transformers import TrainerState
 
 from rlhf.reward.accuracy import (
     PADDING,
+    LabelerGapWarning,
     Predictions,
     accuracy_by_margin,
     accuracy_report,
@@ -19,7 +20,6 @@ from rlhf.reward.accuracy import (
 )
 from rlhf.reward.calibration import calibration
 from rlhf.reward.clusters import clustered_accuracy, clustered_difference
-from rlhf.reward.labeler_gap import LabelerGapWarning
 from rlhf.reward.length import fit_length_model, length_bias
 from rlhf.reward.report import report_text, write_report
 
