@@ -172,11 +172,11 @@ def test_a_small_mix_is_one_block_at_least(tokenizer, tmp_path):
 def test_mixes_that_cannot_be(tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"pretrain_mix is 1\.0"):
         mixed(tokenizer, tmp_path, pretrain_mix=1.0)
-    with pytest.raises(InputError, match="without pretrain_mix"):
+    with pytest.raises(InputError, match="pretrain_mix_weights is set"):
         mixed(tokenizer, tmp_path, pretrain_mix=0.0, pretrain_mix_weights=[1.0])
     with pytest.raises(InputError, match="for 1 sources"):
         mixed(tokenizer, tmp_path, pretrain_mix_weights=[1.0, 2.0])
-    with pytest.raises(InputError, match="give max_length"):
+    with pytest.raises(InputError, match="Set max_length"):
         mixed(tokenizer, tmp_path, max_length=None)
 
 

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning on TRL's SFTTrainer, and the choice of its epoch by reward-model score."""
+"""Supervised fine-tuning with TRL's SFTTrainer, and the choice of an epoch by reward-model score."""
