@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlhf.data import DataArguments, load_prompts
 from rlhf.data.card import DataCard
 from rlhf.data.personal import PersonalData, mask
-from rlhf.data.prepare import DUPLICATE, PERSONAL, TOO_LONG, TOO_MANY, PrepareArguments, decide, prefix_key, split_of
+from rlhf.data.prepare import DUPLICATE, PERSONAL, TOO_LONG, TOO_MANY, PrepareArguments, decide, prefix_key, user_split
 from rlhf.data.shards import ShardWriter
 from rlhf.errors import InputError
 
@@ -42,7 +42,8 @@ def reasons(rows, **kwargs):
 
 
 def user_on(split, share=0.1):
-    return next(f"user {i}" for i in range(10_000) if split_of({"prompt": "Q", "user_id": f"user {i}"}, share) == split)
+    names = (f"user {i}" for i in range(10_000))
+    return next(name for name in names if user_split({"prompt": "Q", "user_id": name}, share) == split)
 
 
 def test_prompts_of_at_most_the_limit_stay():
@@ -83,9 +84,9 @@ def test_no_user_is_on_two_sides(asked):
 
 
 def test_shares_of_the_splits():
-    sides = [split_of({"prompt": "Q", "user_id": str(i)}, 0.1) for i in range(5000)]
+    sides = [user_split({"prompt": "Q", "user_id": str(i)}, 0.1) for i in range(5000)]
     assert 420 < sides.count("validation") < 580 and 420 < sides.count("test") < 580
-    texts = [split_of({"prompt": f"Q{i}"}, 0.1) for i in range(5000)]
+    texts = [user_split({"prompt": f"Q{i}"}, 0.1) for i in range(5000)]
     assert 420 < texts.count("validation") < 580
 
 
@@ -142,8 +143,8 @@ def test_personal_data_is_dropped_from_the_training_split_alone(personal):
     text = "Write to mira@example.org"
     rows = [{"prompt": text, "user_id": user_on(split)} for split in ("train", "validation")]
     first, second = decisions(rows, personal=personal)
-    assert (first.reason, [found.kind for found in first.found]) == (PERSONAL, ["email address"])
-    assert (second.reason, second.split, second.found) == (None, "validation", [])
+    assert (first.reason, [span.kind for span in first.personal_data]) == (PERSONAL, ["email address"])
+    assert (second.reason, second.split, second.personal_data) == (None, "validation", [])
     assert reasons(rows) == [None, DUPLICATE]
 
 

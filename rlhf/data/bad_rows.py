@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from rlhf.data.files import Row
+from rlhf.data.files import SourceRow
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process
 
@@ -35,12 +35,12 @@ class BadRows:
     def __len__(self) -> int:
         return self.count
 
-    def read(self, row: Row) -> None:
+    def read(self, row: SourceRow) -> None:
         """Counts a row, good or bad."""
         self.rows_read += 1
         self.files.add(row.file)
 
-    def add(self, row: Row, reason: str) -> None:
+    def add(self, row: SourceRow, reason: str) -> None:
         """Raises or collects, as `on_bad_rows` says."""
         if self.on_bad_rows == "error":
             raise InputError(f"{row.file}, {row.place}: {reason}, or leave bad rows out with --on_bad_rows skip.")

@@ -41,11 +41,11 @@ class DataCard:
         text, split = prompt_text(decision.row["prompt"]), decision.split
         if decision.reason is not None:
             self.dropped[decision.reason][split] += 1
-            for kind in {found.kind for found in decision.found}:
+            for kind in {span.kind for span in decision.personal_data}:
                 if len(self.masked[kind]) < EXAMPLES_A_KIND:
-                    masked = mask(text, decision.found)
+                    masked = mask(text, decision.personal_data)
                     self.masked[kind].append(_excerpt(masked, around=masked.index(f"[{kind}]")))
-            self.personal.update(found.kind for found in decision.found)
+            self.personal.update(span.kind for span in decision.personal_data)
             return
         self.kept[split] += 1
         category = decision.row.get("category") or "(none)"

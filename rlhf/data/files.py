@@ -24,7 +24,7 @@ csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long 
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row as it was read.
 
     Attributes:
@@ -40,7 +40,7 @@ class Row:
     fault: str | None = None
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[SourceRow]:
     """Rows of one file in order, read as they are asked for; empty lines are left out.
 
     A line that is not UTF-8 or not JSON comes as a row with a fault, and reading goes on after it.
@@ -91,14 +91,14 @@ def _starts_with(path: Path, start: bytes) -> bool:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
     for number, line, fault in _lines(path):
         if fault is None and not line.strip():
             continue
         content = None
         if fault is None:
             content, fault = _parse_object(line)
-        yield Row(str(path), f"line {number}", content, fault)
+        yield SourceRow(str(path), f"line {number}", content, fault)
 
 
 def _parse_object(text: str) -> tuple[dict | None, str | None]:
@@ -117,7 +117,7 @@ def _object(value: Any) -> tuple[dict | None, str | None]:
     return None, f"a JSON {type(value).__name__}; an object with the columns as keys is needed"
 
 
-def _json_array_rows(path: Path) -> Iterator[Row]:
+def _json_array_rows(path: Path) -> Iterator[SourceRow]:
     text = []
     for number, line, fault in _lines(path):
         if fault:
@@ -131,17 +131,17 @@ def _json_array_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path} is not usable JSON ({error}); write one JSON object a line instead.") from error
     for number, value in enumerate(values, 1):
         content, fault = _object(value)
-        yield Row(str(path), f"row {number}", content, fault)
+        yield SourceRow(str(path), f"row {number}", content, fault)
 
 
-def _text_rows(path: Path) -> Iterator[Row]:
+def _text_rows(path: Path) -> Iterator[SourceRow]:
     """One document a line, as `datasets` reads text files."""
     for number, line, fault in _lines(path):
         if fault or line.strip():
-            yield Row(str(path), f"line {number}", None if fault else {"text": line.strip()}, fault)
+            yield SourceRow(str(path), f"line {number}", None if fault else {"text": line.strip()}, fault)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[SourceRow]:
     reader = csv.reader(_decoded(path), strict=True)
     header, last = None, 0
     try:
@@ -162,18 +162,18 @@ def _decoded(path: Path) -> Iterator[str]:
         yield line
 
 
-def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> Row:
+def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> SourceRow:
     place = f"line {number}"
     if len(cells) > len(header):
         fault = f"{len(cells)} cells under {len(header)} columns; put cells that hold commas in quotes"
-        return Row(str(path), place, None, fault)
+        return SourceRow(str(path), place, None, fault)
     content = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
     for name in content.keys() & set(JSON_COLUMNS):
         try:
             content[name] = json.loads(content[name])
         except (ValueError, RecursionError):
             example = "[0, 1, 2]" if name in ("ranks", "ratings") else '["one", "two"]'
-            return Row(str(path), place, None, f"column {name} is not a list in JSON; write it like {example}")
+            return SourceRow(str(path), place, None, f"column {name} is not a list in JSON; write it like {example}")
     for name in content.keys() & set(MAYBE_MESSAGES):
         if re.match(r"\[\s*\{", content[name]):
             with suppress(ValueError, RecursionError):  # then it is text that begins like a list
@@ -181,17 +181,17 @@ def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> Ro
     for name in content.keys() & set(INDICES):
         if re.fullmatch(r"\d{1,9}", content[name]):
             content[name] = int(content[name])
-    return Row(str(path), place, content)
+    return SourceRow(str(path), place, content)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1000):
                 for content in batch.to_pylist():
                     number += 1
-                    yield Row(str(path), f"row {number}", content)
+                    yield SourceRow(str(path), f"row {number}", content)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not a readable Parquet file ({reason}); write it again.") from error

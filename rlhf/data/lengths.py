@@ -9,7 +9,7 @@ from typing import Literal
 import datasets
 
 from rlhf.data.bad_rows import BadRows
-from rlhf.data.files import Row
+from rlhf.data.files import SourceRow
 from rlhf.errors import InputError
 
 
@@ -40,7 +40,7 @@ def drop_long_rows(
     limit = f"{option} ({max_length} tokens, at most the model's context)"
     bad_rows, short = BadRows(on_bad_rows, output_dir), []
     for i, length in enumerate(lengths):
-        row = Row(f"{name} as loaded", f"row {i + 1}", None)
+        row = SourceRow(f"{name} as loaded", f"row {i + 1}", None)
         bad_rows.read(row)
         if length <= max_length:
             short.append(i)

@@ -15,11 +15,12 @@ import datasets
 
 from rlhf.data import schemas
 from rlhf.data.arguments import DataArguments
+from rlhf.data.assembly import RowAssembler
 from rlhf.data.bad_rows import BadRows
-from rlhf.data.files import Row
-from rlhf.data.formats import FORMATS, RowAssembler, detect
+from rlhf.data.files import SourceRow
+from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
-from rlhf.data.schemas import LABELS, RowError
+from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
 from rlhf.data.scratch import write_rows
 from rlhf.data.sources import Splits, find_splits, rows_of_dataset
 from rlhf.data.splits import HELD_OUT, conversation_hash, split_indices
@@ -35,7 +36,7 @@ CHECKS = {
 
 TEXT = datasets.Value("string")
 MESSAGES = datasets.List({"role": TEXT, "content": TEXT})
-COMPARED = {
+COMPARISON_FEATURES = {
     "completions": datasets.List(TEXT),
     "ranks": datasets.List(datasets.Value("int64")),
     "ratings": datasets.List(datasets.Value("float64")),
@@ -122,7 +123,7 @@ def _sandbox(kind: str, split: str, size: int | None, seed: int) -> datasets.Dat
     return getattr(sandbox, {"votes": "comparisons"}.get(kind, kind))(split, size=size, seed=seed)
 
 
-def _sandbox_rows(kind: str, split: str, args: DataArguments) -> Iterator[Row]:
+def _sandbox_rows(kind: str, split: str, args: DataArguments) -> Iterator[SourceRow]:
     return rows_of_dataset(f"sandbox ({split})", _sandbox(kind, split, args.dataset_size, args.dataset_seed))
 
 
@@ -143,7 +144,7 @@ def _open_split(kind: str, args: DataArguments, split: str) -> tuple[Splits, str
     return source, origin, held_out
 
 
-def checked_rows(kind: str, rows: Iterable[Row], args: DataArguments, bad_rows: BadRows) -> Iterator[dict[str, Any]]:
+def checked_rows(kind: str, rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows) -> Iterator[Row]:
     """Rows of the schema, one by one; a row of a published format may hold several, or none.
 
     Args:
@@ -183,10 +184,10 @@ def _held_out(source: Splits, args: DataArguments) -> set[str]:
 
 
 def _units(
-    rows: Iterable[Row], args: DataArguments, bad_rows: BadRows
-) -> Iterator[tuple[Row, Format | None, dict[str, Any] | list[dict[str, Any]]]]:
+    rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows
+) -> Iterator[tuple[SourceRow, Format | None, Row | list[Row]]]:
     """(where it stands, its format, content): of one row, or at the end, of all the rows that belong together."""
-    groups = RowAssembler()
+    assembler = RowAssembler()
     for row in rows:
         bad_rows.read(row)
         if row.fault:
@@ -194,18 +195,18 @@ def _units(
             continue
         name = args.dataset_format or detect(row.content)
         form = FORMATS[name] if name else None
-        if form is not None and form.group_key is not None:
+        if form is not None and form.assemble_by is not None:
             try:
-                groups.add(name, row)
+                assembler.add(name, row)
             except RowError as error:
                 bad_rows.add(row, _reason(error, row, args))
             continue
         yield row, form, row.content
-    for form, first, contents in groups:
+    for form, first, contents in assembler:
         yield first, form, contents
 
 
-def _converted(kind: str, row: Row, form: Format | None, content: Any, args: DataArguments) -> Iterable[dict[str, Any]]:
+def _converted(kind: str, row: SourceRow, form: Format | None, content: Any, args: DataArguments) -> Iterable[Row]:
     """The row itself, or what it holds in a published format."""
     if form is None:
         return [content]
@@ -217,7 +218,7 @@ def _converted(kind: str, row: Row, form: Format | None, content: Any, args: Dat
     return convert(content)
 
 
-def _reason(error: RowError, row: Row, args: DataArguments) -> str:
+def _reason(error: RowError, row: SourceRow, args: DataArguments) -> str:
     """What is wrong with a row; perhaps it is of another format than the one that was insisted on."""
     other = detect(row.content) if args.dataset_format is not None else None
     if other in (None, args.dataset_format):
@@ -225,20 +226,20 @@ def _reason(error: RowError, row: Row, args: DataArguments) -> str:
     return f"{error}; its columns are those of {other}, and dataset_format is {args.dataset_format}"
 
 
-def _with_hashes(rows: Iterable[dict[str, Any]], hashes: array) -> Iterator[dict[str, Any]]:
+def _with_hashes(rows: Iterable[Row], hashes: array) -> Iterator[Row]:
     for row in rows:
         hashes.append(conversation_hash(row))
         yield row
 
 
-def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None:
+def _write(kind: str, rows: Iterator[Row]) -> datasets.Dataset | None:
     """The rows on disk, with the columns that some row has; None if there are no rows."""
     first = next(rows, None)
     if first is None:
         return None
     features, seen = row_features(kind, first), set()
 
-    def complete() -> Iterator[dict[str, Any]]:
+    def complete() -> Iterator[Row]:
         for row in itertools.chain([first], rows):
             seen.update(row)
             yield {name: row.get(name) for name in features}
@@ -247,10 +248,10 @@ def _write(kind: str, rows: Iterator[dict[str, Any]]) -> datasets.Dataset | None
     return dataset.select_columns([name for name in features if name in seen])
 
 
-def row_features(kind: str, row: dict[str, Any]) -> datasets.Features:
+def row_features(kind: str, row: Row) -> datasets.Features:
     """All columns that a kind may have, since whether a row has one shows only when it is read."""
     if kind == "pretraining":
         return datasets.Features({"text": TEXT})
     prompt = MESSAGES if isinstance(row["prompt"], list) else TEXT
-    answer = {"demonstrations": {"completion": prompt}, "comparisons": COMPARED}.get(kind, {})
-    return datasets.Features({"prompt": prompt, **answer, **dict.fromkeys(LABELS, TEXT)})
+    answer = {"demonstrations": {"completion": prompt}, "comparisons": COMPARISON_FEATURES}.get(kind, {})
+    return datasets.Features({"prompt": prompt, **answer, **dict.fromkeys(OPTIONAL_COLUMNS, TEXT)})

@@ -22,7 +22,7 @@ SEVEN_DIGITS = re.compile(r"\d(?:\D{0,3}\d){6}")  # the shortest telephone numbe
 
 
 @dataclass(frozen=True)
-class Found:
+class PersonalSpan:
     """Personal data at text[start:end]."""
 
     kind: str
@@ -62,34 +62,34 @@ class PersonalData:
             ("IP address", IP_ADDRESS, _is_public_address),
         ]
 
-    def find(self, text: str) -> list[Found]:
+    def find(self, text: str) -> list[PersonalSpan]:
         """All that was found, in order and without overlap."""
         if "@" not in text and not any(map(str.isdigit, text)):
             return []  # everything below has one or the other
-        found: list[Found] = []
+        found: list[PersonalSpan] = []
         for candidate in self._candidates(text):
             if all(candidate.end <= other.start or candidate.start >= other.end for other in found):
                 found.append(candidate)
         return sorted(found, key=lambda one: one.start)
 
-    def _candidates(self, text: str) -> Iterator[Found]:
+    def _candidates(self, text: str) -> Iterator[PersonalSpan]:
         for kind, pattern, is_valid in self._patterns:
             for match in pattern.finditer(text):
                 end = _valid_end(match.group(), is_valid)
                 if end:
-                    yield Found(kind, match.start(), match.start() + end)
+                    yield PersonalSpan(kind, match.start(), match.start() + end)
         if SEVEN_DIGITS.search(text):
             yield from self._telephones(text)
 
-    def _telephones(self, text: str) -> Iterator[Found]:
+    def _telephones(self, text: str) -> Iterator[PersonalSpan]:
         numbers = self._phonenumbers
         for match in numbers.PhoneNumberMatcher(text, self.region, leniency=numbers.Leniency.POSSIBLE):
             # A number within its town (555-0142) is never valid by itself; hyphens tell it from any other number.
             if numbers.is_valid_number(match.number) or LOCAL_NUMBER.fullmatch(match.raw_string):
-                yield Found("telephone number", match.start, match.end)
+                yield PersonalSpan("telephone number", match.start, match.end)
 
 
-def mask(text: str, found: list[Found]) -> str:
+def mask(text: str, found: list[PersonalSpan]) -> str:
     """The text with what was found replaced by its kind: "Write to [email address]."."""
     for one in reversed(found):
         text = f"{text[: one.start]}[{one.kind}]{text[one.end :]}"

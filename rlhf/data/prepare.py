@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.data.encode import Prompt, plain_messages, prompt_key, prompt_text
-from rlhf.data.personal import Found, PersonalData
+from rlhf.data.personal import PersonalData, PersonalSpan
 from rlhf.data.splits import HELD_OUT, SHARE, conversation_hash, hash_share
 from rlhf.errors import InputError, require_at_least
 
@@ -65,14 +65,14 @@ class Decision:
         split: train, validation or test.
         tokens: length of the encoded prompt.
         reason: one of `REASONS` if it is dropped, None if it is kept.
-        found: its personal data, if it was looked for; positions in `prompt_text` of the prompt.
+        personal_data: its personal data, if it was looked for; positions in `prompt_text` of the prompt.
     """
 
     row: dict[str, Any]
     split: str
     tokens: int
     reason: str | None
-    found: list[Found] = field(default_factory=list)
+    personal_data: list[PersonalSpan] = field(default_factory=list)
 
 
 def decide(
@@ -90,11 +90,11 @@ def decide(
     """
     seen = _Seen()
     for row in rows:
-        prompt, split = row["prompt"], split_of(row, args.held_out_share)
-        tokens, found, reason = count_tokens(prompt), [], None
+        prompt, split = row["prompt"], user_split(row, args.held_out_share)
+        tokens, spans, reason = count_tokens(prompt), [], None
         if tokens > args.max_prompt_length:
             reason = TOO_LONG
-        elif personal is not None and split == "train" and (found := personal.find(prompt_text(prompt))):
+        elif personal is not None and split == "train" and (spans := personal.find(prompt_text(prompt))):
             reason = PERSONAL
         elif seen.has_prefix(prefix := prefix_key(prompt, args.duplicate_prefix)):
             reason = DUPLICATE
@@ -102,10 +102,10 @@ def decide(
             reason = TOO_MANY
         else:
             seen.add_prefix(prefix)
-        yield Decision(row, split, tokens, reason, found)
+        yield Decision(row, split, tokens, reason, spans)
 
 
-def split_of(row: dict[str, Any], share: float) -> str:
+def user_split(row: dict[str, Any], share: float) -> str:
     """Side of the row's user, or where it has none, of its conversation, by a hash."""
     user = row.get("user_id")
     value = conversation_hash(row) if user is None else hash_share(f"user {user}")

@@ -123,7 +123,7 @@ class ShuffledRows:
             self.order, self.order_of = permutation(len(self.rows), *self.key, epoch), epoch
         row = int(self.order[position])
         self.read += 1
-        return text_of(self.rows[row], row)
+        return document_text(self.rows[row], row)
 
     def state_dict(self) -> dict[str, Any]:
         return {"read": self.read}
@@ -173,7 +173,7 @@ class ShuffledStream:
     def _read(self) -> list[str]:
         texts = []
         for row in self.iterator:
-            texts.append(text_of(row, self.fills * self.buffer_size + len(texts)))
+            texts.append(document_text(row, self.fills * self.buffer_size + len(texts)))
             if len(texts) == self.buffer_size:
                 break
         return texts
@@ -194,7 +194,7 @@ def permutation(count: int, *key: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(count)
 
 
-def text_of(row: dict[str, Any], number: int) -> str:
+def document_text(row: dict[str, Any], number: int) -> str:
     try:
         return pretraining(row)["text"]
     except RowError as error:

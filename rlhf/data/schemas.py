@@ -13,7 +13,7 @@ A prompt is text, or messages that end in the user's turn. Also read:
 - `ratings` of completions, or the indices `best` and `worst`, in place of ranks.
 
 Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional columns
-(`LABELS`, and `ratings` of a comparison) are kept; all others are left out.
+(`OPTIONAL_COLUMNS`, and `ratings` of a comparison) are kept; all others are left out.
 """
 
 import re
@@ -22,25 +22,27 @@ from typing import Any
 from rlhf.data.encode import plain_messages
 from rlhf.data.ranking import best_worst_ranks, rating_ranks
 
+Row = dict[str, Any]  # column name: value
+
 ROLES = ("system", "user", "assistant")
-LABELS = ("user_id", "category", "source", "labeler_id", "labeler_group")
+OPTIONAL_COLUMNS = ("user_id", "category", "source", "labeler_id", "labeler_group")
 
 
 class RowError(ValueError):
     """Why a row cannot be used and what it needs instead: it follows the file and line in a sentence."""
 
 
-def demonstration(row: dict[str, Any]) -> dict[str, Any]:
+def demonstration(row: Row) -> Row:
     """`prompt` and `completion`; the completion is one assistant message if the prompt is messages, else text."""
     if _is_conversation(row):
         prompt, answer = _split_conversation(row["messages"], "messages")
     else:
         prompt, answer = check_prompt(_column(row, "prompt")), _answer(_column(row, "completion"), "completion")
     completion = answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
-    return {"prompt": prompt, "completion": completion, **_labels(row)}
+    return {"prompt": prompt, "completion": completion, **_optional_columns(row)}
 
 
-def comparison(row: dict[str, Any]) -> dict[str, Any]:
+def comparison(row: Row) -> Row:
     """`prompt`, `completions` as texts and `ranks` without gaps: [1, 3, 3] becomes [0, 1, 1].
 
     Without ranks, higher ratings are better; without ratings too, `best` and `worst` are indices of completions.
@@ -61,25 +63,25 @@ def comparison(row: dict[str, Any]) -> dict[str, Any]:
         ranks = best_worst_ranks(_index(row, "best", len(texts)), _index(row, "worst", len(texts)), len(texts))
     else:
         ranks = _ranks(_column(row, "ranks"), len(texts))
-    return {"prompt": prompt, "completions": texts, "ranks": ranks, **_labels(row), **ratings}
+    return {"prompt": prompt, "completions": texts, "ranks": ranks, **_optional_columns(row), **ratings}
 
 
-def prompt(row: dict[str, Any]) -> dict[str, Any]:
+def prompt(row: Row) -> Row:
     """`prompt`; of a row that holds a conversation instead, what stands before its last assistant turn.
 
     The same as the row's demonstration and comparison have, so that all stages ask in one way.
     """
     if _is_pair_of_conversations(row):
-        return {"prompt": _chosen_rejected(row)["prompt"], **_labels(row)}
+        return {"prompt": _chosen_rejected(row)["prompt"], **_optional_columns(row)}
     if _is_conversation(row):
         messages = check_messages(row["messages"], "messages")
         while messages and messages[-1]["role"] != "user":
             messages = messages[:-1]
-        return {"prompt": check_prompt(messages), **_labels(row)}
-    return {"prompt": check_prompt(_column(row, "prompt")), **_labels(row)}
+        return {"prompt": check_prompt(messages), **_optional_columns(row)}
+    return {"prompt": check_prompt(_column(row, "prompt")), **_optional_columns(row)}
 
 
-def pretraining(row: dict[str, Any]) -> dict[str, Any]:
+def pretraining(row: Row) -> Row:
     """`text`."""
     return {"text": check_text(_column(row, "text"), "column text")}
 
@@ -127,7 +129,7 @@ def check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
     return value
 
 
-def _column(row: dict[str, Any], name: str) -> Any:
+def _column(row: Row, name: str) -> Any:
     value = row.get(name)
     if value is None:
         present = ", ".join(key for key in row if isinstance(key, str) and row[key] is not None)
@@ -155,19 +157,19 @@ def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], 
     return check_prompt(messages[:-1]), check_text(messages[-1]["content"], f"the last answer of column {column}")
 
 
-def _is_conversation(row: dict[str, Any]) -> bool:
+def _is_conversation(row: Row) -> bool:
     """Whether a row's `messages` say all; a text `prompt` beside them is their first message, or a name of it."""
     return row.get("messages") is not None and (row.get("prompt") is None or row.get("completion") is None)
 
 
-def _is_pair_of_conversations(row: dict[str, Any]) -> bool:
+def _is_pair_of_conversations(row: Row) -> bool:
     """Whether `chosen` and `rejected` begin with their prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     whole = isinstance(chosen, list) and (row.get("prompt") is None or len(chosen) > 1)
     return rejected is not None and (whole or (isinstance(chosen, str) and row.get("prompt") is None))
 
 
-def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
+def _chosen_rejected(row: Row) -> Row:
     """TRL's pair: with a `prompt`, or with the prompt at the beginning of both."""
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
     whole = _is_pair_of_conversations(row)
@@ -184,7 +186,7 @@ def _chosen_rejected(row: dict[str, Any]) -> dict[str, Any]:
         better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
     scores = row.get("score_chosen"), row.get("score_rejected")  # binarized ratings, where the best are chosen from
     tied = scores[0] is not None and scores[0] == scores[1]
-    return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 0 if tied else 1], **_labels(row)}
+    return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 0 if tied else 1], **_optional_columns(row)}
 
 
 def _common_words(a: str, b: str) -> str | None:
@@ -194,7 +196,7 @@ def _common_words(a: str, b: str) -> str | None:
     return (a[: spaces[-1]].rstrip() or None) if spaces else None  # not within a word
 
 
-def _index(row: dict[str, Any], name: str, k: int) -> int:
+def _index(row: Row, name: str, k: int) -> int:
     value = _column(row, name)
     if type(value) is not int or not 0 <= value < k:
         raise RowError(f"column {name} is {value!r:.40}; the index of one of the {k} completions, from 0, is needed")
@@ -219,9 +221,9 @@ def _ratings(ratings: Any, k: int) -> list[float]:
     return [float(value) for value in ratings]
 
 
-def _labels(row: dict[str, Any]) -> dict[str, str]:
+def _optional_columns(row: Row) -> dict[str, str]:
     """Optional columns as text: the ids of one source are numbers, those of another are names."""
-    labels = {name: row[name] for name in LABELS if row.get(name) is not None}
+    labels = {name: row[name] for name in OPTIONAL_COLUMNS if row.get(name) is not None}
     for name, value in labels.items():
         if not isinstance(value, str | int):
             raise RowError(f"column {name} is {_kind(value)}; text or an integer is needed")

@@ -10,10 +10,10 @@ import datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from rlhf.data.files import SUFFIXES, Row, is_readable, read_rows
+from rlhf.data.files import SUFFIXES, SourceRow, is_readable, read_rows
 from rlhf.errors import InputError
 
-Splits = dict[str, Callable[[], Iterator[Row]]]
+Splits = dict[str, Callable[[], Iterator[SourceRow]]]
 SPLIT_WORDS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing"}
 LOOKS_LOCAL = re.compile(r"^[./~]|\\")
 
@@ -81,7 +81,7 @@ def _folder(folder: Path) -> Splits:
     return {split or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
 
 
-def _rows_of_files(paths: list[Path]) -> Iterator[Row]:
+def _rows_of_files(paths: list[Path]) -> Iterator[SourceRow]:
     return chain.from_iterable(map(read_rows, paths))
 
 
@@ -137,10 +137,10 @@ def _load_from_hub(name: str, config: str | None, **options):
         ) from error
 
 
-def rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[Row]:
+def rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[SourceRow]:
     """Rows of a data set that is loaded, under the name that messages give it."""
     for number, content in enumerate(rows, 1):
-        yield Row(name, f"row {number}", content)
+        yield SourceRow(name, f"row {number}", content)
 
 
 def _brief(error: Exception) -> str:

@@ -1,18 +1,17 @@
-"""Published formats, and how their rows become rows of our schemas: docs/data.md has the table.
+"""Published formats, recognized by their columns. docs/data.md has the table.
 
-A row says by its columns what it is (`detect`); `dataset_format` names a format where a row is to be read as nothing
-else. Rows that belong together are gathered on disk, so that no file has to fit into memory.
+To add a format:
+
+1. Write a module here with functions from a row as published to rows of the schemas, and a `Format` that names them
+   (`base.py`). `hh.py` is a short example; `trl.py` reads several rows as one comparison.
+2. Add the `Format` to `FORMATS`.
+3. Add a row as published, with the rows that it becomes, to `CASES` in tests/test_data_formats.py, the columns to
+   `PUBLISHED` in tests/test_data_loading.py, and a line to the table in docs/data.md.
 """
 
-import hashlib
-import json
-import sqlite3
-from collections.abc import Iterator
-from typing import Any
-
-from rlhf.data.files import Row
 from rlhf.data.formats import helpsteer, hh, instructions, oasst, summarize, trl, ultrachat, ultrafeedback, votes
 from rlhf.data.formats.base import Format
+from rlhf.data.schemas import Row
 
 FORMATS: dict[str, Format] = {
     "oasst": oasst.TREES,
@@ -33,30 +32,6 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def detect(content: dict[str, Any]) -> str | None:
-    """Name of a row's format; None is a row that has to be of our own schema."""
-    return next((name for name, form in FORMATS.items() if form.matches(content)), None)
-
-
-class RowAssembler:
-    """Rows that belong together, gathered in a temporary file from wherever in the files of a split they stand."""
-
-    def __init__(self):
-        self._rows = sqlite3.connect("")  # a file that SQLite itself deletes, and keeps in memory while it is small
-        self._rows.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, key, format, row)")
-
-    def add(self, name: str, row: Row) -> None:
-        """Keeps a row of the format `name`; raises `RowError` if it cannot belong to any group."""
-        key = json.dumps([name, FORMATS[name].group_key(row.content)])
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        content = json.dumps([row.file, row.place, row.content], default=str)  # dates, of which no schema knows
-        self._rows.execute("INSERT INTO rows (key, format, row) VALUES (?, ?, ?)", (digest, name, content))
-
-    def __iter__(self) -> Iterator[tuple[Format, Row, list[dict[str, Any]]]]:
-        """(format, the group's first row, contents of all its rows in their order), in the order of the first rows."""
-        self._rows.execute("CREATE INDEX IF NOT EXISTS groups ON rows (key, number)")
-        firsts = self._rows.execute("SELECT key, format FROM rows GROUP BY key ORDER BY min(number)")
-        for key, name in firsts:
-            members = self._rows.execute("SELECT row FROM rows WHERE key = ? ORDER BY number", (key,))
-            rows = [Row(*json.loads(row)) for (row,) in members]
-            yield FORMATS[name], rows[0], [row.content for row in rows]
+def detect(row: Row) -> str | None:
+    """Returns the name of a row's format; None if no format matches, and the row must be in one of our schemas."""
+    return next((name for name, form in FORMATS.items() if form.matches(row)), None)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.data.formats.base import Format, Row, has, text_of
+from rlhf.data.formats.base import Format, Row, has, required_text
 from rlhf.data.schemas import RowError
 
 TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -31,14 +31,14 @@ def rated_prompts(rows: list[Row]) -> Iterator[Row]:
 
 
 def rated_prompt(row: Row) -> str:
-    text_of(row, "response")
+    required_text(row, "response")
     if type(row.get("helpfulness")) not in (int, float):
         raise RowError(f"column helpfulness is {row.get('helpfulness')!r:.40}; a number is needed")
-    return text_of(row, "prompt")
+    return required_text(row, "prompt")
 
 
 def compared(row: Row) -> Iterator[Row]:
-    completions = [text_of(row, "response_1"), text_of(row, "response_2")]
+    completions = [required_text(row, "response_1"), required_text(row, "response_2")]
     ranks = _ranks(row, "preference_strength")
     yield {"prompt": _messages(row), "completions": completions, "ranks": ranks}
 
@@ -48,7 +48,7 @@ def compared_prompts(row: Row) -> Iterator[Row]:
 
 
 def compared_after_context(row: Row) -> Iterator[Row]:
-    completions = [text_of(row, "response1"), text_of(row, "response2")]
+    completions = [required_text(row, "response1"), required_text(row, "response2")]
     ranks = _ranks(row, "overall_preference")
     yield {"prompt": _context(row), "completions": completions, "ranks": ranks, "category": row.get("domain")}
 
@@ -58,7 +58,7 @@ def contexts(row: Row) -> Iterator[Row]:
 
 
 def _messages(row: Row) -> list[dict[str, str]]:
-    first, *parts = TURN.split(text_of(row, "prompt"))
+    first, *parts = TURN.split(required_text(row, "prompt"))
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [
         {"role": "user", "content": first},
@@ -85,7 +85,7 @@ HELPSTEER2 = Format(
     title="HelpSteer2 ratings",
     matches=has("prompt", "response", "helpfulness"),
     kinds={"comparisons": rated_comparisons, "prompts": rated_prompts},
-    group_key=rated_prompt,
+    assemble_by=rated_prompt,
 )
 HELPSTEER2_PREFERENCE = Format(
     title="HelpSteer2 preferences",

@@ -6,7 +6,7 @@ A transcript is one text, in which every turn begins with a blank line and "Huma
 import re
 from collections.abc import Iterator
 
-from rlhf.data.formats.base import Format, Row, text_of
+from rlhf.data.formats.base import Format, Row, required_text
 from rlhf.data.schemas import RowError
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -34,7 +34,7 @@ prompts = demonstrations  # the schema of prompts takes what stands before the l
 
 
 def _messages(row: Row, column: str) -> list[dict[str, str]]:
-    before, *parts = TURN.split(text_of(row, column))
+    before, *parts = TURN.split(required_text(row, column))
     if before.strip():
         raise RowError(f'column {column} does not begin with "\\n\\nHuman:"; a transcript has to')
     turns = zip(parts[::2], parts[1::2], strict=True)

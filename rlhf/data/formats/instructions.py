@@ -2,29 +2,29 @@
 
 from collections.abc import Iterator
 
-from rlhf.data.formats.base import Format, Row, assistant, has, optional_text, text_of, user
+from rlhf.data.formats.base import Format, Row, assistant, has, optional_text, required_text, user
 from rlhf.data.schemas import RowError
 
 
 def alpaca_demonstrations(row: Row) -> Iterator[Row]:
     """{"instruction", "input", "output"}: the input, if any, is the second paragraph of the prompt."""
     (question,) = alpaca_prompts(row)
-    yield question | {"completion": assistant(text_of(row, "output"))}
+    yield question | {"completion": assistant(required_text(row, "output"))}
 
 
 def alpaca_prompts(row: Row) -> Iterator[Row]:
-    yield {"prompt": user(text_of(row, "instruction"), optional_text(row, "input"))}
+    yield {"prompt": user(required_text(row, "instruction"), optional_text(row, "input"))}
 
 
 def dolly_demonstrations(row: Row) -> Iterator[Row]:
     """{"instruction", "context", "response", "category"}: the context follows the instruction, in copies an `input`."""
     (question,) = dolly_prompts(row)
-    yield question | {"completion": assistant(text_of(row, "response"))}
+    yield question | {"completion": assistant(required_text(row, "response"))}
 
 
 def dolly_prompts(row: Row) -> Iterator[Row]:
     yield {
-        "prompt": user(text_of(row, "instruction"), optional_text(row, "context"), optional_text(row, "input")),
+        "prompt": user(required_text(row, "instruction"), optional_text(row, "context"), optional_text(row, "input")),
         "category": row.get("category"),
     }
 
@@ -32,7 +32,7 @@ def dolly_prompts(row: Row) -> Iterator[Row]:
 def seed_demonstrations(row: Row) -> Iterator[Row]:
     """{"instruction", "instances": [{"input", "output"}]}: one row for each instance."""
     for prompt, instance in _instances(row):
-        yield prompt | {"completion": assistant(text_of(instance, "output"))}
+        yield prompt | {"completion": assistant(required_text(instance, "output"))}
 
 
 def seed_prompts(row: Row) -> Iterator[Row]:
@@ -41,7 +41,7 @@ def seed_prompts(row: Row) -> Iterator[Row]:
 
 
 def _instances(row: Row) -> Iterator[tuple[Row, Row]]:
-    instruction, instances = text_of(row, "instruction"), row.get("instances")
+    instruction, instances = required_text(row, "instruction"), row.get("instances")
     if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
         raise RowError("column instances is not a list of objects with input and output; it has to be one")
     for instance in instances:

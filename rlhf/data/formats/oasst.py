@@ -139,6 +139,6 @@ MESSAGES = Format(
         "comparisons": lambda messages: comparisons(tree_of(messages)),
         "prompts": lambda messages: prompts(tree_of(messages)),
     },
-    group_key=tree_id,
+    assemble_by=tree_id,
     language=lambda messages: next((one.get("lang") for one in messages if one.get("parent_id") is None), None),
 )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.data.formats.base import Format, Row, has, optional_text, text_of
+from rlhf.data.formats.base import Format, Row, has, optional_text, required_text
 from rlhf.data.schemas import RowError
 
 POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -56,16 +56,16 @@ def _asked(row: Row) -> Row:
         raise RowError("column info is not an object with the post or the article; it has to be one")
     title = optional_text(info, "title")
     if info.get("article"):
-        prompt = ARTICLE.format(title=title, article=text_of(info, "article"))
+        prompt = ARTICLE.format(title=title, article=required_text(info, "article"))
     else:
-        prompt = POST.format(subreddit=optional_text(info, "subreddit"), title=title, post=text_of(info, "post"))
+        prompt = POST.format(subreddit=optional_text(info, "subreddit"), title=title, post=required_text(info, "post"))
     return {"prompt": prompt, "labeler_id": row.get("worker")}
 
 
 def _completion(summary: Any) -> str:
     if not isinstance(summary, dict):
         raise RowError("a summary is not an object with text; it has to be one")
-    return " " + text_of(summary, "text").strip()
+    return " " + required_text(summary, "text").strip()
 
 
 def _overall(row: Row) -> float | None:
@@ -85,5 +85,5 @@ SUMMARY_AXES = Format(
     title="rated summaries",
     matches=has("info", "summary"),
     kinds={"comparisons": rated_comparisons, "prompts": rated_prompts},
-    group_key=post_and_worker,
+    assemble_by=post_and_worker,
 )

@@ -12,7 +12,7 @@ from rlhf.data.encode import prompt_key
 from rlhf.data.formats.base import Format, Row
 from rlhf.data.schemas import RowError, check_prompt
 
-LABELS = {"true": True, "1": True, "false": False, "0": False}
+TRUTH_VALUES = {"true": True, "1": True, "false": False, "0": False}
 
 
 def is_unpaired(row: Row) -> bool:
@@ -21,7 +21,7 @@ def is_unpaired(row: Row) -> bool:
 
 def _is_good(row: Row) -> bool | None:
     label = row.get("label")
-    return LABELS.get(str(label).lower()) if isinstance(label, bool | int | str) else None
+    return TRUTH_VALUES.get(str(label).lower()) if isinstance(label, bool | int | str) else None
 
 
 def comparisons(rows: list[Row]) -> Iterator[Row]:
@@ -55,5 +55,5 @@ TRL_UNPAIRED = Format(
     title="unpaired preferences",
     matches=is_unpaired,
     kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
-    group_key=labelled_prompt,
+    assemble_by=labelled_prompt,
 )

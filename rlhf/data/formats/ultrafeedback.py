@@ -6,14 +6,15 @@ argilla/ultrafeedback-binarized-preferences-cleaned tells which. They are read a
 
 from collections.abc import Iterator
 
-from rlhf.data.formats.base import Format, Row, assistant, has, text_of, user
+from rlhf.data.formats.base import Format, Row, assistant, has, required_text, user
 from rlhf.data.schemas import RowError
 
 
 def comparisons(row: Row) -> Iterator[Row]:
     """K = 4, ordered by `overall_score`; equal scores are a tie."""
     rated = _rated(row)
-    completions, ratings = [text_of(one, "response") for one in rated], [one.get("overall_score") for one in rated]
+    completions = [required_text(completion, "response") for completion in rated]
+    ratings = [completion.get("overall_score") for completion in rated]
     if len(rated) >= 2:
         yield {**_asked(row), "completions": completions, "ratings": ratings}
 
@@ -34,7 +35,7 @@ def prompts(row: Row) -> Iterator[Row]:
 
 
 def _asked(row: Row) -> Row:
-    return {"prompt": user(text_of(row, "instruction")), "source": row.get("source")}
+    return {"prompt": user(required_text(row, "instruction")), "source": row.get("source")}
 
 
 def _rated(row: Row) -> list[Row]:

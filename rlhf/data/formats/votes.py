@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf.data.formats.base import Format, Row, has
 from rlhf.data.ranking import Vote, majorities, vote_ranks
-from rlhf.data.schemas import LABELS, RowError
+from rlhf.data.schemas import OPTIONAL_COLUMNS, RowError
 
 
 def comparisons(row: Row) -> Iterator[Row]:
@@ -37,7 +37,7 @@ def votes(row: Row) -> Iterator[Row]:
 
 
 def prompts(row: Row) -> Iterator[Row]:
-    yield {name: row[name] for name in ("prompt", *LABELS) if name in row}
+    yield {name: row[name] for name in ("prompt", *OPTIONAL_COLUMNS) if name in row}
 
 
 def _compared(row: Row, completions: list[Any], ranks: list[int]) -> Row:
