@@ -28,6 +28,45 @@ def garbage_is_collected():
     gc.enable()
 
 
+@pytest.fixture
+def load_recipe():
+    """Imports a script of recipes/ as a module, without running it."""
+    import importlib.util
+    from pathlib import Path
+
+    def load(script: str):
+        path = Path(__file__).parent.parent / "recipes" / f"{script}.py"
+        spec = importlib.util.spec_from_file_location(f"recipe_{script}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def parse_recipe(load_recipe, monkeypatch):
+    """Returns what a script reads from a YAML, as on a machine with bfloat16: its dataclasses and their instances."""
+    import rlhf.cli
+
+    class Parsed(Exception):
+        """Ends the script once its options are parsed."""
+
+    def read(script: str, config: str) -> tuple[tuple[type, ...], tuple]:
+        module = load_recipe(script)
+
+        def parse(*classes):
+            raise Parsed(classes, rlhf.cli.parse(*classes, args=["--config", config]))
+
+        monkeypatch.setattr(module, "parse", parse)
+        monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+        with pytest.raises(Parsed) as caught:
+            module.main()
+        return caught.value.args
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory):
     """Folder of a toy Llama and its tokenizer. Read only: tests share it."""

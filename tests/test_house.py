@@ -91,7 +91,7 @@ VERBS = """
     serial special standard summar synchron token util visual
 """
 BRITISH = re.compile(
-    rf"({'|'.join(VERBS.split())})is(e|es|ed|er|ers|ing|ation|ations)\b|analys(e|ed|ing)\b|(behavi|col|fav|hon|neighb)our"
+    rf"({'|'.join(VERBS.split())})is(e|es|ed|er|ers|ing|ation|ations)(?![a-z])|analys(e|ed|ing)(?![a-z])|(behavi|col|fav|hon|neighb)our"
     r"|artefact|\bcentre|licence|(cancel|label|model)l(ed|ing)",
     flags=re.IGNORECASE,
 )

@@ -1,7 +1,6 @@
 """Every recipe's stages fit together, and its model's architecture takes the recipe's LoRA: no recipe can rot."""
 
 import copy
-import importlib.util
 import runpy
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from transformers import (
 )
 from trl import ModelConfig
 
-import rlhf.cli
 from rlhf.data import DataArguments
 from rlhf.models.loading import lora_config
 
@@ -48,37 +46,18 @@ ARCHITECTURES: dict[str, tuple[PreTrainedConfig, set[str], int]] = {
 }
 
 
-class Parsed(Exception):
-    """Carries what the stage's script would have been given, in place of running it."""
-
-
 @pytest.fixture
-def stages(monkeypatch):
+def stages(parse_recipe, monkeypatch):
     """recipe -> stage -> {class of a configuration, or a base class of it: the configuration}, "args" the trainer's."""
-    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     monkeypatch.chdir(ROOT)
 
-    def read(recipe):
-        return {stage: parse_stage(recipe, stage, monkeypatch) for stage in STAGES}
+    def by_class(recipe, stage):
+        _, parsed = parse_recipe(stage, f"recipes/{recipe}/{stage}.yaml")
+        return {base: config for config in parsed for base in type(config).__mro__ if base is not object} | {
+            "args": next(config for config in parsed if hasattr(config, "per_device_train_batch_size"))
+        }
 
-    return read
-
-
-def parse_stage(recipe, stage, monkeypatch):
-    spec = importlib.util.spec_from_file_location(f"recipe_{stage}", ROOT / "recipes" / f"{stage}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def parse(*classes):
-        raise Parsed(rlhf.cli.parse(*classes, args=["--config", f"recipes/{recipe}/{stage}.yaml"]))
-
-    monkeypatch.setattr(module, "parse", parse)
-    with pytest.raises(Parsed) as caught:
-        module.main()
-    (parsed,) = caught.value.args
-    return {base: config for config in parsed for base in type(config).__mro__ if base is not object} | {
-        "args": next(config for config in parsed if hasattr(config, "per_device_train_batch_size"))
-    }
+    return lambda recipe: {stage: by_class(recipe, stage) for stage in STAGES}
 
 
 @pytest.mark.parametrize("recipe", MODELS)

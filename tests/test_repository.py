@@ -1,6 +1,5 @@
-"""The repository itself: what is committed, that the Makefile says what it offers, that every recipe's YAML is read."""
+"""The repository itself: committed files, commands of the pages, recipes and their YAMLs."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import rlhf.cli
 from rlhf.runs.artifacts import resolved_config, start_run
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
-# Stages whose script has another name.
-SCRIPTS = {"pretrain_stage2": "pretrain"}
+OTHER_SCRIPT = {"pretrain_stage2": "pretrain"}  # one script trains both stages of the sandbox's base model
 
 # In pieces, so that this file does not name what it forbids.
 FORBIDDEN = {
@@ -30,6 +29,7 @@ FORBIDDEN = {
 
 
 def tracked_files() -> list[Path]:
+    """Returns the files that git tracks and that exist."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -37,18 +37,18 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_tracked_file_names_a_package_index_a_machine_or_a_token():
-    found = []
+    matches = []
     for path in tracked_files():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue  # weights
-        found += [
-            f"{path.relative_to(ROOT)}: {match.group()} ({what})"
-            for what, pattern in FORBIDDEN.items()
+        matches += [
+            f"{path.relative_to(ROOT)}: {match.group()} ({kind})"
+            for kind, pattern in FORBIDDEN.items()
             for match in pattern.finditer(text)
         ]
-    assert found == []
+    assert matches == []
 
 
 def test_no_tracked_file_is_a_pickle_or_too_large():
@@ -87,26 +87,31 @@ def test_commands_of_the_pages_exist(page):
 
 
 def _code(text: str) -> list[str]:
-    """Code blocks, indented lines and `spans` of a Markdown text."""
+    """Returns the code blocks, indented lines and `spans` of a Markdown text."""
     return [
         *re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL),
         *re.findall(r"^ {4}.*$", text, flags=re.MULTILINE),
     ]
 
 
-class Parsed(Exception):
-    """Raised in place of running the stage."""
+# ---- Recipes
 
 
-def load_recipe(script: str):
-    spec = importlib.util.spec_from_file_location(f"recipe_{script}", ROOT / "recipes" / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "agreement"])  # a tool on any data, no stage
+def test_make_runs_each_script_under_its_name(script):
+    block = re.search(rf"^{script}: \$.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert block, f"no target {script}"
+    assert f"recipes/{script}.py" in block[1] or f"$(call STAGE,{script},{script})" in block[1]
 
 
-@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
-def test_help_lists_the_options(script, monkeypatch, capsys):
+def test_each_yaml_has_the_name_of_its_script():
+    names = {config.stem for config in RECIPES}
+    assert names - OTHER_SCRIPT.keys() <= set(SCRIPTS)
+    assert OTHER_SCRIPT.keys() <= names
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_the_options(script, load_recipe, monkeypatch, capsys):
     """A bare per cent sign in a help text would end it in a traceback."""
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as stopped:
@@ -116,18 +121,9 @@ def test_help_lists_the_options(script, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("config", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_recipe_is_read_by_its_stage_and_can_be_run_again(config, monkeypatch, tmp_path):
-    module = load_recipe(SCRIPTS.get(config.stem, config.stem))
-
-    def parse(*dataclass_types):
-        parsed = rlhf.cli.parse(*dataclass_types, args=["--config", str(config)])
-        start_run(tmp_path, *parsed, stage=config.stem)
-        again = rlhf.cli.parse(*dataclass_types, args=["--config", str(tmp_path / "config.yaml")])
-        assert [resolved_config(one) for one in again] == [resolved_config(one) for one in parsed]
-        raise Parsed
-
-    monkeypatch.setattr(module, "parse", parse)
-    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)  # what recipes are for
+def test_recipe_is_read_by_its_stage_and_can_be_run_again(config, parse_recipe, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(Parsed):
-        module.main()
+    classes, parsed = parse_recipe(OTHER_SCRIPT.get(config.stem, config.stem), str(config))
+    start_run(tmp_path, *parsed, stage=config.stem)
+    again = rlhf.cli.parse(*classes, args=["--config", str(tmp_path / "config.yaml")])
+    assert [resolved_config(one) for one in again] == [resolved_config(one) for one in parsed]
