@@ -29,12 +29,12 @@ from trl import ModelConfig
 
 from rlhf.data.encode import encode_prompt
 from rlhf.evaluation.regressions import few_shot_accuracy, text_loss
-from rlhf.evaluation.statistics import cluster_mean, win_rate
 from rlhf.generation.completions import sample_completions
 from rlhf.models.stages import load_adapters
 from rlhf.sandbox import datasets
 from rlhf.sandbox.few_shot import few_shot_items
 from rlhf.sandbox.judge import GoldJudge
+from rlhf.statistics import cluster_mean, win_rate
 
 ROOT = Path(__file__).parent.parent
 

@@ -43,7 +43,7 @@ class EvaluateArguments:
         default=0,
         metadata={"help": "One more row: of so many answers of SFT, the reward model's choice."},
     )
-    seed: int = field(default=0, metadata={"help": "Of sampling and of the bootstrap."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
     def __post_init__(self):
         for name in ("max_new_tokens", "batch_size"):

@@ -29,3 +29,14 @@ def test_sandbox_faults_orders_pairs_with_each_fault(monkeypatch, capsys):
     shares = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(shares) >= {"inventing", "careless: avoid", "rude", "padded"}
     assert shares["mistaken"] > 0.8  # the base reads whom and what its heading names
+
+
+def test_interval_coverage_of_each_statistic(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["interval_coverage.py", "--samples", "20"])
+    runpy.run_path(str(ROOT / "benchmarks" / "interval_coverage.py"), run_name="__main__")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["samples"] == 20
+    for cells in result["statistics"].values():
+        assert list(cells) == ["5", "10", "20", "50", "200"]
+        assert all(0.7 <= cell["coverage"] <= 1 for cell in cells.values())
+        assert cells["200"]["median_width"] < cells["5"]["median_width"]

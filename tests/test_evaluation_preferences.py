@@ -116,6 +116,13 @@ def test_summary_has_the_fields_that_were_promised(rows):
     assert summary["categories_with_higher_gold"] == {"higher": 1, "of": 2}
 
 
+def test_changes_of_an_axis_in_a_few_prompts_are_not_certain(rows):
+    summary = summarise(rows, {}, SETTINGS, 5.0)
+    changed = summary["categories"]["chat"]["axes_gain_vs_sft"]["rude"]["ppo_greedy"]
+    assert (changed["mean"], changed["low"] < 0 < changed["high"]) == (0, True)
+    assert summary["axes"]["rude"]["ppo"]["high"] > 0.2  # none of four answers is rude
+
+
 def test_reward_model_never_stands_in_for_gold(rows):
     summary = summarise([{**r, "gold": None} for r in rows], {}, SETTINGS, 5.0)
     for name in ("gold", "win_rate_vs_sft", "win_rate_vs_base", "axes", "likert", "categories_with_higher_gold"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf.data.encode import prompt_key
 from rlhf.errors import InputError
-from rlhf.evaluation.statistics import Estimate, cluster_mean
+from rlhf.statistics import Estimate, cluster_share
 
 Verdicts = dict[tuple[str, str, str], dict[str, int]]  # (prompt, completion a < completion b) -> labeler -> verdict
 
@@ -36,17 +36,17 @@ def verdicts(comparisons: Iterable[dict[str, Any]]) -> Verdicts:
     return found
 
 
-def pairwise_agreement(found: Verdicts, seed: int = 0) -> Estimate | None:
+def pairwise_agreement(found: Verdicts) -> Estimate | None:
     """Share of equal verdicts among all pairs of labelers on the same item; None if no item has two labelers.
 
-    The interval resamples prompts, since verdicts on one prompt are not independent.
+    The interval counts prompts, since verdicts on one prompt are not independent.
     """
     equal, prompts = [], []
     for (prompt, _, _), by_labeler in found.items():
         for one, other in combinations(by_labeler.values(), 2):
             equal.append(float(one == other))
             prompts.append(prompt)
-    return cluster_mean(equal, prompts, seed) if equal else None
+    return cluster_share(equal, prompts) if equal else None
 
 
 def krippendorff_alpha(found: Verdicts) -> float | None:
@@ -70,11 +70,11 @@ def krippendorff_alpha(found: Verdicts) -> float | None:
     return float(krippendorff.alpha(reliability_data=table, level_of_measurement="nominal"))
 
 
-def agreement_report(comparisons: Iterable[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+def agreement_report(comparisons: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Both measures, and the number of items and labelers they rest on."""
     found = verdicts(comparisons)
     shared = [by_labeler for by_labeler in found.values() if len(by_labeler) >= 2]
-    agreement = pairwise_agreement(found, seed)
+    agreement = pairwise_agreement(found)
     return {
         "labelers": len({labeler for by_labeler in found.values() for labeler in by_labeler}),
         "items": len(found),

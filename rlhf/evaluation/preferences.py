@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.evaluation.statistics import Estimate, cluster_difference, cluster_mean, win_rate
+from rlhf.statistics import Estimate, cluster_difference, cluster_mean, cluster_share, share_difference, win_rate
 
 Row = dict[str, Any]
 Score = Callable[[Row], float | None]
@@ -71,10 +71,19 @@ def arms_of(rows: Iterable[Row]) -> list[str]:
     return [arm for arm in ARMS if arm in present]
 
 
-def mean_score(rows: list[Row], arm: str, score: Score, seed: int = 0) -> Estimate | None:
-    """Mean of `score` over the answers of one arm; None if it applies to none of them."""
+def mean_score(rows: list[Row], arm: str, score: Score) -> Estimate | None:
+    """Returns the mean of `score` over the answers of one arm; None if it applies to none of them."""
+    return _mean(rows, arm, score, cluster_mean)
+
+
+def share(rows: list[Row], arm: str, score: Score) -> Estimate | None:
+    """Returns the mean of a score of 0 and 1, as `mean_score` does, with the interval of a share."""
+    return _mean(rows, arm, score, cluster_share)
+
+
+def _mean(rows: list[Row], arm: str, score: Score, statistic: Callable[..., Estimate]) -> Estimate | None:
     scored = [(value, row["key"]) for row in rows if row["arm"] == arm and (value := score(row)) is not None]
-    return cluster_mean(*zip(*scored, strict=True), seed) if scored else None
+    return statistic(*zip(*scored, strict=True)) if scored else None
 
 
 def paired(rows: list[Row], a: str, b: str, score: Score) -> tuple[list[float], list[float], list[str]]:
@@ -88,19 +97,25 @@ def paired(rows: list[Row], a: str, b: str, score: Score) -> tuple[list[float], 
     return tuple(map(list, zip(*pairs, strict=True))) if pairs else ([], [], [])
 
 
-def compare(rows: list[Row], a: str, b: str, score: Score, seed: int = 0) -> Estimate | None:
+def compare(rows: list[Row], a: str, b: str, score: Score) -> Estimate | None:
     """Win rate of arm `a` over arm `b` on the same prompts; None if they share none."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
-    return win_rate(scores_a, scores_b, keys, seed) if keys else None
+    return win_rate(scores_a, scores_b, keys) if keys else None
 
 
-def gain(rows: list[Row], a: str, b: str, score: Score, seed: int = 0) -> Estimate | None:
+def gain(rows: list[Row], a: str, b: str, score: Score) -> Estimate | None:
     """Mean of `score` of arm `a` minus that of arm `b` on the same prompts; None if they share none."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
-    return cluster_difference(scores_a, scores_b, keys, seed) if keys else None
+    return cluster_difference(scores_a, scores_b, keys) if keys else None
 
 
-def agreement(rows: list[Row], a: str, b: str, seed: int = 0) -> Estimate | None:
+def share_gain(rows: list[Row], a: str, b: str, score: Score) -> Estimate | None:
+    """Returns the difference of two means of a score of 0 and 1, as `gain` does, with the interval of shares."""
+    scores_a, scores_b, keys = paired(rows, a, b, score)
+    return share_difference(scores_a, scores_b, keys, keys) if keys else None
+
+
+def agreement(rows: list[Row], a: str, b: str) -> Estimate | None:
     """How often the reward model prefers, of the two arms' answers to a prompt, the one that gold prefers.
 
     Gold's ties are left out, as in the accuracy on labelers' pairs; a tie of the reward model counts half. With `a` and
@@ -115,7 +130,7 @@ def agreement(rows: list[Row], a: str, b: str, seed: int = 0) -> Estimate | None
         for g, h, x, y, key in zip(gold_a, gold_b, reward_a, reward_b, keys, strict=True)
         if (sign := (g > h) - (g < h))
     ]
-    return win_rate(*zip(*decided, strict=True), seed) if decided else None
+    return win_rate(*zip(*decided, strict=True)) if decided else None
 
 
 def by_category(rows: list[Row]) -> dict[str, list[Row]]:

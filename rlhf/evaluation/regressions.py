@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.evaluation.statistics import Estimate, cluster_mean
 from rlhf.generation.completions import completion_logprobs, sample_completions
 from rlhf.models.shared_base import SharedBase
+from rlhf.statistics import Estimate, cluster_mean, cluster_share
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def text_loss(
 
 
 def _token_mean(values: Sequence[float], weights: Sequence[int]) -> Estimate:
-    """The mean over tokens, with an interval that resamples documents."""
+    """Returns the mean over tokens, with an interval that counts documents."""
     repeated = [value for value, weight in zip(values, weights, strict=True) for _ in range(weight)]
     documents = [number for number, weight in enumerate(weights) for _ in range(weight)]
     return cluster_mean(repeated, documents)
@@ -53,4 +53,4 @@ def few_shot_accuracy(
     for (task, _, answer), completion in zip(items, completions, strict=True):
         for name in (task, "all"):
             right[name].append(float(completion.text.startswith(answer)))
-    return {name: cluster_mean(values, range(len(values))) for name, values in right.items()}
+    return {name: cluster_share(values, range(len(values))) for name, values in right.items()}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from rlhf.reward.clusters import clustered_accuracy, clustered_difference
 from rlhf.reward.length import length_bias
+from rlhf.statistics import clustered_accuracy, clustered_difference
 
 logger = logging.getLogger(__name__)
 

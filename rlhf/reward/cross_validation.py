@@ -13,12 +13,12 @@ import numpy as np
 from datasets import Dataset
 
 from rlhf.reward.accuracy import ordered_correctly
-from rlhf.reward.clusters import clustered_accuracy, clustered_difference
 from rlhf.reward.folds import COLUMN, TRAINING, FinishedFolds, assign_folds, fold_rows
 from rlhf.reward.length import fit_length_model
 from rlhf.reward.report import accuracy_cells, difference_cell, three_decimals
 from rlhf.reward.trainer import KWiseRewardTrainer
 from rlhf.runs.markdown import markdown_table
+from rlhf.statistics import clustered_accuracy, clustered_difference
 
 logger = logging.getLogger(__name__)
 
