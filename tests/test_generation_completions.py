@@ -60,7 +60,7 @@ def test_greedy_answers_are_those_of_a_plain_loop_in_the_order_of_the_prompts(sh
 
 @torch.no_grad()
 def test_samples_follow_the_models_own_distribution(shared, tokenizer):
-    shared.lm.generation_config.update(top_k=3, repetition_penalty=5.0)  # what a model of the Hub may bring along
+    shared.lm.generation_config.update(top_k=3, repetition_penalty=5.0)  # as a model of the Hub may have
     n = 4000
     drawn = [c.ids[0] for c in sample(shared, tokenizer, prompts=[PROMPTS[0]] * n, temperature=1.0, max_new_tokens=1)]
     p = next_token_logits(shared, "sft", PROMPTS[0]).softmax(-1)
@@ -70,7 +70,7 @@ def test_samples_follow_the_models_own_distribution(shared, tokenizer):
     assert ((frequency - p)[likely].abs() < 4 * (p * (1 - p) / n).sqrt()[likely]).all()
 
 
-def test_models_own_generation_config_is_set_aside_and_put_back(shared, tokenizer):
+def test_generation_config_of_the_model_is_ignored_and_unchanged(shared, tokenizer):
     expected = sample(shared, tokenizer)
     shared.lm.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=[1, 2, 3])
     own = shared.lm.generation_config
@@ -78,7 +78,7 @@ def test_models_own_generation_config_is_set_aside_and_put_back(shared, tokenize
     assert shared.lm.generation_config is own
 
 
-def test_seed_decides_and_the_global_generator_stays_as_it_was(shared, tokenizer):
+def test_seed_decides_and_the_global_generator_is_untouched(shared, tokenizer):
     state = torch.get_rng_state()
     first = sample(shared, tokenizer, temperature=1.0, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
@@ -88,13 +88,13 @@ def test_seed_decides_and_the_global_generator_stays_as_it_was(shared, tokenizer
 
 
 def test_answer_ends_at_any_stop_token_of_the_model(shared, tokenizer):
-    whole = sample(shared, tokenizer)[0].ids
-    stop = whole[3]
+    uncut = sample(shared, tokenizer)[0].ids
+    stop = uncut[3]
     shared.lm.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
     assert stop_tokens(shared.lm, tokenizer) == sorted([tokenizer.eos_token_id, stop])
-    cut = sample(shared, tokenizer)[0]
-    assert cut.ids == whole[: whole.index(stop) + 1]
-    assert cut.ended
+    completion = sample(shared, tokenizer)[0]
+    assert completion.ids == uncut[: uncut.index(stop) + 1]
+    assert completion.ended
     assert not sample(shared, tokenizer, max_new_tokens=1)[1].ended
 
 
@@ -103,8 +103,8 @@ def test_logprobs_are_those_of_single_unpadded_sequences(shared, tokenizer, monk
     completions = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 0], [0]]
     monkeypatch.setattr("rlhf.generation.completions.LOGIT_TOKENS", 12)  # batches of two
     for adapter in (None, "sft"):
-        found = completion_logprobs(shared, adapter, PROMPTS, completions)
-        for prompt, completion, total in zip(PROMPTS, completions, found, strict=True):
+        logprobs = completion_logprobs(shared, adapter, PROMPTS, completions)
+        for prompt, completion, total in zip(PROMPTS, completions, logprobs, strict=True):
             ids = prompt + completion
             steps = [
                 next_token_logits(shared, adapter, ids[:t]).log_softmax(-1)[ids[t]]
@@ -125,14 +125,14 @@ def test_kl_of_a_model_from_itself_is_zero_and_from_another_is_positive_on_avera
 @torch.no_grad()
 def test_reward_is_read_at_the_last_token_of_the_ids_as_sampled(shared):
     completions = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 0], [0]]
-    found = completion_rewards(shared, "reward", PROMPTS, completions, batch_size=2)
-    for prompt, completion, reward in zip(PROMPTS, completions, found, strict=True):
+    rewards = completion_rewards(shared, "reward", PROMPTS, completions, batch_size=2)
+    for prompt, completion, reward in zip(PROMPTS, completions, rewards, strict=True):
         ids = torch.tensor([prompt + completion])
         assert reward == pytest.approx(shared.token_scores("reward", ids, torch.ones_like(ids))[0, -1].item(), abs=1e-5)
 
 
 def test_prompt_that_leaves_no_room_is_refused(shared, tokenizer):
-    with pytest.raises(InputError, match=r"prompt 1 has 250 tokens.*max_new_tokens 8.*context of 256"):
+    with pytest.raises(InputError, match=r"Prompt 1 has 250 tokens.*max_new_tokens 8.*context of 256"):
         sample(shared, tokenizer, prompts=[[5], [5] * 250])
 
 
@@ -151,7 +151,7 @@ def test_the_best_of_the_samples_is_chosen(shared, tokenizer):
 
 
 def test_the_kl_is_that_of_the_best_of_n_of_a_continuous_score():
-    """The best of n uniform scores has density n x^(n-1), hence KL = E[log(n x^(n-1))]: integrated numerically."""
+    """The best of n uniform scores has density n x^(n-1), so KL = E[log(n x^(n-1))], integrated numerically here."""
     for n in (1, 2, 4, 64):
         x = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
         density = n * x ** (n - 1)
@@ -159,7 +159,7 @@ def test_the_kl_is_that_of_the_best_of_n_of_a_continuous_score():
     assert best_of_n_kl(16) == pytest.approx(math.log(16) - 15 / 16)
 
 
-def test_it_is_one_more_arm_of_the_evaluation(shared, tokenizer):
+def test_best_of_n_is_one_more_arm_of_the_evaluation(shared, tokenizer):
     prompts = Dataset.from_dict({"prompt": ["User: What", "User: Name three"]})
     options = {"models": ["base", "sft"], "judge": None, "max_new_tokens": 6}
     plain = judged_answers(shared, tokenizer, prompts, **options)

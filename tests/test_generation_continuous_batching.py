@@ -1,4 +1,4 @@
-"""Decoding in slots against decoding in batches. What needs a GPU, the graphs, is in test_gpu.py."""
+"""Continuous batching against decoding in batches. Tests of the CUDA graphs are in test_gpu.py."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from rlhf.generation.sampler import decode, sample
 from rlhf.tensors import pad_left
 
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12], [EOS, 13, PAD, 14], [15, 16, 17], [18, 19], [20], [21, 22, 23], [24, 25]]
-STOPS = list(range(1, 9))  # many, so that rows leave at different times
+STOPS = list(range(1, 9))  # many, so that rows finish at different times
 
 
 def chooser(n: int, length: int):
@@ -23,31 +23,31 @@ def chooser(n: int, length: int):
 
 @pytest.mark.parametrize("size", [1, 3, 9, 100])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
-def test_slots_give_what_batches_give(kind, size, monkeypatch):
+def test_continuous_batching_gives_the_responses_of_batches(kind, size, monkeypatch):
     monkeypatch.setattr(continuous_batching, "WINDOW", 8)  # several windows
     monkeypatch.setattr(continuous_batching, "PREFILL_TOKENS", 10)  # several passes of prompts
-    lm, choose, ended = causal(kind).eval(), chooser(len(PROMPTS), 20), []
-    found = decode_continuously(lm, PROMPTS, choose, STOPS, 20, size, ended.append)
-    assert found == decode(lm, *pad_left(PROMPTS, PAD, lm.device), choose, STOPS, 20)
-    assert len({len(ids) for ids in found}) > 3
-    assert sum(ended) == len(PROMPTS)
+    lm, choose, finished = causal(kind).eval(), chooser(len(PROMPTS), 20), []
+    responses = decode_continuously(lm, PROMPTS, choose, STOPS, 20, size, finished.append)
+    assert responses == decode(lm, *pad_left(PROMPTS, PAD, lm.device), choose, STOPS, 20)
+    assert len({len(ids) for ids in responses}) > 3
+    assert sum(finished) == len(PROMPTS)
 
 
-def test_slots_take_one_position_at_a_time_and_refill_once_a_quarter_is_free(monkeypatch):
-    lm, lengths, sizes, entered = causal().eval(), torch.tensor([3, 9, 1, 9, 2, 6, 1, 1, 4]), [], []
+def test_free_slots_are_refilled_once_they_are_a_quarter(monkeypatch):
+    lm, lengths, sizes, admitted = causal().eval(), torch.tensor([3, 9, 1, 9, 2, 6, 1, 1, 4]), [], []
     admit = StaticBatch.admit
     monkeypatch.setattr(
-        StaticBatch, "admit", lambda self, found, *args: (entered.append(found), admit(self, found, *args))
+        StaticBatch, "admit", lambda self, slots, *args: (admitted.append(slots), admit(self, slots, *args))
     )
 
     def choose(logits, rows, step):
         sizes.append(len(logits))
         return torch.where(lengths[rows] == step + 1, EOS, 10 + rows)
 
-    found = decode_continuously(lm, PROMPTS, choose, [EOS], 20, 5)
-    assert found == [[10 + i] * (n - 1) + [EOS] for i, n in enumerate(lengths.tolist())]
-    assert entered[0] == {i: i for i in range(5)}
-    assert entered[1:] == [{2: 5, 4: 6}, {0: 7, 4: 8}]  # after step 2: slots 2 and 4; after step 3: 0 and 4
+    responses = decode_continuously(lm, PROMPTS, choose, [EOS], 20, 5)
+    assert responses == [[10 + i] * (n - 1) + [EOS] for i, n in enumerate(lengths.tolist())]
+    assert admitted[0] == {i: i for i in range(5)}
+    assert admitted[1:] == [{2: 5, 4: 6}, {0: 7, 4: 8}]  # after step 2: slots 2 and 4; after step 3: 0 and 4
     assert set(sizes) == {5}
     assert len(sizes) == 9
 
@@ -62,8 +62,8 @@ def test_a_response_does_not_depend_on_its_neighbours():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_slots_under_autocast_choose_what_is_likely(dtype):
-    """Two ways of rounding to 16 bits may choose differently, so greedy ids are held against logits of whole texts."""
+def test_under_autocast_the_chosen_tokens_are_likely(dtype):
+    """Rounding to 16 bits may change a greedy choice, so the ids are compared with the logits of full sequences."""
     lm, greedy = causal().eval().to(dtype), lambda logits, rows, step: logits.argmax(-1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for prompt, response in zip(PROMPTS, decode_continuously(lm, PROMPTS, greedy, STOPS, 20, 4), strict=True):
@@ -71,7 +71,7 @@ def test_slots_under_autocast_choose_what_is_likely(dtype):
             assert (logits.amax(-1) - logits.gather(1, torch.tensor(response)[:, None]).squeeze(1)).max() < 0.02
 
 
-def test_only_plain_attention_on_a_gpu_is_decoded_in_slots(monkeypatch):
+def test_only_plain_attention_on_a_gpu_is_batched_continuously(monkeypatch):
     plain, shared, eager = causal(), shared_base(), causal()
     eager.set_attn_implementation("eager")
     sizes = dict(vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -84,21 +84,21 @@ def test_only_plain_attention_on_a_gpu_is_decoded_in_slots(monkeypatch):
     assert not supports_continuous_batching(eager)
 
 
-def test_sample_goes_through_slots_where_it_can(monkeypatch):
+def test_sample_batches_continuously_where_the_model_supports_it(monkeypatch):
     lm, uniforms = causal(), sampling_uniforms(len(PROMPTS), 7, "test")
     options = dict(temperature=0.7, stop_ids=STOPS, pad_id=PAD, batch_size=4)
-    plain = sample(lm, PROMPTS, uniforms, **options)
+    in_batches = sample(lm, PROMPTS, uniforms, **options)
     used = []
     monkeypatch.setattr("rlhf.generation.sampler.supports_continuous_batching", lambda lm: True)
     monkeypatch.setattr(
         "rlhf.generation.sampler.decode_continuously", lambda *a, **kw: used.append(1) or decode_continuously(*a, **kw)
     )
-    assert sample(lm, PROMPTS, uniforms, **options) == plain
+    assert sample(lm, PROMPTS, uniforms, **options) == in_batches
     assert used
     assert sample(lm, [], uniforms[:0], **options) == []
 
 
-def test_lora_of_a_gpu_is_that_of_peft():
+def test_gpu_lora_computes_what_pefts_layer_computes():
     base = shared_base().eval()
     with base.use("policy"), torch.no_grad():
         layer = base.lm.model.layers[0].self_attn.q_proj

@@ -1,1 +1,1 @@
-"""How every stage samples, and the log-probabilities and rewards of what was sampled."""
+"""Sampling for every stage, and log-probabilities and rewards of the samples."""

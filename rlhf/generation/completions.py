@@ -1,7 +1,7 @@
-"""What a model answers, and how probable its answers are: batches sorted by length, ids kept as sampled.
+"""Completions of a model, their log-probabilities and rewards, all on the token ids as sampled.
 
-In a launch of several processes each of these functions has to be called by all of them: each process does its part of
-the rows, and all get all results.
+In a launch of several processes, all of them must call each function. Each process computes its share of the rows, and
+every process gets all results.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from rlhf.runs.artifacts import is_first_process
 from rlhf.runs.processes import map_across_processes
 from rlhf.tensors import length_batches, pad_left
 
-LOGIT_TOKENS = 4096  # response positions whose logits over the vocabulary exist at one time
+LOGIT_TOKENS = 4096  # positions whose logits over the vocabulary are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Completion:
     """One answer.
 
     Attributes:
-        ids: token ids as sampled, with the end-of-text token if the answer came to its end.
+        ids: token ids as sampled, with the stop token if there is one.
         text: decoded without special tokens, stripped.
-        ended: whether it came to its end before `max_new_tokens`.
+        ended: True if a stop token came within `max_new_tokens`.
     """
 
     ids: list[int]
@@ -53,7 +53,7 @@ def sample_completions(
     description: str | None = None,
     progress: bool = True,
 ) -> list[Completion]:
-    """One answer to each prompt, in the order of the prompts; nothing but temperature shapes the distribution.
+    """Samples one answer to each prompt, in the order of the prompts. Only the temperature shapes the distribution.
 
     The same seed and prompts give the same answers on the same machine.
 
@@ -61,7 +61,8 @@ def sample_completions(
         adapter: name of the adapter that answers; None is the bare base.
         prompt_ids: of `rlhf.data.encode.encode_prompt`.
         temperature: 0 is greedy decoding.
-        description: label of the progress bar, which `progress` switches off.
+        description: label of the progress bar.
+        progress: False hides the progress bar.
 
     Raises:
         InputError: a prompt and `max_new_tokens` do not fit into the model's context.
@@ -94,16 +95,16 @@ def sample_completions(
 def completion_logprobs(
     shared: SharedBase, adapter: str | None, prompt_ids: Sequence[list[int]], completion_ids: Sequence[list[int]]
 ) -> list[float]:
-    """Sum over the answer's tokens of log pi(token | what came before), at temperature 1, for each prompt and answer.
+    """Returns log pi(completion | prompt) at temperature 1 for each pair: the sum over the completion's tokens.
 
-    Only the logits of answers are computed, in batches of at most LOGIT_TOKENS positions.
+    Logits are computed for completions only, in batches of at most LOGIT_TOKENS positions.
     """
     lengths = [len(ids) for ids in completion_ids]
 
     def sum_rows(rows: list[int]) -> list[float]:
         sums = {}
         for batch in length_batches(lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1)), rows):
-            # Left-padded, so that the answers are the last positions of the rows and logits_to_keep can cut there.
+            # Padding is on the left, so that the completions are the last positions, as logits_to_keep needs.
             ids, mask = pad_left([prompt_ids[i] + completion_ids[i] for i in batch], 0, shared.device)  # [B, T]
             longest = max(lengths[i] for i in batch)  # C
             inputs = forward_inputs(shared.lm, ids, mask)
@@ -124,7 +125,7 @@ def completion_rewards(
     completion_ids: Sequence[list[int]],
     batch_size: int = 64,
 ) -> list[float]:
-    """The calibrated score of the reward adapter at the last token of each answer, on the ids as sampled."""
+    """Returns the calibrated score of the reward adapter at the last token of each completion."""
     sequences = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
 
     def score_rows(rows: list[int]) -> list[float]:
@@ -139,12 +140,16 @@ def completion_rewards(
 
 
 def check_context(shared: SharedBase, prompt_ids: Sequence[list[int]], max_new_tokens: int) -> None:
-    """Refuses prompts that leave no room for the answer."""
+    """Checks that prompts leave room for an answer.
+
+    Raises:
+        InputError: the longest prompt and `max_new_tokens` exceed the model's context.
+    """
     context = context_length(shared.config)
     longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), default=None)
     if context is None or longest is None or len(prompt_ids[longest]) + max_new_tokens <= context:
         return
     raise InputError(
-        f"prompt {longest} has {len(prompt_ids[longest])} tokens, which with max_new_tokens {max_new_tokens} exceeds "
-        f"the model's context of {context}; lower max_new_tokens or leave such prompts out."
+        f"Prompt {longest} has {len(prompt_ids[longest])} tokens, and with max_new_tokens {max_new_tokens} exceeds the "
+        f"model's context of {context}. Lower max_new_tokens or remove long prompts."
     )

@@ -1,8 +1,8 @@
-"""Sampling on a GPU: a fixed number of slots, into which the next prompts go as responses end.
+"""Continuous batching on a GPU: a fixed number of slots; the next prompts take the slots of finished responses.
 
-Between two tokens Python starts a thousand small kernels, which takes ten times as long as they run. Here one step,
-from the ids to the next ids, is captured into a CUDA graph and replayed. A graph has fixed shapes, so no row may leave
-the batch; instead each slot has a position of its own, and one that has ended is given another prompt.
+Between two tokens, Python launches a thousand small kernels, which takes ten times as long as they run. Here one step,
+from the token ids to the next token ids, is captured in a CUDA graph and replayed. A graph has fixed shapes, so no row
+can leave the batch. Instead, each slot has its own position, and a slot that is free gets another prompt.
 """
 
 from collections import deque
@@ -16,15 +16,18 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from rlhf.generation.decode_linears import compute_dtype
 from rlhf.models.positions import takes_position_ids
 
-# Prompts enter once a quarter of the slots are free: their prompts pass the model together, one kernel after the other.
+# Prompts are admitted once a quarter of the slots are free, to share a prefill, whose kernels are launched one by one.
 FREE_SHARE = 0.25
-# Attention reads a multiple of so many positions, as many as the longest sequence needs; each multiple has its graph.
+# Attention reads the longest sequence, rounded up to a multiple of WINDOW positions; each multiple has its own graph.
 WINDOW = 256
-PREFILL_TOKENS = 16384  # of prompts, padding included, that pass the model together
+PREFILL_TOKENS = 16384  # prompt tokens of one prefill pass, padding included
 
 
 def supports_continuous_batching(lm: PreTrainedModel) -> bool:
-    """Whether `lm` is on a GPU and can be decoded so: plain attention, and shapes that no datum decides about."""
+    """True if a CUDA graph can capture a decoding step of `lm`.
+
+    `lm` must be on one GPU, use plain attention, and have no data-dependent shapes.
+    """
     layers = DynamicCache(config=lm.config).layers
     return (
         lm.device.type == "cuda"
@@ -45,74 +48,77 @@ def decode_continuously(
     stop_ids: Sequence[int],
     length: int,
     size: int,
-    ended: Callable[[int], None] = lambda n: None,
+    on_finished: Callable[[int], None] = lambda n: None,
 ) -> list[list[int]]:
-    """Continues each prompt by at most `length` tokens: the new ids, up to and with the first stop token.
+    """Continues each prompt by at most `length` tokens: the new ids, up to and including the first stop token.
 
     Args:
         lm: a causal LM in evaluation mode that `supports_continuous_batching`; a CPU computes the same without graphs.
-        prompts: they enter in this order.
-        choose: (logits [S, V], which prompt each is of [S], number of the new token [S]) -> ids [S].
+        prompts: admitted in this order.
+        choose: (logits [S, V], prompt indices [S], number of the new token [S]) -> ids [S].
         size: number of slots S.
-        ended: called with the number of responses that have ended just now.
+        on_finished: called after each step with the number of responses that it finished.
     """
-    slots = StaticBatch(lm, min(size, len(prompts)), max(map(len, prompts)) + length, length, choose)
-    step = replayed(slots.step) if lm.device.type == "cuda" else slots.step
+    batch = StaticBatch(lm, min(size, len(prompts)), max(map(len, prompts)) + length, length, choose)
+    step = with_cuda_graphs(batch.step) if lm.device.type == "cuda" else batch.step
     responses: list[list[int]] = [[] for _ in prompts]
-    waiting, inside = deque(range(len(prompts))), dict.fromkeys(range(slots.size))  # slot -> prompt
-    while waiting or any(prompt is not None for prompt in inside.values()):
-        free = [slot for slot, prompt in inside.items() if prompt is None]
-        if waiting and len(free) >= FREE_SHARE * slots.size:
-            entering = {slot: waiting.popleft() for slot in free[: len(waiting)]}
-            slots.admit(entering, prompts)
-            inside |= entering
-        going = {slot: prompt for slot, prompt in inside.items() if prompt is not None}
-        step(min(slots.room, round_up(max(len(prompts[i]) + len(responses[i]) for i in going.values()), WINDOW)))
-        chosen = slots.ids.squeeze(1).tolist()
-        for slot, prompt in going.items():
-            responses[prompt].append(chosen[slot])
-            if chosen[slot] in stop_ids or len(responses[prompt]) == length:
-                inside[slot] = None
-        ended(sum(inside[slot] is None for slot in going))
+    queue = deque(range(len(prompts)))
+    prompt_of_slot: dict[int, int | None] = dict.fromkeys(range(batch.size))
+    while queue or any(prompt is not None for prompt in prompt_of_slot.values()):
+        free = [slot for slot, prompt in prompt_of_slot.items() if prompt is None]
+        if queue and len(free) >= FREE_SHARE * batch.size:
+            admitted = {slot: queue.popleft() for slot in free[: len(queue)]}
+            batch.admit(admitted, prompts)
+            prompt_of_slot |= admitted
+        active = {slot: prompt for slot, prompt in prompt_of_slot.items() if prompt is not None}
+        longest = max(len(prompts[i]) + len(responses[i]) for i in active.values())
+        step(min(batch.capacity, round_up(longest, WINDOW)))
+        next_ids = batch.ids.squeeze(1).tolist()
+        for slot, prompt in active.items():
+            responses[prompt].append(next_ids[slot])
+            if next_ids[slot] in stop_ids or len(responses[prompt]) == length:
+                prompt_of_slot[slot] = None
+        on_finished(sum(prompt_of_slot[slot] is None for slot in active))
     return responses
 
 
 class StaticBatch:
-    """The tensors that a step reads and writes; they stay where they are, as a graph demands.
+    """Static buffers of a decoding step. CUDA graphs require them to keep their addresses.
 
     Attributes:
-        ids: [S, 1], the token that enters the model next; after a step, the one that was chosen in it.
-        positions: [S], where that token stands in its sequence.
-        prompts: [S], which prompt the sequence began with.
-        steps: [S], number of the new token that will be chosen.
+        ids: [S, 1], input tokens of the next step; each step overwrites them with the tokens that it chose.
+        positions: [S], positions of these tokens in their sequences.
+        prompts: [S], index of the prompt in each slot.
+        steps: [S], number of the new token that the next step chooses.
     """
 
-    def __init__(self, lm: PreTrainedModel, size: int, room: int, length: int, choose: Callable):
+    def __init__(self, lm: PreTrainedModel, size: int, capacity: int, length: int, choose: Callable):
         self.lm, self.choose, self.size, self.length = lm, choose, size, length
-        self.room = round_up(room, 8)  # attention kernels want it so
+        self.capacity = round_up(capacity, 8)  # positions of a slot; attention kernels need a multiple of 8
         self.ids = torch.zeros(size, 1, dtype=torch.long, device=lm.device)
         self.positions, self.prompts, self.steps = torch.zeros(3, size, dtype=torch.long, device=lm.device)
-        self.columns = torch.arange(self.room, device=lm.device)
-        self.layers = [StaticCacheLayer(self.positions, self.room) for _ in DynamicCache(config=lm.config).layers]
+        self.key_positions = torch.arange(self.capacity, device=lm.device)
+        layers = DynamicCache(config=lm.config).layers
+        self.layers = [StaticCacheLayer(self.positions, self.capacity) for _ in layers]
         self.cache = Cache(layers=self.layers)
 
-    def admit(self, entering: dict[int, int], prompts: Sequence[list[int]]) -> None:
-        """Puts prompts into slots: {slot: which prompt}. Their last tokens enter the model in the next step."""
-        found = [prompts[i] for i in entering.values()]
-        slots = self.tensor(list(entering))
-        self.ids[slots, 0] = self.tensor([ids[-1] for ids in found])
-        self.positions[slots] = self.tensor([len(ids) - 1 for ids in found])
-        self.prompts[slots] = self.tensor(list(entering.values()))
+    def admit(self, admitted: dict[int, int], prompts: Sequence[list[int]]) -> None:
+        """Puts prompts into slots, {slot: index of the prompt}. The next step takes the last token of each prompt."""
+        prompt_ids = [prompts[i] for i in admitted.values()]
+        slots = self.tensor(list(admitted))
+        self.ids[slots, 0] = self.tensor([ids[-1] for ids in prompt_ids])
+        self.positions[slots] = self.tensor([len(ids) - 1 for ids in prompt_ids])
+        self.prompts[slots] = self.tensor(list(admitted.values()))
         self.steps[slots] = 0
-        rows = max(1, PREFILL_TOKENS // max(map(len, found)))
-        for start in range(0, len(found), rows):
-            self.prefill(slots[start : start + rows], [ids[:-1] for ids in found[start : start + rows]])
+        rows = max(1, PREFILL_TOKENS // max(map(len, prompt_ids)))
+        for start in range(0, len(prompt_ids), rows):
+            self.prefill(slots[start : start + rows], [ids[:-1] for ids in prompt_ids[start : start + rows]])
 
     def prefill(self, slots: Tensor, contexts: list[list[int]]) -> None:
-        """Keys and values of all but the last token of a prompt.
+        """Computes keys and values of all but the last token of each prompt.
 
-        Padding is on the right, where no token of the context sees it; what it leaves there later tokens overwrite
-        before they can be seen.
+        Padding is on the right, where causal attention never looks. Later tokens overwrite its keys and values before
+        they are visible.
         """
         width = max(map(len, contexts))
         if width == 0:
@@ -120,24 +126,24 @@ class StaticBatch:
         ids = self.tensor([context + [0] * (width - len(context)) for context in contexts])
         cache = DynamicCache(config=self.lm.config)
         getattr(self.lm, self.lm.base_model_prefix)(input_ids=ids, past_key_values=cache, use_cache=True)
-        for layer, filled in zip(self.layers, cache.layers, strict=True):
-            layer.fill(slots, filled.keys, filled.values)
+        for layer, prefilled in zip(self.layers, cache.layers, strict=True):
+            layer.fill(slots, prefilled.keys, prefilled.values)
 
     def step(self, window: int) -> None:
-        """One token for each slot, which may see the first `window` positions. Free slots compute what nobody reads."""
+        """Decodes one token in each slot, with attention to the first `window` positions. Free slots are ignored."""
         for layer in self.layers:
             layer.window = window
-        seen = self.columns[:window] <= self.positions[:, None]
+        visible = self.key_positions[:window] <= self.positions[:, None]
         logits = self.lm(
             input_ids=self.ids,
             position_ids=self.positions[:, None],
-            attention_mask=seen[:, None, None],
+            attention_mask=visible[:, None, None],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
         self.ids.copy_(self.choose(logits, self.prompts, self.steps)[:, None])
-        self.positions.add_(1).clamp_(max=self.room - 1)
+        self.positions.add_(1).clamp_(max=self.capacity - 1)
         self.steps.add_(1).clamp_(max=self.length - 1)
 
     def tensor(self, values: list) -> Tensor:
@@ -145,31 +151,32 @@ class StaticBatch:
 
 
 class StaticCacheLayer(CacheLayerMixin):
-    """Keys and values [S, heads, room, d], of which a token writes those at its slot's position."""
+    """Keys and values [S, heads, capacity, d]; a token writes its own at the position of its slot."""
 
-    def __init__(self, positions: Tensor, room: int):
+    def __init__(self, positions: Tensor, capacity: int):
         super().__init__()
-        self.positions, self.room, self.window = positions, room, room
+        self.positions, self.capacity, self.window = positions, capacity, capacity
         self.slots = torch.arange(len(positions), device=positions.device)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zero-initialized: masked entries are still multiplied by 0, and 0 * NaN is NaN. Attention would cast to
-        # autocast's dtype anyway.
+        # Zero-initialized: masked entries are still multiplied by 0, and 0 * NaN is NaN. The dtype is that of autocast,
+        # to which attention would cast anyway.
+        size, capacity = len(self.slots), self.capacity
         self.keys, self.values = (
-            states.new_zeros(len(self.slots), states.shape[1], self.room, states.shape[3], dtype=compute_dtype(states))
+            states.new_zeros(size, states.shape[1], capacity, states.shape[3], dtype=compute_dtype(states))
             for states in (key_states, value_states)
         )
         self.is_initialized = True
 
     def fill(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Writes keys and values [b, heads, P, d] at the beginning of some slots [b]."""
+        """Writes keys and values [b, heads, P, d] to the first P positions of the slots [b]."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         self.keys[slots, :, : keys.shape[2]] = keys.to(self.keys.dtype)
         self.values[slots, :, : values.shape[2]] = values.to(self.values.dtype)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Takes those [S, heads, 1, d] of the new tokens."""
+        """Writes keys and values [S, heads, 1, d] of the new tokens; returns those in the window."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys[self.slots, :, self.positions] = key_states[:, :, 0].to(self.keys.dtype)
@@ -180,33 +187,33 @@ class StaticCacheLayer(CacheLayerMixin):
         return self.window, 0
 
     def get_seq_length(self) -> int:
-        return 0  # each slot has its own; models are given position_ids
+        return 0  # each slot has its own length; models get position_ids
 
     def get_max_length(self) -> int:
-        return self.room
+        return self.capacity
 
 
-def replayed(step: Callable[[int], None]) -> Callable[[int], None]:
-    """`step` of a GPU from CUDA graphs, one for each of its arguments.
+def with_cuda_graphs(step: Callable[[int], None]) -> Callable[[int], None]:
+    """Replaces `step` on a GPU by CUDA graphs, one for each argument.
 
-    The first call with an argument runs it as it is, because libraries set themselves up in it, the second captures it.
-    The graphs live as long as what is returned, and so do the buffers that they write into.
+    The first call with an argument runs `step` itself, in which libraries initialize; the second call captures a graph.
+    The returned function owns the graphs and the buffers that they write to.
     """
     graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
     pool = torch.cuda.graph_pool_handle()
 
-    def run(window: int) -> None:
+    def replay(window: int) -> None:
         if window not in graphs:
             graphs[window] = None
             return step(window)
         if graphs[window] is None:
             graphs[window] = torch.cuda.CUDAGraph()
-            # thread_local: what other threads do meanwhile, such as pinning memory, is no error.
+            # thread_local: CUDA calls of other threads during the capture, such as pinning memory, are no error.
             with torch.cuda.graph(graphs[window], pool=pool, capture_error_mode="thread_local"):
                 step(window)
         graphs[window].replay()
 
-    return run
+    return replay
 
 
 def round_up(number: int, multiple: int) -> int:

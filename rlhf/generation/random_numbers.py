@@ -1,4 +1,4 @@
-"""Random numbers as functions of a key alone, and sampling with one of them per token."""
+"""Random numbers that depend on a key alone, and sampling with one of them per token."""
 
 import hashlib
 import math
@@ -11,20 +11,21 @@ from rlhf.tensors import as_float64
 
 
 def random_generator(*key: int | str) -> torch.Generator:
-    """A generator of its own for each key, e.g. ("prompts", seed, epoch)."""
+    """A separate generator for each key, e.g. ("prompts", seed, epoch)."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def sampling_uniforms(size: int, length: int, *key: int | str) -> Tensor:
     """[size, length] float64, uniform in [0, 1): one number for each token that may be sampled."""
+    # "noise" is a part of the key: another word would change the random numbers of every run.
     return torch.rand(size, length, generator=random_generator("noise", *key), dtype=torch.float64)
 
 
 def inverse_cdf(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """Samples from softmax(logits / temperature): the first i with cdf_i > u.
 
-    Unlike with torch.multinomial, what an episode gets does not depend on which others are in its batch.
+    Unlike with torch.multinomial, a sample does not depend on the other rows of its batch.
 
     Args:
         logits: [B, V].
@@ -35,18 +36,19 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """
     scaled = logits.float() if temperature == 1 else logits.float() / temperature
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
-    # Blocks of about sqrt(V) tokens first, then one within the block: two short cumulative sums instead of a long one.
+    # First a block of about sqrt(V) tokens, then a token of the block: two short cumulative sums, not a long one.
     width = math.isqrt(weights.shape[-1])
     blocks = F.pad(weights, (0, -weights.shape[-1] % width)).unflatten(-1, (-1, width))  # [B, V / width, width]
-    block, rest = pick(blocks.sum(-1), uniforms)
-    index, _ = pick(blocks[torch.arange(len(blocks), device=blocks.device), block], rest)
+    block, remainder = search_cdf(blocks.sum(-1), uniforms)
+    index, _ = search_cdf(blocks[torch.arange(len(blocks), device=blocks.device), block], remainder)
     return block * width + index
 
 
-def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The first i whose cumulative weight [B, n] exceeds the share u [B] of the whole, and how far u is into it [B].
+def search_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverts the cumulative distribution of unnormalized `weights` [B, n] at `u` [B] in [0, 1).
 
-    A weight of 0 is never picked.
+    Returns:
+        The first index [B] with cdf > u, whose weight is never 0, and the position [B] in [0, 1] of u within it.
     """
     weights = as_float64(weights)
     cdf = weights.cumsum(-1)

@@ -1,8 +1,8 @@
-"""Sampling: a short decoding loop, for small models and for batches in which some responses end long before others.
+"""Sampling with a short decoding loop, made for small models and for batches whose responses differ in length.
 
-transformers' `generate` does much besides the forward pass for each token, copies the key-value cache each time, and
-keeps rows that have ended until the last one has. Nothing but temperature shapes the distribution here. On a GPU most
-models are decoded in `rlhf.generation.continuous_batching` instead.
+transformers' `generate` does much besides the forward pass of each token, copies the key-value cache each time, and
+keeps finished rows until the last one finishes. Here only the temperature shapes the distribution. On a GPU most models
+are decoded in `rlhf.generation.continuous_batching` instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from rlhf.models.positions import position_ids, takes_position_ids
 from rlhf.models.sharding import is_sharded
 from rlhf.tensors import pad_left
 
-# Rows that have ended leave once they are a quarter of the batch: to drop them, the cache of the others is copied.
-ENDED_SHARE = 0.25
+# Finished rows are dropped once they are a quarter of the batch, because this copies the cache of the other rows.
+FINISHED_SHARE = 0.25
 
 
 @torch.no_grad()
@@ -40,10 +40,10 @@ def sample(
     batch_size: int,
     progress: str | None = None,
 ) -> list[list[int]]:
-    """A response to each prompt: at most T ids, up to and with the first stop token.
+    """Samples a response to each prompt: at most T ids, up to and including the first stop token.
 
     Args:
-        lm: a causal LM; it is in evaluation mode meanwhile.
+        lm: a causal LM; it is in evaluation mode during the call.
         prompts: N lists of token ids.
         uniforms: [N, T] of `sampling_uniforms`; a response depends on its own row alone.
         temperature: 0 is greedy decoding.
@@ -53,12 +53,12 @@ def sample(
     if not prompts:
         return []
     uniforms = uniforms.float() if lm.device.type == "mps" else uniforms  # see `as_float64`
-    # Longest first: a prompt length that does not fit into memory shows at once.
+    # Longest first: if a prompt does not fit into memory, the first batch fails.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    ordered, drawn, length = [prompts[i] for i in order], uniforms[order].to(lm.device), uniforms.shape[1]
+    prompts, uniforms, length = [prompts[i] for i in order], uniforms[order].to(lm.device), uniforms.shape[1]
 
     def choose(logits: Tensor, rows: Tensor, step: int | Tensor) -> Tensor:
-        return inverse_cdf(logits, drawn[rows, step], temperature) if temperature else logits.argmax(-1)
+        return inverse_cdf(logits, uniforms[rows, step], temperature) if temperature else logits.argmax(-1)
 
     was_training = lm.training
     lm.eval()  # in training mode activation checkpointing would switch the key-value cache off
@@ -70,10 +70,10 @@ def sample(
     )
     bar = tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=not progress)
     with nullcontext() if sharded else fast_decode_linears(lm), bar:
-        found = decode_all(lm, ordered, choose, stop_ids, length, batch_size, ended=bar.update)
+        responses = decode_all(lm, prompts, choose, stop_ids, length, batch_size, on_finished=bar.update)
     lm.train(was_training)
-    responses = dict(zip(order, found, strict=True))
-    return [responses[i] for i in range(len(prompts))]
+    by_prompt = dict(zip(order, responses, strict=True))
+    return [by_prompt[i] for i in range(len(prompts))]
 
 
 def decode_in_batches(
@@ -83,17 +83,17 @@ def decode_in_batches(
     stop_ids: list[int],
     length: int,
     size: int,
-    ended: Callable[[int], None],
+    on_finished: Callable[[int], None],
     pad_id: int,
 ) -> list[list[int]]:
-    """`decode` of `size` prompts at a time."""
+    """Calls `decode` on `size` prompts at a time."""
     responses = []
     for start in range(0, len(prompts), size):
         ids, mask = pad_left(prompts[start : start + size], pad_id, lm.device)
         responses += decode(
             lm, ids, mask, lambda logits, rows, step, s=start: choose(logits, s + rows, step), stop_ids, length
         )
-        ended(len(ids))
+        on_finished(len(ids))
     return responses
 
 
@@ -106,22 +106,22 @@ def decode(
     stop_ids: list[int],
     length: int,
 ) -> list[list[int]]:
-    """Continues each row by at most `length` tokens: the new ids, up to and with the first stop token.
+    """Continues each row by at most `length` tokens: the new ids, up to and including the first stop token.
 
     Args:
-        lm: a causal LM in evaluation mode; its generation config has no say.
+        lm: a causal LM in evaluation mode; its generation config is ignored.
         input_ids, attention_mask: [B, P], padded on the left.
-        choose: (logits [b, V], which b of the B rows they belong to, number of the new token) -> ids [b].
+        choose: (logits [b, V], indices [b] of their rows among the B, number of the new token) -> ids [b].
     """
     device, width = input_ids.device, input_ids.shape[1]
     stops = torch.tensor(stop_ids, device=device)
-    sharded, cache = is_sharded(lm), roomy_cache(lm, width + length)
+    sharded, cache = is_sharded(lm), preallocated_cache(lm, width + length)
     takes_positions = takes_position_ids(lm)
     attention_mask = F.pad(attention_mask, (0, length), value=1)
     positions = position_ids(attention_mask)
-    new = torch.zeros(len(input_ids), length, dtype=torch.long, device=device)
-    rows = torch.arange(len(input_ids), device=device)  # those in the batch
-    going = torch.ones_like(rows, dtype=torch.bool)  # which of them have not ended
+    new_ids = torch.zeros(len(input_ids), length, dtype=torch.long, device=device)
+    rows = torch.arange(len(input_ids), device=device)  # in the batch
+    active = torch.ones_like(rows, dtype=torch.bool)  # rows that have not finished
     start, ids = 0, input_ids
     for step in range(length):
         end = width + step
@@ -129,70 +129,77 @@ def decode(
         if takes_positions:
             inputs["position_ids"] = positions[:, start:end]
         logits = lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        chosen = choose(logits, rows, step)
-        new[rows, step] = chosen
-        going &= ~torch.isin(chosen, stops)
-        left = int(going.sum())
-        if left == 0 and not sharded:
+        next_ids = choose(logits, rows, step)
+        new_ids[rows, step] = next_ids
+        active &= ~torch.isin(next_ids, stops)
+        num_active = int(active.sum())
+        if num_active == 0 and not sharded:
             break
-        if 0 < left <= (1 - ENDED_SHARE) * len(rows):
-            cache.batch_select_indices(going.nonzero().squeeze(1))
-            attention_mask, positions = attention_mask[going], positions[going]
-            rows, chosen, going = rows[going], chosen[going], going[going]
-        start, ids = end, chosen[:, None]
-    return [until_stop(row, stop_ids) for row in new.tolist()]
+        if 0 < num_active <= (1 - FINISHED_SHARE) * len(rows):
+            cache.batch_select_indices(active.nonzero().squeeze(1))
+            attention_mask, positions = attention_mask[active], positions[active]
+            rows, next_ids, active = rows[active], next_ids[active], active[active]
+        start, ids = end, next_ids[:, None]
+    return [until_stop(row, stop_ids) for row in new_ids.tolist()]
 
 
 def until_stop(ids: list[int], stop_ids: list[int]) -> list[int]:
-    """`ids` up to and with the first stop token: what comes after it was sampled because the row was still there."""
+    """`ids` up to and including the first stop token.
+
+    Later tokens are leftovers: finished rows keep decoding until they are dropped from the batch.
+    """
     for i, token in enumerate(ids):
         if token in stop_ids:
             return ids[: i + 1]
     return ids
 
 
-def roomy_cache(lm: PreTrainedModel, length: int) -> DynamicCache:
-    """The model's own kind of cache, in which layers that keep everything do so without copying it for each token."""
+def preallocated_cache(lm: PreTrainedModel, capacity: int) -> DynamicCache:
+    """The model's own cache, with layers that keep all tokens replaced by `PreallocatedLayer`."""
     cache = DynamicCache(config=lm.config)
-    cache.layers = [RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, T, d] as views into tensors that have room for all tokens from the start."""
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values [B, heads, T, d] as views of buffers for `capacity` tokens, which are not copied for each token.
 
-    def __init__(self, length: int):
+    Attributes:
+        buffers: of keys and values, [B, heads, capacity, d] each; empty before the first update and after rows leave.
+    """
+
+    def __init__(self, capacity: int):
         super().__init__()
-        self.length = length
-        self.room: list[Tensor] = []
+        self.capacity = capacity
+        self.buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         past = self.get_seq_length()
         end = past + key_states.shape[-2]
-        if not self.room:
-            for states, kept in ((key_states, self.keys), (value_states, self.values)):
-                room = states.new_empty(*states.shape[:2], self.length, states.shape[-1])
+        if not self.buffers:
+            for states, past_states in ((key_states, self.keys), (value_states, self.values)):
+                buffer = states.new_empty(*states.shape[:2], self.capacity, states.shape[-1])
                 if past:
-                    room[:, :, :past] = kept
-                self.room.append(room)
-        for room, states in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, past:end] = states
-        self.keys, self.values = (room[:, :, :end] for room in self.room)
+                    buffer[:, :, :past] = past_states
+                self.buffers.append(buffer)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, past:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self.room = []
+        self.buffers = []
 
 
 def stop_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None = None
 ) -> list[int]:
-    """Every id that ends a response: those of the model's generation config, the tokenizer's, and `stop_token_id`."""
+    """Ids that end a response: of the model's generation config, of the tokenizer, and `stop_token_id`."""
     own = (model.generation_config or model.config).eos_token_id
     ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, stop_token_id} - {None}
     if not ids:
-        raise InputError("neither model nor tokenizer has an EOS token; set stop_token_id.")
+        raise InputError("Neither the model nor the tokenizer has an EOS token. Set stop_token_id.")
     return sorted(ids)
