@@ -1,9 +1,13 @@
-"""Chooses the SFT epoch whose sampled answers to validation prompts the reward model scores highest (section 3.5).
+"""Chooses the SFT epoch whose answers to validation prompts the reward model scores highest (arXiv 2203.02155, 3.5).
 
-python recipes/choose.py --sft_path runs/sandbox/sft --reward_model_path runs/sandbox/reward --dataset_name sandbox
+    python recipes/choose.py --config recipes/sandbox/choose.yaml    # one CPU
+    python recipes/choose.py --sft_path runs/mine/sft --reward_model_path runs/mine/reward --dataset_name me/data
 
-For a run folder of recipes/sft.py: puts the chosen epoch's adapter in its top folder and adds to its result.json the
-reward model's score of every epoch. All processes of the launch answer, each its part of the prompts.
+On several GPUs, `accelerate launch --config_file accelerate_configs/multi_gpu.yaml` takes the place of `python`.
+
+Reads the run folder of recipes/sft.py, the reward adapter and the validation demonstrations. Writes to the run folder
+the chosen epoch's adapter, and to its result.json every epoch's reward-model score. Each process of the launch answers
+a share of the prompts.
 """
 
 import time
@@ -26,16 +30,16 @@ from rlhf.sft.select_checkpoint import ChoiceArguments, choose_checkpoint, score
 
 @dataclass
 class RunArguments:
-    """Which run to choose in."""
+    """The run to choose from."""
 
-    sft_path: str = field(metadata={"help": "Folder of an SFT run, with its checkpoints."})
+    sft_path: str = field(metadata={"help": "Folder of an SFT run with its checkpoints."})
 
 
 def main() -> None:
     run_args, choice, model_args, data_args = parse(RunArguments, ChoiceArguments, ModelConfig, DataArguments)
     started, folder = time.monotonic(), run_args.sft_path
     if choice.reward_model_path is None:
-        raise InputError("reward_model_path is missing; without one, recipes/sft.py chose by validation loss already.")
+        raise InputError("reward_model_path is missing; by validation loss, recipes/sft.py has chosen already. Set it.")
     result = read_result(folder)
     model_args.model_name_or_path = model_args.model_name_or_path or base_model_name(check_adapter(folder), folder)
     check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)

@@ -1,10 +1,11 @@
-"""The whole recipe on the sandbox, from the base model to the report.
+"""Runs all stages of the sandbox, from the base model to the report.
 
-    make demo
+    make demo    # two processes, one on each CPU core
+    python recipes/demo.py    # one process, on a GPU if there is one
 
-It does what `make sft reward choose ppo evaluate` does, in one launch: the same processes run one stage's recipe after
-the other, so the libraries are loaded once and not five times, which would take a minute. A batch is that of the
-stage's YAML, shared out among the processes.
+Does the same as `make sft reward choose ppo evaluate` in one launch. The same processes run all stages, so they load
+the libraries once instead of five times, which saves a minute. The batches of the YAMLs are divided among the
+processes. Reads recipes/sandbox/*.yaml and writes to runs/sandbox.
 """
 
 import argparse
@@ -25,7 +26,7 @@ BATCH = "per_device_train_batch_size"
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    state, begun, seconds = process_state(), time.monotonic(), {}
+    state, seconds = process_state(), {}
     for stage, recipe in STAGES.items():
         started, config = time.monotonic(), RECIPES / "sandbox" / f"{stage}.yaml"
         if state.is_main_process:
@@ -35,11 +36,11 @@ def main() -> None:
         if BATCH in settings:
             sys.argv += [f"--{BATCH}", str(settings[BATCH] // state.num_processes)]
         runpy.run_path(sys.argv[0], run_name="__main__")
-        state.wait_for_everyone()  # the next stage reads what the first process may still be writing
+        state.wait_for_everyone()  # the first process may still be writing what the next stage reads
         seconds[stage] = time.monotonic() - started
     if state.is_main_process:
-        rows = seconds | {"total": time.monotonic() - begun}
-        print("\n" + "\n".join(f"{stage:<10} {spent:5.0f} s" for stage, spent in rows.items()))
+        seconds["total"] = sum(seconds.values())
+        print("\n" + "\n".join(f"{stage:<10} {spent:5.0f} s" for stage, spent in seconds.items()))
 
 
 if __name__ == "__main__":

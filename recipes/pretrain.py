@@ -1,9 +1,11 @@
-"""The base model of the sandbox, trained on the sandbox's documents from random weights, or on from other weights.
+"""Trains the sandbox's base model on the sandbox's documents, from random weights or from those of another base.
 
-    make pretrain   # recipes/sandbox/pretrain.yaml, then recipes/sandbox/pretrain_stage2.yaml from its weights
-    accelerate launch recipes/pretrain.py --config recipes/sandbox/pretrain.yaml --output_dir runs/sandbox/base
+    make pretrain    # pretrain.yaml, then pretrain_stage2.yaml from its weights: one CPU
+    python recipes/pretrain.py --config recipes/sandbox/pretrain.yaml --use_cpu false    # one GPU
 
-Only needed to make another base: the one that this command made is part of the package (rlhf/sandbox/base).
+Reads no data: the documents are drawn from a seed. Writes to output_dir the weights in bfloat16, the tokenizer,
+metrics.jsonl and result.json with both losses. Needed only for another base model: one is part of the package
+(rlhf/sandbox/base).
 """
 
 import time
@@ -21,19 +23,19 @@ from rlhf.sandbox.base_model import architecture, pack, train_tokenizer
 
 @dataclass
 class PretrainArguments(TrainingArguments):
-    """transformers' TrainingArguments, and what is read."""
+    """transformers' TrainingArguments, and the documents."""
 
-    n_documents: int = field(default=220_000, metadata={"help": "Documents of the sandbox, each read once an epoch."})
-    documents_seed: int = field(default=0, metadata={"help": "Seed that draws the documents; another, others."})
+    n_documents: int = field(default=220_000, metadata={"help": "Documents of the sandbox to train on."})
+    documents_seed: int = field(default=0, metadata={"help": "Seed of the documents."})
     graded_share: float | None = field(
         default=None,
         metadata={"help": "Share of graded work among the documents, 0 to 1; None: the sandbox's own share, 0.28."},
     )
     continue_from: str | None = field(
-        default=None, metadata={"help": "Folder of a base model to train on, with its tokenizer; None: a new one."}
+        default=None, metadata={"help": "Folder of a base model and its tokenizer to start from. None: random weights."}
     )
-    block_size: int = field(default=256, metadata={"help": "Tokens in one training block of packed documents."})
-    tokenizer_documents: int = field(default=30_000, metadata={"help": "Documents that the tokenizer is learned from."})
+    block_size: int = field(default=256, metadata={"help": "Tokens per training block of packed documents."})
+    tokenizer_documents: int = field(default=30_000, metadata={"help": "Documents that the tokenizer is trained on."})
 
 
 def main() -> None:
@@ -68,9 +70,9 @@ def main() -> None:
     train_loss = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).training_loss
     validation_loss = trainer.evaluate()["eval_loss"]
 
-    # Half precision is all that the weights need on disk; the stages load them in float32.
+    # bfloat16 is precise enough on disk; the stages load the weights in float32.
     if trainer.is_world_process_zero():
-        model.config.use_cache = True  # the Trainer had turned it off
+        model.config.use_cache = True  # the Trainer has turned it off
         model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         result = {"train_loss": train_loss, "validation_loss": validation_loss, "n_tokens": blocks["train"].numel()}

@@ -1,6 +1,8 @@
-"""Uploads finished stages to the Hugging Face Hub, privately unless --public is given.
+"""Uploads finished stages to the Hugging Face Hub, to private repositories unless --public is given.
 
-python recipes/push.py --run_folder runs/sandbox --hub_id your-name/model --dry_run
+    python recipes/push.py --run_folder runs/sandbox --hub_id your-name/model --dry_run
+
+Reads the folder of a stage or of a whole run; writes nothing on this machine.
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +14,12 @@ from rlhf.runs.hub import push_run
 
 @dataclass
 class PushArguments:
-    """What goes where."""
+    """Source and target of the upload."""
 
-    run_folder: str = field(metadata={"help": "A stage's folder, or a recipe's with sft, reward and ppo in it."})
-    hub_id: str = field(metadata={"help": "owner/name; the stages of a recipe go to owner/name-sft and so on."})
+    run_folder: str = field(metadata={"help": "Folder of one stage, or of a run with sft, reward and ppo in it."})
+    hub_id: str = field(metadata={"help": "owner/name; the stages of a run go to owner/name-sft and so on."})
     public: bool = field(default=False, metadata={"help": "Make the repositories public."})
-    dry_run: bool = field(default=False, metadata={"help": "Only list the files that would go."})
+    dry_run: bool = field(default=False, metadata={"help": "Only list the files to upload."})
 
 
 def main() -> None:

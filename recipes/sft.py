@@ -1,10 +1,13 @@
 """Supervised fine-tuning on demonstrations (arXiv 2203.02155, section 3.5), with TRL's SFTTrainer and LoRA.
 
-accelerate launch recipes/sft.py --config recipes/sandbox/sft.yaml --learning_rate 1e-3
+    python recipes/sft.py --config recipes/sandbox/sft.yaml --learning_rate 1e-3    # one CPU
+    make sft RECIPE=qwen3-1.7b ACCELERATE=single_gpu    # one GPU
+    make sft RECIPE=qwen3-1.7b ACCELERATE=multi_gpu ARGS="--gradient_accumulation_steps 1"    # eight GPUs
 
-Leaves in output_dir the adapter of the chosen epoch, the tokenizer, every epoch's checkpoint, and result.json with the
-validation loss of each. With --reward_model_path a reward model chooses; recipes/choose.py does so afterwards.
-`--num_train_epochs 2 --pretrain_mix 0.1 --pretrain_dataset_name <text>` trains as the paper did for PPO to start from.
+Reads a base model and demonstrations. Writes to output_dir the adapter of the chosen epoch, the tokenizer, every
+epoch's checkpoint, metrics.jsonl, and result.json with the validation loss of every epoch. The lowest loss chooses the
+epoch, or with --reward_model_path the highest reward-model score; recipes/choose.py does the latter afterwards.
+`--num_train_epochs 2 --pretrain_mix 0.1 --pretrain_dataset_name <text>` trains the paper's starting point for PPO.
 """
 
 import time
@@ -38,7 +41,7 @@ def main() -> None:
     )
     started, folder = time.monotonic(), args.output_dir
     if (args.pretrain_mix == 0) != (text_args.pretrain_dataset_name is None):
-        raise InputError("A mix needs both pretrain_mix and pretrain_dataset_name; one of them is given alone.")
+        raise InputError("A mix needs both pretrain_mix and pretrain_dataset_name. Set both, or neither.")
     base_name = resolve_model_name(model_args.model_name_or_path)
     if choice.reward_model_path is not None:
         check_reward_adapter(choice.reward_model_path, base_name)
@@ -74,8 +77,8 @@ def main() -> None:
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
     trainer.save_model(folder)
 
-    # Choice of an epoch
-    trainer.accelerator.wait_for_everyone()  # until all checkpoints are on disk
+    # Choice of the epoch
+    trainer.accelerator.wait_for_everyone()  # all checkpoints are on disk
     table = checkpoint_table(trainer.state.log_history, folder)
     if choice.reward_model_path is not None:
         base = load_base(model_args, tokenizer).to(args.device)

@@ -1,7 +1,7 @@
-"""Which epoch of supervised fine-tuning to keep (arXiv 2203.02155, section 3.5).
+"""The choice of an epoch of supervised fine-tuning (arXiv 2203.02155, section 3.5).
 
-Validation loss is lowest after about one epoch, while the reward model's score of sampled answers keeps rising: the
-paper trains for 16 epochs and keeps the checkpoint that the reward model likes best.
+Validation loss is lowest after about one epoch, while the reward model's score of sampled answers keeps rising. The
+paper trains for 16 epochs and keeps the checkpoint with the highest reward-model score.
 """
 
 import shutil
@@ -25,22 +25,22 @@ from rlhf.models.shared_base import SharedBase
 
 @dataclass
 class ChoiceArguments:
-    """How to choose among the checkpoints of an SFT run."""
+    """Settings of the choice among the checkpoints of an SFT run."""
 
     reward_model_path: str | None = field(
         default=None,
-        metadata={"help": "Reward adapter that chooses the checkpoint; without one, the lowest validation loss does."},
+        metadata={"help": "Reward adapter whose score chooses the checkpoint. None: the lowest validation loss does."},
     )
     choice_prompts: int = field(
-        default=128, metadata={"help": "Validation prompts that each checkpoint answers for the reward model."}
+        default=128, metadata={"help": "Different validation prompts that every checkpoint answers."}
     )
-    choice_max_new_tokens: int = field(default=256, metadata={"help": "Longest of these answers, in tokens."})
-    choice_batch_size: int = field(default=32, metadata={"help": "Answers sampled at a time."})
-    choice_seed: int = field(default=0, metadata={"help": "Seed of the sampling, the same for each checkpoint."})
+    choice_max_new_tokens: int = field(default=256, metadata={"help": "Tokens of the longest of these answers."})
+    choice_batch_size: int = field(default=32, metadata={"help": "Answers sampled in one batch."})
+    choice_seed: int = field(default=0, metadata={"help": "Seed of sampling, the same for all checkpoints."})
 
 
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
-    """One row for each evaluation of a Trainer that left a checkpoint: `epoch`, `checkpoint`, `eval_loss`."""
+    """Returns one row per evaluated and saved checkpoint of a Trainer: `epoch`, `checkpoint`, `eval_loss`."""
     return [
         {"epoch": round(log["epoch"], 3), "checkpoint": f"checkpoint-{log['step']}", "eval_loss": log["eval_loss"]}
         for log in log_history
@@ -49,21 +49,23 @@ def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Pa
 
 
 def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Puts the adapter of the best row in the run's top folder; the rows' `rm_score` decides if they have one.
+    """Copies the best row's adapter to the run's top folder: highest `rm_score`, or lowest `eval_loss` without scores.
 
     Returns:
-        what result.json says of it: `chosen` (a checkpoint), `chosen_by` (`rm_score` or `eval_loss`), `epochs` (table).
+        entries of result.json: `chosen` (a checkpoint), `chosen_by` (`rm_score` or `eval_loss`), `epochs` (the table).
 
     Raises:
-        InputError: there is no row.
+        InputError: the table is empty.
     """
     if not table:
-        raise InputError("there is no checkpoint to choose from; keep eval_strategy and save_strategy at epoch.")
-    by_reward = "rm_score" in table[0]
-    best = max(table, key=lambda row: row["rm_score"]) if by_reward else min(table, key=lambda row: row["eval_loss"])
+        raise InputError("There is no checkpoint to choose from. Set eval_strategy and save_strategy to epoch.")
+    if "rm_score" in table[0]:
+        best, criterion = max(table, key=lambda row: row["rm_score"]), "rm_score"
+    else:
+        best, criterion = min(table, key=lambda row: row["eval_loss"]), "eval_loss"
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(Path(run_folder) / best["checkpoint"] / name, Path(run_folder) / name)
-    return {"chosen": best["checkpoint"], "chosen_by": "rm_score" if by_reward else "eval_loss", "epochs": list(table)}
+    return {"chosen": best["checkpoint"], "chosen_by": criterion, "epochs": list(table)}
 
 
 def score_checkpoints(
@@ -76,23 +78,23 @@ def score_checkpoints(
 ) -> list[dict[str, Any]]:
     """Adds to each row `rm_score`, the mean calibrated reward of sampled answers, and its standard error `rm_score_se`.
 
-    The checkpoints and the reward model share one copy of the base, answer the same prompts and draw the same random
-    numbers.
+    The checkpoints and the reward model share one copy of the base. All checkpoints answer the same prompts with the
+    same random numbers.
 
     Args:
         table: rows of `checkpoint_table`.
-        run_folder: of the SFT run, which has the checkpoints.
+        run_folder: folder of the SFT run, with the checkpoints.
         base: the causal language model without adapters.
-        demonstrations: validation rows, of which the first `choice_prompts` different prompts are used.
+        demonstrations: validation rows; their first `choice_prompts` different prompts are answered.
     """
-    prompts = choice_prompts(demonstrations, base, tokenizer, choice)
+    prompts = prompts_to_answer(demonstrations, base, tokenizer, choice)
     shared = SharedBase(base)
     shared.add_adapter("reward", folder=choice.reward_model_path, head=True)
     scored = []
     for row in table:
         name = row["checkpoint"]
         shared.add_adapter(name, folder=Path(run_folder) / name)
-        shared.eval()  # the new layers come with their dropout on
+        shared.eval()  # a new adapter comes in training mode, with dropout
         completions = sample_completions(
             shared,
             name,
@@ -106,15 +108,15 @@ def score_checkpoints(
         ids = [completion.ids for completion in completions]
         rewards = torch.tensor(completion_rewards(shared, "reward", prompts, ids, choice.choice_batch_size))
         shared.peft_model.delete_adapter(name)
-        error = rewards.std(correction=0) / len(rewards) ** 0.5
-        scored.append({**row, "rm_score": rewards.mean().item(), "rm_score_se": error.item()})
+        standard_error = rewards.std(correction=0) / len(rewards) ** 0.5
+        scored.append({**row, "rm_score": rewards.mean().item(), "rm_score_se": standard_error.item()})
     return scored
 
 
-def choice_prompts(
+def prompts_to_answer(
     demonstrations: Dataset, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: ChoiceArguments
 ) -> list[list[int]]:
-    """Ids of the first `choice_prompts` different prompts that leave room for an answer in the model's context."""
+    """Encodes the first `choice_prompts` different prompts that leave room for an answer in the model's context."""
     context = context_length(base.config)
     if context is not None:
         room = context - choice.choice_max_new_tokens
