@@ -1,4 +1,4 @@
-"""What SFT trains on, how an epoch is chosen, and resumption."""
+"""SFT: its training rows, the choice of an epoch, and resuming."""
 
 import json
 
@@ -108,21 +108,21 @@ def test_loss_is_on_response_tokens_only(base, tokenizer, tmp_path):
 
 
 def test_resuming_gives_the_run_that_never_stopped(base, tokenizer, tmp_path):
-    whole = trainer(base, tokenizer, tmp_path / "whole")
-    whole.train()
-    table = checkpoint_table(whole.state.log_history, tmp_path / "whole")
+    uninterrupted = trainer(base, tokenizer, tmp_path / "uninterrupted")
+    uninterrupted.train()
+    table = checkpoint_table(uninterrupted.state.log_history, tmp_path / "uninterrupted")
     assert [row["epoch"] for row in table] == [1.0, 2.0]
 
-    first = tmp_path / "whole" / table[0]["checkpoint"]
+    first = tmp_path / "uninterrupted" / table[0]["checkpoint"]
     resumed = trainer(base, tokenizer, tmp_path / "resumed")
     resumed.args.resume_from_checkpoint = str(first)
     resumed.train(resume_from_checkpoint=find_checkpoint(resumed.args))
-    for name, weight in weights(whole).items():
+    for name, weight in weights(uninterrupted).items():
         assert torch.equal(weight, weights(resumed)[name]), name
 
 
 def predicted(row):
-    """Tokens that the loss of a prepared row is on: a model predicts all but the first."""
+    """Tokens in the loss of a prepared row: the model predicts all but the first."""
     return [label for label in row["labels"][1:] if label != -100]
 
 
@@ -132,7 +132,7 @@ def test_pretraining_text_has_its_share_of_the_predicted_tokens(base, tokenizer,
     plain = trainer(base, tokenizer, tmp_path).train_dataset
     texts = [row for row in run.train_dataset if row["labels"] == row["input_ids"]]
     answers = [row for row in run.train_dataset if row["labels"] != row["input_ids"]]
-    assert answers == list(plain)  # and in their order
+    assert answers == list(plain)  # in the same order
     assert {len(row["input_ids"]) for row in texts} == {80}
     responses = sum(len(predicted(row)) for row in plain)
     assert 79 * len(texts) == pytest.approx(responses * share / (1 - share), abs=79 / 2)  # to half a block
@@ -165,11 +165,11 @@ def test_several_sources_have_their_weights(tokenizer, tmp_path):
     assert sum(from_other) / len(from_other) == pytest.approx(0.75, abs=0.15)
 
 
-def test_a_small_mix_is_one_block_at_least(tokenizer, tmp_path):
+def test_a_small_mix_has_at_least_one_block(tokenizer, tmp_path):
     assert len(blocks(mixed(tokenizer, tmp_path, pretrain_mix=1e-6))) == 1
 
 
-def test_mixes_that_cannot_be(tokenizer, tmp_path):
+def test_impossible_mixes_are_refused(tokenizer, tmp_path):
     with pytest.raises(InputError, match=r"pretrain_mix is 1\.0"):
         mixed(tokenizer, tmp_path, pretrain_mix=1.0)
     with pytest.raises(InputError, match="pretrain_mix_weights is set"):
@@ -182,31 +182,31 @@ def test_mixes_that_cannot_be(tokenizer, tmp_path):
 
 def test_resuming_a_run_with_pretraining_text(base, tokenizer, tmp_path):
     options = dict(sources=[TEXT, OTHER_TEXT], pretrain_mix=0.8, max_length=80, save_strategy="steps", save_steps=2)
-    whole = trainer(base, tokenizer, tmp_path / "whole", **options)
-    whole.train()
+    uninterrupted = trainer(base, tokenizer, tmp_path / "uninterrupted", **options)
+    uninterrupted.train()
     resumed = trainer(base, tokenizer, tmp_path / "resumed", **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert resumed.state.global_step == whole.state.global_step > 4
-    for name, weight in weights(whole).items():
+    resumed.train(resume_from_checkpoint=str(tmp_path / "uninterrupted" / "checkpoint-2"))
+    assert resumed.state.global_step == uninterrupted.state.global_step > 4
+    for name, weight in weights(uninterrupted).items():
         assert torch.equal(weight, weights(resumed)[name]), name
 
 
 def test_finding_the_checkpoint_to_resume_from(tmp_path):
-    def found(value):
+    def find(value):
         args = SFTArguments(output_dir=str(tmp_path / "run"), bf16=False, resume_from_checkpoint=value)
         return find_checkpoint(args)
 
-    assert found(None) is None
+    assert find(None) is None
     with pytest.raises(InputError, match="no checkpoint to resume from"):
-        found("true")
+        find("true")
     for step in (9, 10):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
         (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert found("true").endswith("checkpoint-10")
-    (tmp_path / "run" / "checkpoint-10" / "trainer_state.json").unlink()  # torn
-    assert found("true").endswith("checkpoint-9")
+    assert find("true").endswith("checkpoint-10")
+    (tmp_path / "run" / "checkpoint-10" / "trainer_state.json").unlink()  # incomplete
+    assert find("true").endswith("checkpoint-9")
     with pytest.raises(InputError, match=r"trainer_state\.json"):
-        found(str(tmp_path / "run" / "checkpoint-10"))
+        find(str(tmp_path / "run" / "checkpoint-10"))
 
 
 def test_residual_dropout_is_set_where_the_architecture_has_it(tmp_path):
@@ -222,7 +222,7 @@ def write_checkpoint(folder, text):
         (folder / name).write_text(text)
 
 
-def test_the_choice_is_by_reward_if_known_and_by_loss_otherwise(tmp_path):
+def test_reward_chooses_the_epoch_if_known_and_loss_otherwise(tmp_path):
     table = [{"epoch": i, "checkpoint": f"checkpoint-{i}", "eval_loss": loss} for i, loss in enumerate([2.0, 1.0, 1.5])]
     for row in table:
         write_checkpoint(tmp_path / row["checkpoint"], row["checkpoint"])
@@ -254,10 +254,10 @@ def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer
     run = trainer(base, tokenizer, tmp_path, num_train_epochs=1)
     run.train()
     table = checkpoint_table(run.state.log_history, tmp_path)
-    write_checkpoint_copy = {**table[0], "epoch": 2.0}  # the same adapter twice: the same score twice
+    copy = {**table[0], "epoch": 2.0}  # the same adapter twice: the same score twice
     choice = ChoiceArguments(str(folder), choice_prompts=6, choice_max_new_tokens=8, choice_batch_size=4)
 
-    sampled = []  # (ids and mask of the prompts, answers) of each batch
+    sampled = []  # one (prompt ids, prompt mask, answers) per batch
     original = rlhf.generation.sampler.decode
 
     def decode(lm, ids, mask, *args):
@@ -266,7 +266,7 @@ def test_scores_of_checkpoints_are_calibrated_rewards_of_samples(base, tokenizer
 
     monkeypatch.setattr(rlhf.generation.sampler, "decode", decode)
     bare = load_base(ModelConfig(base), tokenizer)
-    scored = score_checkpoints([*table, write_checkpoint_copy], tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
+    scored = score_checkpoints([*table, copy], tmp_path, bare, tokenizer, DEMONSTRATIONS, choice)
     assert scored[0]["rm_score"] == scored[1]["rm_score"]
 
     rewards = []
