@@ -152,7 +152,7 @@ def clustered_difference(
 
 @dataclass(frozen=True)
 class _LinearizedMean:
-    """A mean and what each cluster contributes to its error.
+    """A mean and the contributions of the clusters to its error.
 
     Attributes:
         u: [G] over the clusters of all arms; 0 for clusters that this arm does not have.
@@ -183,7 +183,8 @@ class _LinearizedMean:
         n = p * (1 - p) / variance if variance > TINY else self.effective_clusters
         center = (p + t2 / (2 * n)) / (1 + t2 / n)
         half_width = np.sqrt(t2 * p * (1 - p) / n + (t2 / (2 * n)) ** 2) / (1 + t2 / n)
-        return max(float(center - half_width), 0.0), min(float(center + half_width), 1.0)
+        low, high = min(float(center - half_width), p), max(float(center + half_width), p)  # if p is 0 or 1, rounding
+        return max(low, 0.0), min(high, 1.0)
 
 
 def _linearize(*arms: tuple[Values, Clusters]) -> list[_LinearizedMean]:

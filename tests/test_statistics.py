@@ -145,6 +145,12 @@ def test_share_of_one_cluster_is_unknown():
     assert (estimate.mean, estimate.low, estimate.high) == (0.5, 0.0, 1.0)
 
 
+def test_an_interval_contains_its_own_share():
+    for n in range(2, 200):  # by rounding, some intervals of 1 would end at 0.9999999999999999
+        low, high = (clustered_accuracy(np.full(n, value), np.arange(n)) for value in (0.0, 1.0))
+        assert (low["low"], high["high"]) == (0.0, 1.0)
+
+
 def test_accuracy_interval_is_the_bootstrap_over_prompts():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 30, size=300)
@@ -167,7 +173,7 @@ def test_accuracy_interval_is_the_bootstrap_over_prompts():
 
 
 def test_difference_of_groups_is_the_bootstrap_over_prompts():
-    """Both groups rank the same prompts, of which some are easy: their errors are not independent."""
+    """Both groups rank the same prompts. Some prompts are easy, so the errors of the groups are dependent."""
     rng = np.random.default_rng(0)
     easy = rng.beta(2, 1, size=400)
     a, b = rng.binomial(10, easy), rng.binomial(6, easy * 0.9)
