@@ -1,6 +1,8 @@
-"""What base, SFT and RLHF answer to one instruction:  make compare PROMPT="Write a story about a fox." RECIPE=sandbox
+"""Prints the answers of base, SFT and RLHF to one instruction.
 
-Greedy unless --temperature is given. Without a run of our own, for adapters in any folder or on the Hub:
+    make compare PROMPT="Write a story about a fox." RECIPE=sandbox
+
+Decodes greedily unless --temperature is given. For adapters in other folders or on the Hub:
 
     python recipes/compare.py --prompt "..." --sft_model_path me/sft --ppo_model_path me/rlhf
 """
@@ -11,7 +13,7 @@ from trl import ModelConfig
 
 import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.compare import answers, as_text
 from rlhf.models.stages import load_adapters, stage_folders
 
@@ -19,22 +21,25 @@ from rlhf.models.stages import load_adapters, stage_folders
 @dataclass
 class CompareArguments:
     prompt: str = field(metadata={"help": "The instruction."})
-    run: str | None = field(default=None, metadata={"help": "Folder of a recipe's run, such as runs/sandbox."})
-    sft_model_path: str | None = field(default=None, metadata={"help": "Folder or Hub id; default: that of the run."})
-    ppo_model_path: str | None = field(default=None, metadata={"help": "Folder or Hub id; default: that of the run."})
-    reward_model_path: str | None = field(default=None, metadata={"help": "Scores the answers; default: the run's."})
-    temperature: float = field(default=0.0, metadata={"help": "0 is greedy."})
-    seed: int = field(default=0, metadata={"help": "Of the sampling, where temperature is above 0."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
-    plain_text: bool = field(default=False, metadata={"help": "Continue the prompt as it is, without chat template."})
+    run: str | None = field(
+        default=None, metadata={"help": "Folder of a run, such as runs/sandbox. Read if no adapter is given."}
+    )
+    sft_model_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of the SFT adapter."})
+    ppo_model_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of the RLHF adapter."})
+    reward_model_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of the reward adapter."})
+    temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling. 0 is greedy."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer, at most."})
+    plain_text: bool = field(
+        default=False, metadata={"help": "Continue the prompt as plain text, without chat template."}
+    )
 
     def __post_init__(self):
         if not self.prompt.strip():
-            raise InputError('the prompt is empty; try make compare PROMPT="Write a story about a fox."')
+            raise InputError('The prompt is empty. Pass one: make compare PROMPT="Write a story about a fox."')
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive.")
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        require_at_least(self, 1, "max_new_tokens")
 
 
 def main() -> None:
@@ -44,7 +49,7 @@ def main() -> None:
     if args.run and not adapters:
         adapters = stage_folders(args.run)
         if "ppo" not in adapters:
-            print("PPO has not finished in this run; base and SFT answer.\n")
+            print("PPO has not finished in this run. Base and SFT answer.\n")
     shared, tokenizer = load_adapters(model_args, adapters)
     prompt = args.prompt if args.plain_text else [{"role": "user", "content": args.prompt}]
     options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}

@@ -2,10 +2,10 @@
 
     make evaluate RECIPE=sandbox
 
-Reads the adapters and, for the report, what the stages left beside `output_dir`. Writes there completions.jsonl (every
-answer with its verdicts), and one folder up summary.json and report.html. A stage whose path is not given is reported
-as not run. The gold judge exists for `dataset_name: sandbox` alone; other data is judged by the reward model, and the
-report says so. All processes of the launch answer, each its part of the prompts.
+Reads the adapters and, for the report, the folders of the stages beside `output_dir`. Writes completions.jsonl (every
+answer with its verdicts) to `output_dir`, and summary.json and report.html to the folder above. A stage without a path
+is reported as not run. Only `dataset_name: sandbox` has a gold judge. Other data is judged by the reward model, and the
+report says so. Each process of the launch answers a share of the prompts.
 """
 
 import json
@@ -19,46 +19,55 @@ import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.report import read_stages, write_report
-from rlhf.evaluation.summary import summarise
+from rlhf.evaluation.summary import summarize
 from rlhf.models.stages import load_adapters
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 
 
 @dataclass
 class EvaluateArguments:
-    output_dir: str = field(metadata={"help": "Folder of this stage, e.g. runs/sandbox/evaluate."})
-    sft_model_path: str | None = field(default=None, metadata={"help": "SFT adapter: folder or Hub id."})
-    ppo_model_path: str | None = field(default=None, metadata={"help": "RLHF adapter: folder or Hub id."})
-    reward_model_path: str | None = field(default=None, metadata={"help": "Reward adapter: folder or Hub id."})
-    recipe_dir: str | None = field(
-        default=None, metadata={"help": "Holds the stages' folders, gets the report; default: parent of output_dir."}
+    output_dir: str = field(metadata={"help": "Folder of this stage, such as runs/sandbox/evaluate."})
+    sft_model_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the SFT adapter. None leaves the arm out."}
     )
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
-    batch_size: int = field(default=64, metadata={"help": "Prompts answered at a time."})
+    ppo_model_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the RLHF adapter. None leaves the arm out."}
+    )
+    reward_model_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the reward adapter. None gives no rewards."}
+    )
+    recipe_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that holds the stages' folders and gets the report. None is the parent of output_dir."
+        },
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer, at most."})
+    batch_size: int = field(default=64, metadata={"help": "Prompts per batch."})
     best_of_n: int = field(
         default=0,
-        metadata={"help": "One more row: of so many answers of SFT, the reward model's choice."},
+        metadata={
+            "help": "Samples per prompt of the arm sft_best, which keeps the highest reward. 0 leaves the arm out."
+        },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        require_at_least(self, 1, "max_new_tokens", "batch_size")
         if self.best_of_n and (self.best_of_n < 2 or not (self.sft_model_path and self.reward_model_path)):
             raise InputError(
-                f"best_of_n is {self.best_of_n}; it must be at least 2, with sft_model_path and reward_model_path."
+                f"best_of_n is {self.best_of_n}; it must be 0, or at least 2 with sft_model_path and reward_model_path."
             )
 
 
 @dataclass
 class EvaluationData(DataArguments):
     dataset_test_split: str = field(default="test", metadata={"help": "Split whose prompts are answered."})
-    dataset_eval_size: int | None = field(default=1000, metadata={"help": "Number of prompts."})
+    dataset_eval_size: int | None = field(default=1000, metadata={"help": "Prompts, at most. None takes all."})
 
 
 def main() -> None:
@@ -90,7 +99,7 @@ def main() -> None:
     with open(Path(args.output_dir) / "completions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    # Numbers and the page
+    # Numbers and report
     stages = read_stages(recipe_dir)
     settings = {
         "dataset": data_args.dataset_name,
@@ -102,7 +111,7 @@ def main() -> None:
         **labeler_limits(data_args.dataset_name, data_args.dataset_seed),
     }
     results = {name: stage.result for name, stage in stages.items()}
-    summary = summarise(rows, results, settings, seconds=round(time.monotonic() - started, 1))
+    summary = summarize(rows, results, settings, seconds=round(time.monotonic() - started, 1))
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(args.output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
     title = f"InstructGPT’s recipe: {recipe_dir.resolve().name}"

@@ -1,4 +1,4 @@
-"""`make compare` and `make evaluate` on toy adapters, through the real command line, and what they say of bad input."""
+"""`make compare` and `make evaluate` on toy adapters, through the real command line; messages for bad input."""
 
 import importlib.util
 import json
@@ -44,14 +44,14 @@ def run(tmp_path_factory):
 
 
 def recipe(name, *arguments):
-    """The recipe in a process of its own."""
+    """Runs the recipe in its own process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     command = [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def load_main(name, arguments, monkeypatch):
-    """The recipe's `main`, to run in this process with these arguments."""
+    """Returns the recipe's `main`, to be run in this process with these arguments."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # where the argument parser looks up type hints
@@ -61,7 +61,7 @@ def load_main(name, arguments, monkeypatch):
 
 
 def refusal(name, arguments, monkeypatch, capsys):
-    """What the recipe says on stderr before it exits with code 2."""
+    """Returns the message on stderr with which the recipe exits with code 2."""
     monkeypatch.setattr("rlhf.models.stages.load_base", lambda *_: pytest.fail("a model was loaded"))
     main = load_main(name, arguments, monkeypatch)
     with pytest.raises(SystemExit) as exit_:
@@ -79,7 +79,7 @@ def test_finished_stages_of_a_run_are_found(run):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("sandbox", "runs/sandbox does not exist; `make demo` makes it"), ("mine", "`make sft RECIPE=mine` makes it")],
+    [("sandbox", "runs/sandbox does not exist. Run `make demo`"), ("mine", "Run `make sft RECIPE=mine`")],
 )
 def test_missing_run_names_the_target_that_makes_it(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
@@ -115,14 +115,14 @@ def test_nothing_to_load_is_refused():
 
 def test_answers_are_those_of_evaluation_and_carry_the_reward(run):
     shared, tokenizer = load_adapters(ModelConfig(), stage_folders(run))
-    found = answers(shared, tokenizer, PROMPT, max_new_tokens=8)
-    assert [answer.name for answer in found] == ["base", "sft", "ppo"]
+    results = answers(shared, tokenizer, PROMPT, max_new_tokens=8)
+    assert [answer.name for answer in results] == ["base", "sft", "ppo"]
     ids = encode_prompt(tokenizer, PROMPT)
     [completion] = sample_completions(
         shared, "ppo", [ids], tokenizer, max_new_tokens=8, temperature=0.0, progress=False
     )
     [reward] = completion_rewards(shared, "reward", [ids], [completion.ids])
-    assert found[2] == Answer("ppo", completion.text, completion.ended, reward)
+    assert results[2] == Answer("ppo", completion.text, completion.ended, reward)
 
 
 def test_answers_take_what_the_context_leaves(run):
@@ -137,8 +137,8 @@ def test_answers_take_what_the_context_leaves(run):
 
 
 def test_text_is_wrapped_beside_the_names():
-    found = [Answer("base", "one two three four five six seven", False, -1.0), Answer("ppo", "", True, 2.5)]
-    assert as_text("Count.", found, width=40) == "\n".join(
+    results = [Answer("base", "one two three four five six seven", False, -1.0), Answer("ppo", "", True, 2.5)]
+    assert as_text("Count.", results, width=40) == "\n".join(
         [
             "Prompt        Count.",
             "-" * 40,
@@ -167,17 +167,17 @@ def test_compare_takes_adapters_from_anywhere_and_passes_its_options_on(run, mon
     options = ["--sft_model_path", run / "sft", "--temperature", "1", "--seed", "3", "--max_new_tokens", "8"]
     load_main("compare", ["--prompt", "Once", "--plain_text", "true", *options], monkeypatch)()
     shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
-    found = answers(shared, tokenizer, "Once", max_new_tokens=8, temperature=1.0, seed=3)
-    assert capsys.readouterr().out == as_text("Once", found) + "\n"
+    results = answers(shared, tokenizer, "Once", max_new_tokens=8, temperature=1.0, seed=3)
+    assert capsys.readouterr().out == as_text("Once", results) + "\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "runs/nowhere", "--prompt", "Hello."], "`make sft RECIPE=nowhere` makes it"),
-        (["--run", "runs/nowhere", "--prompt", ""], "the prompt is empty"),
+        (["--run", "runs/nowhere", "--prompt", "Hello."], "Run `make sft RECIPE=nowhere`"),
+        (["--run", "runs/nowhere", "--prompt", ""], "The prompt is empty"),
         (["--prompt", "Hello.", "--temperature", "-1"], "temperature is -1.0"),
-        (["--prompt", "Hello.", "--sft_model_path", "./nowhere"], "adapter folder ./nowhere does not exist"),
+        (["--prompt", "Hello.", "--sft_model_path", "./nowhere"], "Adapter folder ./nowhere does not exist"),
     ],
 )
 def test_compare_refuses_bad_input_in_one_sentence(arguments, message, monkeypatch, capsys):
@@ -214,7 +214,7 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sft_model_path", "./nowhere"], "adapter folder ./nowhere does not exist"),
+        (["--sft_model_path", "./nowhere"], "Adapter folder ./nowhere does not exist"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
         (["--sft_model_pth", "x"], "did you mean sft_model_path?"),
         ([], "nothing to load"),

@@ -5,8 +5,17 @@ import json
 import pytest
 
 from rlhf.evaluation.gold import gold_judge, labeler_limits
-from rlhf.evaluation.preferences import agreement, by_category, compare, gain, gold, mean_score, reward, showcase
-from rlhf.evaluation.summary import summarise
+from rlhf.evaluation.preferences import (
+    by_category,
+    compare,
+    gain,
+    gold,
+    gold_accuracy,
+    mean_score,
+    reward,
+    showcase,
+)
+from rlhf.evaluation.summary import summarize
 
 SETTINGS = {"dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
 
@@ -68,8 +77,8 @@ def test_axis_counts_only_the_answers_it_applies_to(rows):
 
 
 def test_reward_models_agreement_with_gold_leaves_golds_ties_out(rows):
-    assert agreement(rows, "ppo", "sft").mean == pytest.approx(2 / 3)
-    assert agreement(rows, "ppo", "sft").n == 3
+    assert gold_accuracy(rows, "ppo", "sft").mean == pytest.approx(2 / 3)
+    assert gold_accuracy(rows, "ppo", "sft").n == 3
 
 
 def test_categories_come_largest_first():
@@ -98,7 +107,7 @@ def test_summary_has_the_fields_that_were_promised(rows):
         "ppo": {"seconds": 30.0},
     }
     limits = {"labeler_agreement": 0.73, "attainable_accuracy": 0.8}
-    summary = json.loads(json.dumps(summarise(rows, results, {**SETTINGS, **limits}, 5.0)))
+    summary = json.loads(json.dumps(summarize(rows, results, {**SETTINGS, **limits}, 5.0)))
     assert summary["gold"] == pytest.approx({"base": 0.0, "sft": 0.5, "ppo": 0.5, "sft_greedy": 0.5, "ppo_greedy": 0.7})
     assert set(summary["win_rate_vs_sft"]["ppo"]) == {"mean", "low", "high", "n"}
     assert summary["win_rate_vs_sft"]["ppo"]["mean"] == pytest.approx(0.625)
@@ -117,21 +126,21 @@ def test_summary_has_the_fields_that_were_promised(rows):
 
 
 def test_changes_of_an_axis_in_a_few_prompts_are_not_certain(rows):
-    summary = summarise(rows, {}, SETTINGS, 5.0)
+    summary = summarize(rows, {}, SETTINGS, 5.0)
     changed = summary["categories"]["chat"]["axes_gain_vs_sft"]["rude"]["ppo_greedy"]
     assert (changed["mean"], changed["low"] < 0 < changed["high"]) == (0, True)
     assert summary["axes"]["rude"]["ppo"]["high"] > 0.2  # none of four answers is rude
 
 
 def test_reward_model_never_stands_in_for_gold(rows):
-    summary = summarise([{**r, "gold": None} for r in rows], {}, SETTINGS, 5.0)
+    summary = summarize([{**r, "gold": None} for r in rows], {}, SETTINGS, 5.0)
     for name in ("gold", "win_rate_vs_sft", "win_rate_vs_base", "axes", "likert", "categories_with_higher_gold"):
         assert summary[name] is None
     assert summary["win_rate_vs_sft_by_reward_model"]["ppo"]["mean"] == 0.5
 
 
-def test_base_alone_is_summarised(rows):
-    summary = summarise([{**r, "reward": None} for r in rows if r["arm"] == "base"], {}, SETTINGS, 5.0)
+def test_base_alone_is_summarized(rows):
+    summary = summarize([{**r, "reward": None} for r in rows if r["arm"] == "base"], {}, SETTINGS, 5.0)
     assert summary["gold"] == {"base": 0.0}
     assert summary["win_rate_vs_sft"] is summary["kl"] is summary["reward"] is None
 

@@ -1,4 +1,4 @@
-"""The alignment tax: held-out text and few-shot tasks, against what transformers itself computes."""
+"""The alignment tax: held-out text and few-shot tasks, against the loss of transformers itself."""
 
 import math
 
@@ -25,15 +25,15 @@ def test_text_loss_is_the_models_own_loss_over_all_tokens(sandbox):
     shared, tokenizer = sandbox
     rng = random.Random("regressions")
     texts = [document(rng) for _ in range(12)]
-    found = text_loss(shared, None, tokenizer, texts)
+    loss = text_loss(shared, None, tokenizer, texts)
     total = tokens = 0
     for text in texts:
         ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
         with torch.no_grad():
             total += shared.lm(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         tokens += ids.shape[1] - 1
-    assert found.mean == pytest.approx(total / tokens, rel=1e-5)
-    assert found.low < found.mean < found.high and found.n == tokens
+    assert loss.mean == pytest.approx(total / tokens, rel=1e-5)
+    assert loss.low < loss.mean < loss.high and loss.n == tokens
 
 
 def test_the_base_reads_and_knows_and_a_broken_one_does_not(sandbox):

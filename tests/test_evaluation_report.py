@@ -1,4 +1,4 @@
-"""The page: complete, self-contained, honest about what is missing, and deaf to markup in answers."""
+"""The report: complete, self-contained, explicit about missing stages, and safe against markup in answers."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.evaluation.preferences import ARMS
 from rlhf.evaluation.report import duration, faults, read_stages, render, write_report
-from rlhf.evaluation.summary import summarise
+from rlhf.evaluation.summary import summarize
 
 SETTINGS = {"best_of_n": 16, "dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
 LIMITS = {"labeler_agreement": 0.73, "attainable_accuracy": 0.78}
@@ -71,7 +71,7 @@ def run(tmp_path):
 def page(run, rows, **settings):
     stages = read_stages(run)
     results = {name: stage.result for name, stage in stages.items()}
-    return render("A run", summarise(rows, results, {**SETTINGS, **settings}, 30.0), rows, stages)
+    return render("A run", summarize(rows, results, {**SETTINGS, **settings}, 30.0), rows, stages)
 
 
 def test_everything_is_on_the_page(run):
@@ -135,7 +135,7 @@ def test_without_any_judge_there_is_still_a_page(run):
 
 def test_write_report_takes_the_summary_as_it_is_in_memory(run, tmp_path):
     rows = make_rows()
-    write_report(tmp_path / "report.html", "A run", summarise(rows, {}, SETTINGS, 1.0), rows, read_stages(run))
+    write_report(tmp_path / "report.html", "A run", summarize(rows, {}, SETTINGS, 1.0), rows, read_stages(run))
     assert (tmp_path / "report.html").read_text(encoding="utf-8").endswith("</html>\n")
 
 

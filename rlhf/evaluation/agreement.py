@@ -1,7 +1,7 @@
-"""Do labelers agree with each other: the paper reports 72.6 +- 1.5 % of pairs (section 3.4).
+"""Agreement between labelers: the paper reports 72.6 +- 1.5 % of pairs (section 3.4).
 
-An item is a prompt with two completions. A labeler's verdict on it is the better one, or a tie; a ranking of K
-completions holds C(K, 2) verdicts.
+An item is a prompt with two completions. A labeler's verdict on an item is the better completion, or a tie. A ranking
+of K completions holds C(K, 2) verdicts.
 """
 
 from collections.abc import Iterable
@@ -19,12 +19,14 @@ Verdicts = dict[tuple[str, str, str], dict[str, int]]  # (prompt, completion a <
 
 
 def verdicts(comparisons: Iterable[dict[str, Any]]) -> Verdicts:
-    """Item -> labeler -> 1 if a is better, -1 if b is, 0 for a tie. Of a labeler's repeated verdicts the first counts.
+    """Returns item -> labeler -> 1 if a is better, -1 if b is better, 0 for a tie.
+
+    If a labeler judged an item more than once, the first verdict counts.
 
     Args:
-        comparisons: rows with `prompt`, `completions`, `ranks` and `labeler_id`; rows without a labeler are left out.
+        comparisons: rows with `prompt`, `completions`, `ranks` and `labeler_id`. Rows without a labeler are ignored.
     """
-    found: Verdicts = {}
+    items: Verdicts = {}
     for row in comparisons:
         if row.get("labeler_id") is None:
             continue
@@ -32,53 +34,54 @@ def verdicts(comparisons: Iterable[dict[str, Any]]) -> Verdicts:
         for (a, rank_a), (b, rank_b) in combinations(ranked, 2):
             if a != b:
                 verdict = (rank_a < rank_b) - (rank_a > rank_b)
-                found.setdefault((prompt_key(row["prompt"]), a, b), {}).setdefault(row["labeler_id"], verdict)
-    return found
+                items.setdefault((prompt_key(row["prompt"]), a, b), {}).setdefault(row["labeler_id"], verdict)
+    return items
 
 
-def pairwise_agreement(found: Verdicts) -> Estimate | None:
-    """Share of equal verdicts among all pairs of labelers on the same item; None if no item has two labelers.
+def pairwise_agreement(items: Verdicts) -> Estimate | None:
+    """Returns the share of equal verdicts among all pairs of labelers on the same item.
 
-    The interval counts prompts, since verdicts on one prompt are not independent.
+    None if no item has two labelers. The interval is clustered by prompt, because verdicts on one prompt are dependent.
     """
     equal, prompts = [], []
-    for (prompt, _, _), by_labeler in found.items():
+    for (prompt, _, _), by_labeler in items.items():
         for one, other in combinations(by_labeler.values(), 2):
             equal.append(float(one == other))
             prompts.append(prompt)
     return cluster_share(equal, prompts) if equal else None
 
 
-def krippendorff_alpha(found: Verdicts) -> float | None:
-    """Agreement beyond chance, 1 - observed / expected disagreement, with verdicts as three unordered categories.
+def krippendorff_alpha(items: Verdicts) -> float | None:
+    """Returns the agreement beyond chance: 1 - observed / expected disagreement, for three unordered categories.
 
-    1 is perfect agreement, 0 what chance gives. None if nobody could have disagreed: no item has two labelers, or all
-    verdicts are the same.
+    1 is perfect agreement, 0 is agreement by chance. None if no item has two labelers, or if all verdicts are equal.
 
     Raises:
         InputError: the package `krippendorff` is not installed.
     """
-    shared = [by_labeler for by_labeler in found.values() if len(by_labeler) >= 2]
+    shared = [by_labeler for by_labeler in items.values() if len(by_labeler) >= 2]
     if len({verdict for by_labeler in shared for verdict in by_labeler.values()}) < 2:
         return None
     try:
         import krippendorff
     except ImportError as error:
-        raise InputError("Krippendorff's alpha needs a package: pip install 'instruct-rlhf[eval]'.") from error
+        raise InputError(
+            "Krippendorff's alpha needs the package krippendorff. Run pip install 'instruct-rlhf[eval]'."
+        ) from error
     labelers = sorted({labeler for by_labeler in shared for labeler in by_labeler})
     table = np.array([[by_labeler.get(labeler, np.nan) for by_labeler in shared] for labeler in labelers])
     return float(krippendorff.alpha(reliability_data=table, level_of_measurement="nominal"))
 
 
 def agreement_report(comparisons: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Both measures, and the number of items and labelers they rest on."""
-    found = verdicts(comparisons)
-    shared = [by_labeler for by_labeler in found.values() if len(by_labeler) >= 2]
-    agreement = pairwise_agreement(found)
+    """Returns both measures of agreement, and the numbers of labelers and items."""
+    items = verdicts(comparisons)
+    shared = [by_labeler for by_labeler in items.values() if len(by_labeler) >= 2]
+    agreement = pairwise_agreement(items)
     return {
-        "labelers": len({labeler for by_labeler in found.values() for labeler in by_labeler}),
-        "items": len(found),
+        "labelers": len({labeler for by_labeler in items.values() for labeler in by_labeler}),
+        "items": len(items),
         "items_with_two_labelers": len(shared),
         "pairwise_agreement": None if agreement is None else asdict(agreement),
-        "krippendorff_alpha": krippendorff_alpha(found),
+        "krippendorff_alpha": krippendorff_alpha(items),
     }

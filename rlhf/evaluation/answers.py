@@ -1,4 +1,4 @@
-"""Lets every model answer the same held-out prompts, sampled and greedily, and has the answers judged."""
+"""Answers of every model to the same held-out prompts, sampled and greedy, with the verdicts of the judges."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.data.encode import encode_prompt, plain_messages, prompt_key
 from rlhf.evaluation.best_of_n import best_of_n
 from rlhf.evaluation.gold import Judge
-from rlhf.evaluation.preferences import Row
+from rlhf.evaluation.preferences import AnswerRow
 from rlhf.generation.completions import Completion, completion_logprobs, completion_rewards, sample_completions
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.artifacts import is_first_process
@@ -28,21 +28,22 @@ def judged_answers(
     batch_size: int = 64,
     seed: int = 0,
     best_of: int = 0,
-) -> list[Row]:
-    """One row (see `rlhf.evaluation.preferences`) for each arm and prompt.
+) -> list[AnswerRow]:
+    """Returns one row (see `rlhf.evaluation.preferences`) for each arm and prompt.
 
     Args:
-        shared: carries the adapters named in `models`, `base` apart; with an adapter `reward` the answers get a reward,
-            with `sft` and `ppo` the samples of PPO get their KL from SFT.
+        shared: holds the adapters named in `models` (all but `base`). With an adapter `reward`, each answer gets a
+            reward. With `sft` and `ppo`, the samples of PPO get their KL from SFT.
         prompts: columns `prompt` and optionally `category`.
-        models: of `base`, `sft`, `ppo`.
+        models: names out of `base`, `sft`, `ppo`.
         judge: gold judge, or None.
-        best_of: n of the arm `sft_best`, which needs the adapters `sft` and `reward`; 0 leaves it out.
+        max_new_tokens: length limit of an answer, in tokens.
+        best_of: n of the arm `sft_best`, which needs the adapters `sft` and `reward`; 0 leaves the arm out.
     """
     prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts["prompt"]]
-    rows: list[Row] = []
-    # Every arm draws from a random stream of its own. On a common stream two similar models would give the same answer
-    # to most prompts, and the win rate would be that of coupled answers.
+    rows: list[AnswerRow] = []
+    # Each arm has its own random seed. With a common seed, two similar models would give the same answer to most
+    # prompts, and the win rate would be that of coupled answers.
     arms = [(model, temperature) for temperature in (1.0, 0.0) for model in models]
     for number, (model, temperature) in enumerate(arms):
         arm = model if temperature else f"{model}_greedy"
@@ -67,7 +68,7 @@ def judged_answers(
     return rows
 
 
-def _verdicts(rows: list[Row], judge: Judge | None) -> list[dict[str, Any] | None]:
+def _verdicts(rows: list[AnswerRow], judge: Judge | None) -> list[dict[str, Any] | None]:
     if judge is None:
         return [None] * len(rows)
 
@@ -85,15 +86,15 @@ def _rows(
     prompt_ids: list[list[int]],
     completions: list[Completion],
     batch_size: int,
-) -> list[Row]:
-    measured = _measure(shared, arm, prompt_ids, completions, batch_size)
+) -> list[AnswerRow]:
+    measures = _measures(shared, arm, prompt_ids, completions, batch_size)
     return [
-        _row(i, prompts[i], arm, completion) | {name: column[i] for name, column in measured.items()}
+        _row(i, prompts[i], arm, completion) | {name: column[i] for name, column in measures.items()}
         for i, completion in enumerate(completions)
     ]
 
 
-def _row(prompt_id: int, prompt: dict[str, Any], arm: str, completion: Completion) -> Row:
+def _row(prompt_id: int, prompt: dict[str, Any], arm: str, completion: Completion) -> AnswerRow:
     text = prompt["prompt"]
     return {
         "prompt_id": prompt_id,
@@ -107,13 +108,14 @@ def _row(prompt_id: int, prompt: dict[str, Any], arm: str, completion: Completio
     }
 
 
-def _measure(
+def _measures(
     shared: SharedBase, arm: str, prompt_ids: list[list[int]], completions: list[Completion], batch_size: int
 ) -> dict[str, list[float | None]]:
-    """Columns `reward` and, for the samples of PPO, `kl`: sum over the answer of log pi - log pi_sft."""
+    """Returns the column `reward` and, for the samples of PPO, `kl`: the sum of log pi - log pi_sft over the answer."""
     ids = [completion.ids for completion in completions]
-    nothing = [None] * len(ids)
-    rewards = completion_rewards(shared, "reward", prompt_ids, ids, batch_size) if "reward" in shared.heads else nothing
+    rewards = [None] * len(ids)
+    if "reward" in shared.heads:
+        rewards = completion_rewards(shared, "reward", prompt_ids, ids, batch_size)
     if arm != "ppo" or "sft" not in shared.adapters:
         return {"reward": rewards}
     policy, reference = (completion_logprobs(shared, name, prompt_ids, ids) for name in ("ppo", "sft"))

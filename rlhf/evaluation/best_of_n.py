@@ -1,4 +1,4 @@
-"""Best of n: of n answers of the SFT model, the one that the reward model likes best. PPO without any training."""
+"""Best of n: the one of n SFT answers with the highest reward. The baseline for PPO that needs no training."""
 
 import math
 from collections.abc import Sequence
@@ -21,13 +21,15 @@ def best_of_n(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[Completion]:
-    """The best of n samples at temperature 1 to each prompt, by the adapter `reward`; of equal ones the first.
+    """Returns for each prompt the sample with the highest reward, out of n at temperature 1; of equal ones the first.
 
-    Samples are drawn and scored one round over the prompts after the other, and only the best is kept.
+    Each of the n rounds samples and scores one completion per prompt. Only the best so far stays in memory.
 
     Args:
-        adapter: the model that answers.
-        seed: of the first round; the k-th has `seed + k`.
+        adapter: name of the adapter that answers. The adapter `reward` scores.
+        max_new_tokens: length limit of an answer, in tokens.
+        seed: seed of the first round; round k has `seed + k`.
+        progress: shows a progress bar.
     """
     best: list[Completion | None] = [None] * len(prompt_ids)
     scores = [-math.inf] * len(prompt_ids)
@@ -52,9 +54,9 @@ def best_of_n(
 
 
 def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1) / n: KL of the best of n from the model that is sampled, in nats a response.
+    """Returns log n - (n - 1) / n: the KL of the best of n from the sampled model, in nats per response.
 
-    Exact for a continuous distribution of scores (Stiennon et al. 2020, arXiv 2009.01325, appendix G.3), else an upper
-    bound (Beirami et al. 2024, arXiv 2401.01879).
+    Exact if no two scores are equal (Stiennon et al. 2020, arXiv 2009.01325, appendix G.3), else an upper bound
+    (Beirami et al. 2024, arXiv 2401.01879).
     """
     return math.log(n) - (n - 1) / n

@@ -1,10 +1,19 @@
-"""Who answers better: win rates, mean gold scores and the axes of the paper's Table 3, overall and by category.
+"""Comparison of arms: win rates, mean gold scores and the axes of the paper's Table 3, overall and by category.
 
-A row is one judged answer, a line of completions.jsonl:
-`prompt_id` (position in the evaluation set), `key` (equal for equal prompts: the cluster), `category`, `prompt`, `arm`,
-`response`, `ended`, `tokens`, `reward` (None without a reward model), `gold` (None without a gold judge), and for PPO's
-samples `kl`. An arm is a model and its decoding: `sft` samples at temperature 1, `sft_greedy` decodes greedily,
-`sft_best` is the best of n samples of `sft` by the reward model.
+An arm is a model and its decoding: `sft` samples at temperature 1, `sft_greedy` decodes greedily, and `sft_best` is the
+best of n samples of `sft` by the reward model. A row is one judged answer, and a line of completions.jsonl:
+
+    prompt_id   position in the evaluation set
+    key         equal for equal prompts: the cluster of the intervals
+    category    None without categories
+    prompt      text, or messages
+    arm         see above
+    response    text of the answer
+    ended       False if the answer was cut off at the length limit
+    tokens      length of the answer
+    reward      score of the reward model; None without one
+    gold        verdict of the gold judge; None without one
+    kl          KL from SFT, in nats; samples of `ppo` only
 """
 
 from collections.abc import Callable, Iterable
@@ -13,8 +22,8 @@ from typing import Any
 
 from rlhf.statistics import Estimate, cluster_difference, cluster_mean, cluster_share, share_difference, win_rate
 
-Row = dict[str, Any]
-Score = Callable[[Row], float | None]
+AnswerRow = dict[str, Any]
+Score = Callable[[AnswerRow], float | None]
 
 NAMES = {"base": "Base", "sft": "SFT", "sft_best": "SFT, best of n", "ppo": "RLHF"}  # for readers
 MODELS = tuple(NAMES)
@@ -26,7 +35,9 @@ class Axis:
     """One boolean of the gold judge.
 
     Attributes:
-        label: what it says of an answer; wanted: whether that is good; fault: what is wrong where it is not good.
+        label: name of the property, for tables.
+        wanted: True if good answers have it.
+        fault: name of the fault, for answers that have it and should not, or the reverse.
     """
 
     label: str
@@ -34,7 +45,7 @@ class Axis:
     fault: str
 
 
-# Table 3 of the paper in miniature.
+# After Table 3 of the paper.
 AXES = {
     "follows_instruction": Axis("follows the instruction", True, "misses the instruction"),
     "satisfies_constraint": Axis("satisfies the constraint", True, "breaks the constraint"),
@@ -48,46 +59,46 @@ AXES = {
 
 
 def gold(name: str) -> Score:
-    """One of the gold judge's verdicts as a number: `overall` in [0, 1], `likert` 1..7, or an axis as 0 or 1.
+    """Returns the score that reads a verdict of the gold judge: `overall` in [0, 1], `likert` 1..7, or an axis, 0 or 1.
 
-    None where it does not apply: no constraint was asked for, or there is no gold judge.
+    The score is None without a gold judge, and for an axis that does not apply, such as a constraint that was not set.
     """
 
-    def score(row: Row) -> float | None:
+    def score(row: AnswerRow) -> float | None:
         verdict = row["gold"].get(name) if row["gold"] else None
         return None if verdict is None else float(verdict)
 
     return score
 
 
-def reward(row: Row) -> float | None:
-    """The reward model's calibrated score."""
+def reward(row: AnswerRow) -> float | None:
+    """Returns the reward model's calibrated score."""
     return row["reward"]
 
 
-def arms_of(rows: Iterable[Row]) -> list[str]:
-    """The arms that were evaluated, in the order of ARMS."""
+def arms_of(rows: Iterable[AnswerRow]) -> list[str]:
+    """Returns the arms that were evaluated, in the order of ARMS."""
     present = {row["arm"] for row in rows}
     return [arm for arm in ARMS if arm in present]
 
 
-def mean_score(rows: list[Row], arm: str, score: Score) -> Estimate | None:
+def mean_score(rows: list[AnswerRow], arm: str, score: Score) -> Estimate | None:
     """Returns the mean of `score` over the answers of one arm; None if it applies to none of them."""
     return _mean(rows, arm, score, cluster_mean)
 
 
-def share(rows: list[Row], arm: str, score: Score) -> Estimate | None:
+def share(rows: list[AnswerRow], arm: str, score: Score) -> Estimate | None:
     """Returns the mean of a score of 0 and 1, as `mean_score` does, with the interval of a share."""
     return _mean(rows, arm, score, cluster_share)
 
 
-def _mean(rows: list[Row], arm: str, score: Score, statistic: Callable[..., Estimate]) -> Estimate | None:
+def _mean(rows: list[AnswerRow], arm: str, score: Score, statistic: Callable[..., Estimate]) -> Estimate | None:
     scored = [(value, row["key"]) for row in rows if row["arm"] == arm and (value := score(row)) is not None]
     return statistic(*zip(*scored, strict=True)) if scored else None
 
 
-def paired(rows: list[Row], a: str, b: str, score: Score) -> tuple[list[float], list[float], list[str]]:
-    """Scores of arms `a` and `b` on the prompts that both answered, and the prompts' keys."""
+def paired(rows: list[AnswerRow], a: str, b: str, score: Score) -> tuple[list[float], list[float], list[str]]:
+    """Returns the scores of arms `a` and `b` on the prompts that both answered, and the keys of the prompts."""
     other = {row["prompt_id"]: score(row) for row in rows if row["arm"] == b}
     pairs = [
         (value, other[row["prompt_id"]], row["key"])
@@ -97,29 +108,29 @@ def paired(rows: list[Row], a: str, b: str, score: Score) -> tuple[list[float], 
     return tuple(map(list, zip(*pairs, strict=True))) if pairs else ([], [], [])
 
 
-def compare(rows: list[Row], a: str, b: str, score: Score) -> Estimate | None:
-    """Win rate of arm `a` over arm `b` on the same prompts; None if they share none."""
+def compare(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate | None:
+    """Returns the win rate of arm `a` over arm `b` on the same prompts; None if they share none."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
     return win_rate(scores_a, scores_b, keys) if keys else None
 
 
-def gain(rows: list[Row], a: str, b: str, score: Score) -> Estimate | None:
-    """Mean of `score` of arm `a` minus that of arm `b` on the same prompts; None if they share none."""
+def gain(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate | None:
+    """Returns the mean of `score` of arm `a` minus that of arm `b` on the same prompts; None if they share none."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
     return cluster_difference(scores_a, scores_b, keys) if keys else None
 
 
-def share_gain(rows: list[Row], a: str, b: str, score: Score) -> Estimate | None:
+def share_gain(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate | None:
     """Returns the difference of two means of a score of 0 and 1, as `gain` does, with the interval of shares."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
     return share_difference(scores_a, scores_b, keys, keys) if keys else None
 
 
-def agreement(rows: list[Row], a: str, b: str) -> Estimate | None:
-    """How often the reward model prefers, of the two arms' answers to a prompt, the one that gold prefers.
+def gold_accuracy(rows: list[AnswerRow], a: str, b: str) -> Estimate | None:
+    """Returns how often the reward model prefers the same one of two arms' answers as gold; None if nothing is decided.
 
-    Gold's ties are left out, as in the accuracy on labelers' pairs; a tie of the reward model counts half. With `a` and
-    `b` two decodings of the SFT model it is the accuracy on the distribution in which PPO starts.
+    Gold's ties are left out, as in the accuracy on labelers' pairs. A tie of the reward model counts half. With two
+    decodings of the SFT model as arms, this is the accuracy on the distribution from which PPO starts.
     """
     gold_a, gold_b, keys = paired(rows, a, b, gold("overall"))
     reward_a, reward_b, reward_keys = paired(rows, a, b, reward)
@@ -133,18 +144,18 @@ def agreement(rows: list[Row], a: str, b: str) -> Estimate | None:
     return win_rate(*zip(*decided, strict=True)) if decided else None
 
 
-def by_category(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each category, the largest category first."""
-    groups: dict[str, list[Row]] = {}
+def by_category(rows: list[AnswerRow]) -> dict[str, list[AnswerRow]]:
+    """Returns the rows of each category, the largest category first. Rows without a category are in `all`."""
+    categories: dict[str, list[AnswerRow]] = {}
     for row in rows:
-        groups.setdefault(row["category"] or "all", []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
+        categories.setdefault(row["category"] or "all", []).append(row)
+    return dict(sorted(categories.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def showcase(rows: list[Row], count: int = 12) -> list[int]:
-    """`prompt_id`s of the prompts shown side by side: the first of each category, then the second of each, and so on.
+def showcase(rows: list[AnswerRow], count: int = 12) -> list[int]:
+    """Returns the `prompt_id`s that the report shows: the first of each category, then the second of each, and so on.
 
-    They follow from the prompts alone, so no answer can have been picked because it looks good.
+    They depend on the prompts alone: no answer is picked because it looks good.
     """
     queues: dict[str, list[int]] = {}
     for prompt_id, category in sorted({(row["prompt_id"], row["category"] or "all") for row in rows}):

@@ -1,8 +1,9 @@
-"""What alignment costs: language modelling of held-out text and few-shot tasks (the "alignment tax", section 4.2)."""
+"""Alignment tax (section 4.2): loss on held-out text and accuracy on few-shot tasks."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -15,24 +16,18 @@ from rlhf.statistics import Estimate, cluster_mean, cluster_share
 def text_loss(
     shared: SharedBase, adapter: str | None, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Estimate:
-    """Mean negative log-likelihood in nats per token of held-out documents, each read from its first token to EOS.
+    """Returns the mean negative log-likelihood of held-out documents in nats per token, up to and including EOS.
 
     Args:
-        adapter: None is the bare base.
-        texts: no longer than the model's context. The first token of each is given and not predicted.
+        adapter: name of the adapter; None is the base.
+        texts: documents no longer than the model's context. The first token of each is given, not predicted.
     """
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     logprobs = completion_logprobs(shared, adapter, [row[:1] for row in ids], [row[1:] for row in ids])
     lengths = [len(row) - 1 for row in ids]
-    values = [-logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
-    return _token_mean(values, lengths)
-
-
-def _token_mean(values: Sequence[float], weights: Sequence[int]) -> Estimate:
-    """Returns the mean over tokens, with an interval that counts documents."""
-    repeated = [value for value, weight in zip(values, weights, strict=True) for _ in range(weight)]
-    documents = [number for number, weight in enumerate(weights) for _ in range(weight)]
-    return cluster_mean(repeated, documents)
+    token_losses = [-logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
+    # Each document is a cluster. Its mean replaces the loss of each token, because only sums over clusters matter.
+    return cluster_mean(np.repeat(token_losses, lengths), np.repeat(np.arange(len(lengths)), lengths))
 
 
 def few_shot_accuracy(
@@ -42,15 +37,20 @@ def few_shot_accuracy(
     items: Sequence[tuple[str, str, str]],
     batch_size: int = 128,
 ) -> dict[str, Estimate]:
-    """Share of (task, prompt, answer) whose greedy continuation begins with the answer: each task's, and `all`."""
+    """Returns the share of items whose greedy continuation starts with the answer, for each task and for `all`.
+
+    Args:
+        adapter: name of the adapter; None is the base.
+        items: (task, prompt, answer) each.
+    """
     prompts = [tokenizer(prompt)["input_ids"] for _, prompt, _ in items]
     longest = max(len(tokenizer(" " + answer)["input_ids"]) for _, _, answer in items)
     completions = sample_completions(
         shared, adapter, prompts, tokenizer,
         max_new_tokens=longest, temperature=0.0, batch_size=batch_size, progress=False,
     )  # fmt: skip
-    right: dict[str, list[float]] = defaultdict(list)
+    correct: dict[str, list[float]] = defaultdict(list)
     for (task, _, answer), completion in zip(items, completions, strict=True):
         for name in (task, "all"):
-            right[name].append(float(completion.text.startswith(answer)))
-    return {name: cluster_share(values, range(len(values))) for name, values in right.items()}
+            correct[name].append(float(completion.text.startswith(answer)))
+    return {name: cluster_share(values, range(len(values))) for name, values in correct.items()}

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page from summary.json, the judged answers and what the stages left behind."""
+"""report.html: one self-contained page from summary.json, the judged answers and the folders of the stages."""
 
 import base64
 import json
@@ -11,15 +11,15 @@ from markupsafe import Markup
 
 from rlhf import plots
 from rlhf.data.encode import prompt_text
-from rlhf.evaluation.preferences import ARMS, AXES, MODELS, NAMES, Row, showcase
+from rlhf.evaluation.preferences import ARMS, AXES, MODELS, NAMES, AnswerRow, showcase
 from rlhf.evaluation.summary import STAGES
 from rlhf.runs.artifacts import read_metrics, read_result
 
 PPO_PANELS = {
     "objective/score": "Reward model's score",
-    "objective/kl": "KL from SFT, nats a response",
+    "objective/kl": "KL from SFT, nats per response",
     "rollout/length": "Length, tokens",
-    "objective/entropy": "Entropy, nats a response",
+    "objective/entropy": "Entropy, nats per response",
     "rollout/eos_rate": "Share that ends by itself",
     "val/explained_variance": "Value model: explained variance",
 }
@@ -27,11 +27,13 @@ PPO_PANELS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage left in its folder; empty where it was not run.
+    """Files in the folder of a stage; empty if the stage was not run.
 
     Attributes:
         result: result.json; None if the stage has not finished.
-        metrics: rows of metrics.jsonl; environment: environment.json; config: text of config.yaml.
+        metrics: rows of metrics.jsonl.
+        environment: environment.json.
+        config: text of config.yaml.
     """
 
     result: dict[str, Any] | None
@@ -41,12 +43,12 @@ class Stage:
 
 
 def read_stages(recipe_dir: str | Path) -> dict[str, Stage]:
-    """The stages' folders below `recipe_dir`, the evaluation's own among them."""
+    """Reads the folders of all stages in `recipe_dir`, including the evaluation's own."""
     return {name: read_stage(Path(recipe_dir) / name) for name in (*STAGES, "evaluate")}
 
 
 def read_stage(folder: Path) -> Stage:
-    """Reads one stage's folder, which need not exist."""
+    """Reads the folder of one stage. It may be missing."""
 
     def text(name: str) -> str:
         return (folder / name).read_text(encoding="utf-8") if (folder / name).exists() else ""
@@ -60,18 +62,18 @@ def read_stage(folder: Path) -> Stage:
 
 
 def write_report(
-    path: str | Path, title: str, summary: dict[str, Any], rows: list[Row], stages: dict[str, Stage]
+    path: str | Path, title: str, summary: dict[str, Any], rows: list[AnswerRow], stages: dict[str, Stage]
 ) -> None:
-    """Renders the page; every part of it that has no data says so."""
-    html = render(title, json.loads(json.dumps(summary)), rows, stages)  # as a reader of summary.json has it
+    """Writes the page. Each section without data says so."""
+    html = render(title, json.loads(json.dumps(summary)), rows, stages)  # the page shows what summary.json has
     Path(path).write_text(html, encoding="utf-8")
 
 
-def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[str, Stage]) -> str:
-    """The page as text."""
+def render(title: str, summary: dict[str, Any], rows: list[AnswerRow], stages: dict[str, Stage]) -> str:
+    """Returns the page as HTML."""
     environment = Environment(
         loader=PackageLoader("rlhf.evaluation", "."),
-        autoescape=True,  # models may write markup
+        autoescape=True,  # answers may contain markup
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -100,8 +102,8 @@ def render(title: str, summary: dict[str, Any], rows: list[Row], stages: dict[st
 
 
 def figures(summary: dict[str, Any], stages: dict[str, Stage]) -> dict[str, Markup | None]:
-    """name -> data URI of an SVG, None where there is nothing to draw."""
-    drawn = {
+    """Returns name -> data URI of an SVG; None for a figure without data."""
+    svgs = {
         "wins": _wins(summary),
         "gold": _gold(summary),
         "sft": _sft(stages["sft"]),
@@ -109,11 +111,11 @@ def figures(summary: dict[str, Any], stages: dict[str, Stage]) -> dict[str, Mark
         "reliability": _reliability(stages["reward"]),
         "ppo": _ppo(stages["ppo"]),
     }
-    return {name: _data_uri(svg) if svg else None for name, svg in drawn.items()}
+    return {name: _data_uri(svg) if svg else None for name, svg in svgs.items()}
 
 
 def _wins(summary: dict[str, Any]) -> str | None:
-    """Gold's verdicts first; the reward model's on RLHF only, unless it is the only judge."""
+    """Draws the win rates by gold, then by the reward model: on RLHF only, unless it is the only judge."""
     rows, names = [], {**NAMES, "base": "base"}
     for judge, suffix in (("gold", ""), ("reward model", "_by_reward_model")):
         for model, rival in (("ppo", "sft"), ("sft_best", "sft"), ("sft", "base")):
@@ -152,7 +154,7 @@ def _sft(sft: Stage) -> str | None:
 
 
 def chosen_epoch(sft: Stage) -> dict[str, Any] | None:
-    """The row of the checkpoint that PPO starts from: `epoch`, `eval_loss` and perhaps `rm_score`."""
+    """Returns the row of the checkpoint that PPO starts from: `epoch`, `eval_loss` and, if measured, `rm_score`."""
     result = sft.result or {}
     return next((row for row in result.get("epochs", []) if row["checkpoint"] == result.get("chosen")), None)
 
@@ -160,12 +162,12 @@ def chosen_epoch(sft: Stage) -> dict[str, Any] | None:
 def _accuracy(reward: Stage, labeler_agreement: float | None) -> str | None:
     if not reward.result or reward.result.get("accuracy") is None:
         return None
-    parts = {"all": reward.result}
-    parts |= {f"{group} labelers": part for group, part in reward.result.get("accuracy_by_group", {}).items()}
-    parts |= {f"K = {k}": part for k, part in reward.result.get("accuracy_by_k", {}).items()}
+    accuracies = {"all": reward.result}
+    accuracies |= {f"{name} labelers": row for name, row in reward.result.get("accuracy_by_group", {}).items()}
+    accuracies |= {f"K = {k}": row for k, row in reward.result.get("accuracy_by_k", {}).items()}
     rows = [
-        (f"{label} ({part['n_pairs']:,} pairs)", plots.COLORS["sft"], {**part, "mean": part["accuracy"]})
-        for label, part in parts.items()
+        (f"{label} ({row['n_pairs']:,} pairs)", plots.COLORS["sft"], {**row, "mean": row["accuracy"]})
+        for label, row in accuracies.items()
     ]
     return plots.intervals(rows, "accuracy on held-out comparisons", reference=labeler_agreement)
 
@@ -194,8 +196,8 @@ def _data_uri(svg: str) -> Markup:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def answer_cards(rows: list[Row]) -> list[dict[str, Any]]:
-    """The showcase's prompts with the greedy and the sampled answer of each model."""
+def answer_cards(rows: list[AnswerRow]) -> list[dict[str, Any]]:
+    """Returns the prompts of `showcase`, each with the greedy and the sampled answer of each model."""
     by_arm = {(row["prompt_id"], row["arm"]): row for row in rows}
     cards = []
     for prompt_id in showcase(rows):
@@ -206,14 +208,14 @@ def answer_cards(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def faults(gold: dict[str, Any]) -> list[str]:
-    """What the gold judge found wrong with an answer, in words."""
+    """Returns the faults that the gold judge found in an answer, in words."""
     return [axis.fault for name, axis in AXES.items() if gold.get(name) is not None and gold[name] != axis.wanted]
 
 
 def _versions(stages: dict[str, Stage]) -> dict[str, str]:
-    """Versions of the packages, as the latest stage found them."""
-    found = next((s.environment for s in reversed(stages.values()) if s.environment), {})
-    versions = {"python": found.get("python"), **found.get("packages", {}), "git commit": found.get("git_commit")}
+    """Returns the package versions that the latest stage recorded."""
+    latest = next((stage.environment for stage in reversed(stages.values()) if stage.environment), {})
+    versions = {"python": latest.get("python"), **latest.get("packages", {}), "git commit": latest.get("git_commit")}
     return {name: version for name, version in versions.items() if version}
 
 
@@ -221,24 +223,24 @@ def _versions(stages: dict[str, Stage]) -> dict[str, str]:
 
 
 def percent(value: float | None) -> str:
-    """0.683 -> 68 %; a dash where there is no number."""
+    """Returns 0.683 as 68 %, and None as a dash."""
     return "–" if value is None else f"{100 * value:.0f}\u202f%"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with so many decimals; a dash where there is none."""
+    """Returns a number with the given number of decimals, and None as a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def within(estimate: dict[str, Any] | None) -> str:
-    """The interval of an estimate of a share: `65 to 71 %`."""
+    """Returns the interval of a share, as `65 to 71 %`."""
     if not estimate or estimate["low"] is None:
         return "no interval"
     return f"{100 * estimate['low']:.0f} to {100 * estimate['high']:.0f}\u202f%"
 
 
 def duration(seconds: float | None) -> str:
-    """512.3 -> 8 min 32 s; a dash where there is no number."""
+    """Returns 512.3 as 8 min 32 s, and None as a dash."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""The numbers of one evaluation: judged rows and the stages' results -> summary.json."""
+"""Numbers of one evaluation: judged answers and the stages' results -> summary.json."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -7,14 +7,14 @@ from typing import Any
 from rlhf.evaluation.best_of_n import best_of_n_kl
 from rlhf.evaluation.preferences import (
     AXES,
-    Row,
+    AnswerRow,
     Score,
-    agreement,
     arms_of,
     by_category,
     compare,
     gain,
     gold,
+    gold_accuracy,
     mean_score,
     reward,
     share,
@@ -26,20 +26,20 @@ SETTINGS = ("dataset", "model", "split", "seed", "max_new_tokens")
 STAGES = ("sft", "reward", "ppo")
 
 
-def summarise(
-    rows: list[Row], results: dict[str, dict | None], settings: dict[str, Any], seconds: float
+def summarize(
+    rows: list[AnswerRow], results: dict[str, dict | None], settings: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """All numbers of summary.json; what could not be measured is null.
+    """Returns all numbers of summary.json; a number that could not be measured is null.
 
-    `gold`, `win_rate_vs_sft` are judged by the gold judge and null without one: the reward model, which PPO was trained
-    against, never takes its place. Its verdicts stand in fields of their own.
+    `gold` and `win_rate_vs_sft` come from the gold judge alone and are null without one. The verdicts of the reward
+    model, which PPO was trained against, have their own fields.
 
     Args:
         rows: judged answers, see `rlhf.evaluation.preferences`.
         results: stage -> its result.json, or None if the stage was not run.
-        settings: dataset, model, split, seed, max_new_tokens, best_of_n (or nothing), and the limits of
-            `rlhf.evaluation.gold.labeler_limits`.
-        seconds: that the evaluation itself took.
+        settings: dataset, model, split, seed, max_new_tokens, best_of_n (optional), and the limits of
+            `rlhf.evaluation.gold.labeler_limits` (optional).
+        seconds: duration of the evaluation.
     """
     overall = _by_arm(rows, gold("overall"))
     best = settings.get("best_of_n")
@@ -63,13 +63,13 @@ def summarise(
         "tokens": _by_arm(rows, lambda row: row["tokens"]),
         "ended": _by_arm(rows, lambda row: float(row["ended"]), share),
         "axes": {name: estimates for name in AXES if (estimates := _by_arm(rows, gold(name), share))} or None,
-        "categories": {name: _category(part) for name, part in by_category(rows).items()},
+        "categories": {name: _category(category) for name, category in by_category(rows).items()},
         "categories_with_higher_gold": _improved(rows),
         "seconds": _seconds(results, seconds),
     }
 
 
-def _category(rows: list[Row]) -> dict[str, Any]:
+def _category(rows: list[AnswerRow]) -> dict[str, Any]:
     return {
         "prompts": len({row["prompt_id"] for row in rows}),
         "gold": _means(_by_arm(rows, gold("overall"))) or None,
@@ -82,19 +82,19 @@ def _category(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _by_arm(rows: list[Row], score: Score, statistic: Callable = mean_score) -> dict[str, dict[str, Any]]:
-    """arm -> estimate of the mean score, for the arms that the score applies to."""
+def _by_arm(rows: list[AnswerRow], score: Score, statistic: Callable = mean_score) -> dict[str, dict[str, Any]]:
+    """Returns arm -> estimate of the mean score, for the arms that the score applies to."""
     estimates = {arm: statistic(rows, arm, score) for arm in arms_of(rows)}
     return {arm: asdict(estimate) for arm, estimate in estimates.items() if estimate}
 
 
-def _against(rows: list[Row], model: str, score: Score) -> dict[str, dict[str, Any]]:
-    """arm -> win rate over `model` at the same decoding, for the arms of other models."""
+def _against(rows: list[AnswerRow], model: str, score: Score) -> dict[str, dict[str, Any]]:
+    """Returns arm -> win rate over `model` with the same decoding, for the arms of other models."""
     return _paired(rows, model, score, compare)
 
 
-def _paired(rows: list[Row], model: str, score: Score, statistic: Callable) -> dict[str, dict[str, Any]]:
-    """arm -> `statistic` of the arm and `model` at the same decoding, for the arms of other models."""
+def _paired(rows: list[AnswerRow], model: str, score: Score, statistic: Callable) -> dict[str, dict[str, Any]]:
+    """Returns arm -> `statistic` of the arm and `model` with the same decoding, for the arms of other models."""
     estimates = {
         arm: statistic(rows, arm, model + ("_greedy" if arm.endswith("_greedy") else ""), score)
         for arm in arms_of(rows)
@@ -103,7 +103,7 @@ def _paired(rows: list[Row], model: str, score: Score, statistic: Callable) -> d
     return {arm: asdict(estimate) for arm, estimate in estimates.items() if estimate}
 
 
-def _reward_model(rows: list[Row], result: dict | None, settings: dict[str, Any]) -> dict[str, Any]:
+def _reward_model(rows: list[AnswerRow], result: dict | None, settings: dict[str, Any]) -> dict[str, Any]:
     groups = (result or {}).get("accuracy_by_group") or {}
     return {
         "accuracy": (result or {}).get("accuracy"),
@@ -111,24 +111,24 @@ def _reward_model(rows: list[Row], result: dict | None, settings: dict[str, Any]
         "heldout_labeler_accuracy": groups.get("heldout", {}).get("accuracy"),
         "labeler_agreement": settings.get("labeler_agreement"),
         "attainable_accuracy": settings.get("attainable_accuracy"),
-        # Where PPO starts, and where it has gone: over-optimisation shows as the fall from the first to the second.
-        "gold_accuracy_on_sft_pairs": _plain(agreement(rows, "sft", "sft_greedy")),
-        "gold_accuracy_on_ppo_sft_pairs": _plain(agreement(rows, "ppo", "sft")),
+        # The distribution where PPO starts and the one where it ends: over-optimization lowers the second accuracy.
+        "gold_accuracy_on_sft_pairs": _plain(gold_accuracy(rows, "sft", "sft_greedy")),
+        "gold_accuracy_on_ppo_sft_pairs": _plain(gold_accuracy(rows, "ppo", "sft")),
     }
 
 
-def _improved(rows: list[Row]) -> dict[str, int] | None:
-    """In how many categories PPO's mean gold score at temperature 1 is above SFT's."""
-    pairs = []
-    for part in by_category(rows).values():
-        means = _means(_by_arm(part, gold("overall")))
+def _improved(rows: list[AnswerRow]) -> dict[str, int] | None:
+    """Returns the number of categories in which PPO's mean gold score at temperature 1 is above SFT's."""
+    improved = []
+    for category in by_category(rows).values():
+        means = _means(_by_arm(category, gold("overall")))
         if "sft" in means and "ppo" in means:
-            pairs.append(means["ppo"] > means["sft"])
-    return {"higher": sum(pairs), "of": len(pairs)} if pairs else None
+            improved.append(means["ppo"] > means["sft"])
+    return {"higher": sum(improved), "of": len(improved)} if improved else None
 
 
 def _seconds(results: dict[str, dict | None], evaluate: float) -> dict[str, float | None]:
-    """Of each stage; `choice` is what it took to choose the SFT checkpoint by the reward model."""
+    """Returns the duration of each stage; `choice` is the choice of the SFT checkpoint by the reward model."""
     seconds = {stage: (results.get(stage) or {}).get("seconds") for stage in STAGES}
     seconds |= {"choice": (results.get("sft") or {}).get("choice_seconds"), "evaluate": evaluate}
     return seconds | {"total": sum(value for value in seconds.values() if value is not None)}
