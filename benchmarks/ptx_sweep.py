@@ -1,16 +1,16 @@
-"""PPO-ptx on the sandbox: what each coefficient costs in gold and saves in abilities.
+"""PPO-ptx on the sandbox: the gold quality that each coefficient costs, and the abilities that it preserves.
 
     python benchmarks/ptx_sweep.py --run runs/sandbox --coefficients 0 0.3 2 27.8
 
-From the SFT and reward adapters of a finished run, PPO is run once per coefficient (recipes/sandbox/ppo.yaml; 0 is
-plain PPO, and whatever follows `--` goes to every run). Each policy, with base and SFT beside it, is then measured by
+Runs PPO once per coefficient from the SFT and reward adapters of a finished run (recipes/sandbox/ppo.yaml; 0 is plain
+PPO; options after `--` go to every run). Measures the base, SFT and each policy by
 
 - gold: mean quality and win rate against SFT, sampled at temperature 1, on test prompts;
 - text_loss: nats per token on held-out documents of the kind that the base was trained on;
 - few_shot: greedy accuracy on tasks in the form of these documents.
 
-Regressions are measured from the base: most of what is lost, SFT has lost already. Writes the figure that `--figure`
-names. The last line is JSON.
+Regressions are measured from the base: SFT causes most of them already. Writes the figure to `--figure`. The last line
+is JSON.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=600)
     parser.add_argument("--items", type=int, default=600)
     parser.add_argument("--figure", type=Path, default=Path("docs/ptx_sweep.png"))
-    parser.add_argument("options", nargs="*", help="After --: options of recipes/ppo.py for every run.")
+    parser.add_argument("options", nargs="*", help="After --: options of recipes/ppo.py for all runs.")
     args = parser.parse_args()
     measure = Measure(args)
     rows = [{"policy": name} | measure(name, args.run / "sft") for name in ("base", "sft")]
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def train(coefficient: float, run: Path, folder: Path, options: list[str]) -> None:
-    """One PPO run, unless it is there already."""
+    """Runs PPO, unless this run has finished already."""
     if (folder / "result.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,11 @@ def train(coefficient: float, run: Path, folder: Path, options: list[str]) -> No
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(os.cpu_count())}
     with (folder / "log.txt").open("w") as log:
         if subprocess.run([*map(str, command)], cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
-            sys.exit(f"PPO with ptx_coef {coefficient} failed; see {log.name}")
+            sys.exit(f"PPO with ptx_coef {coefficient} failed. Read {log.name}.")
 
 
 class Measure:
-    """Gold, text and few-shot tasks of one policy; the answers of SFT are what the others are compared with."""
+    """Measures gold, text loss and few-shot tasks of a policy; win rates are against the answers of SFT."""
 
     def __init__(self, args: argparse.Namespace):
         self.prompts = datasets.prompts("test", args.prompts)["prompt"]
@@ -86,16 +86,16 @@ class Measure:
         self.items = few_shot_items(args.items)
         self.judge = GoldJudge().score
         self.keys = [prompt[-1]["content"] for prompt in self.prompts]
-        self.sft = self.gold("sft", args.run / "sft")
+        self.sft_scores = self.gold("sft", args.run / "sft")
 
     def __call__(self, name: str, folder: Path) -> dict:
         shared, tokenizer = self.load(name, folder)
         adapter = None if name == "base" else name
-        scores = self.sft if name == "sft" else self.gold(name, folder)
+        scores = self.sft_scores if name == "sft" else self.gold(name, folder)
         few_shot = few_shot_accuracy(shared, adapter, tokenizer, self.items)
         return {
             "gold": asdict(cluster_mean(scores, self.keys)),
-            "win_rate_vs_sft": None if name == "sft" else asdict(win_rate(scores, self.sft, self.keys)),
+            "win_rate_vs_sft": None if name == "sft" else asdict(win_rate(scores, self.sft_scores, self.keys)),
             "text_loss": asdict(text_loss(shared, adapter, tokenizer, self.texts)),
             "few_shot": {task: estimate.mean for task, estimate in few_shot.items()},
         }
@@ -115,7 +115,7 @@ class Measure:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Gold win rate against the two regressions from the base, one point per coefficient; a line where SFT is."""
+    """Plots the gold win rate over the two regressions from the base: one point per coefficient, one line for SFT."""
     base, sft = (next(row for row in rows if row["policy"] == name) for name in ("base", "sft"))
     runs = [row for row in rows if row["policy"] == "ppo"]
     measures = {

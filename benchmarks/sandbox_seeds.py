@@ -1,11 +1,11 @@
-"""The sandbox's whole recipe with other seeds: how far the demo's numbers depend on luck.
+"""All stages of the sandbox with several seeds, to show how far the demo's numbers depend on chance.
 
     python benchmarks/sandbox_seeds.py --seeds 1 2 3
 
-A seed is that of the data (demonstrations, rankings, prompts), of the training and of sampling; the world and its
-base model stay. The settings were chosen on seed 0, so seed 0 is not one to report. Writes to
-runs/sandbox-seeds/<seed>; a stage that is already there is not run again. With `taskset -c 0` before it, a seed has one
-core to itself. The last line is JSON.
+A seed is that of the data (demonstrations, rankings, prompts), of training and of sampling. The world and its base
+model stay the same. The settings were chosen on seed 0, so do not report seed 0. Writes to runs/sandbox-seeds/<seed>,
+and skips stages that have finished there. `taskset -c 0` before the command limits it to one core. The last line is
+JSON.
 """
 
 import argparse
@@ -20,7 +20,7 @@ STAGES = ("sft", "reward", "choose", "ppo", "evaluate")
 
 
 def options(stage: str, run: Path, seed: int) -> dict[str, object]:
-    """What a stage is given besides its recipe: its seed, and the folders of this run."""
+    """Options of a stage besides its recipe: the seed, and the folders of this run."""
     folders = {
         "sft": {"output_dir": run / "sft"},
         "reward": {"output_dir": run / "reward", "sft_model_path": run / "sft"},
@@ -35,22 +35,23 @@ def options(stage: str, run: Path, seed: int) -> dict[str, object]:
 
 
 def run_stage(stage: str, run: Path, seed: int) -> None:
+    """Runs a stage, unless it has finished already."""
     done = run / f"{stage}.done"
     if done.exists():
         return
     run.mkdir(parents=True, exist_ok=True)
-    given = [text for name, value in options(stage, run, seed).items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, f"recipes/{stage}.py", "--config", f"recipes/sandbox/{stage}.yaml", *given]
+    own_options = [text for name, value in options(stage, run, seed).items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, f"recipes/{stage}.py", "--config", f"recipes/sandbox/{stage}.yaml", *own_options]
     print(f"seed {seed}: {stage}", flush=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     with (run / f"{stage}.log").open("w") as log:
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
-            sys.exit(f"{stage} of seed {seed} failed; see {log.name}")
+            sys.exit(f"{stage} of seed {seed} failed. Read {log.name}.")
     done.touch()
 
 
 def row(seed: int, run: Path) -> dict:
-    """The numbers of one seed that the README's table holds."""
+    """Numbers of one seed, as in the README's table."""
     summary = json.loads((run / "summary.json").read_text())
     return {"seed": seed} | {
         name: summary[name]
