@@ -1,4 +1,4 @@
-"""Settings of every test: no network, one thread a worker, nothing reported anywhere."""
+"""Settings of all tests: no network, one thread per worker. Fixtures: toys on disk, recipes as modules."""
 
 import gc
 import os
@@ -69,7 +69,7 @@ def parse_recipe(load_recipe, monkeypatch):
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory):
-    """Folder of a toy Llama and its tokenizer. Read only: tests share it."""
+    """Returns the folder of a toy Llama and its tokenizer. Read only: tests share it."""
     from toys import save_toy
 
     return str(save_toy(tmp_path_factory.mktemp("toys") / "llama"))
@@ -77,7 +77,7 @@ def toy_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy_gpt2_folder(tmp_path_factory):
-    """Folder of a toy GPT-2 and its tokenizer. Read only: tests share it."""
+    """Returns the folder of a toy GPT-2 and its tokenizer. Read only: tests share it."""
     from toys import save_toy
 
     return str(save_toy(tmp_path_factory.mktemp("toys") / "gpt2", "gpt2"))
@@ -85,7 +85,7 @@ def toy_gpt2_folder(tmp_path_factory):
 
 @pytest.fixture
 def toy_tokenizer(toy_folder):
-    """The toy tokenizer as `load_tokenizer` gives it: with the default template and a pad token."""
+    """Returns the toy tokenizer as `load_tokenizer` gives it: with the default template and a pad token."""
     from rlhf.models.loading import load_tokenizer
 
     return load_tokenizer(toy_folder)
@@ -93,7 +93,7 @@ def toy_tokenizer(toy_folder):
 
 @pytest.fixture
 def toy_base(toy_folder, toy_tokenizer):
-    """A fresh toy Llama, the test's own, as `load_base` gives it."""
+    """Returns a new toy Llama as `load_base` gives it. The test may change it."""
     from trl import ModelConfig
 
     from rlhf.models.loading import load_base

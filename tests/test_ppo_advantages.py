@@ -1,4 +1,4 @@
-"""Rewards, GAE, whitening, losses and averages against numbers worked by hand."""
+"""Rewards, GAE, whitening, losses and averages against numbers computed by hand."""
 
 import math
 
@@ -55,26 +55,25 @@ def test_moments_and_whitening_by_hand():
 @pytest.mark.parametrize("whitened", [False, True])
 def test_advantages_are_whitened_over_the_micro_batches_of_a_rollout(whitened, tmp_path):
     def batch(scores):
-        nothing = torch.zeros(2, 3)
-        return MicroBatch([], *[nothing] * 2, response_mask=MASK, ended=nothing[:, 0], logprobs=nothing,
-                          ref_logprobs=nothing, values=nothing, shaped_scores=torch.tensor(scores))  # fmt: skip
+        zeros = torch.zeros(2, 3)
+        return MicroBatch([], *[zeros] * 2, response_mask=MASK, ended=zeros[:, 0], logprobs=zeros,
+                          ref_logprobs=zeros, values=zeros, shaped_scores=torch.tensor(scores))  # fmt: skip
 
     args = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, lam=1.0, whiten_advantages=whitened)
     batches = [batch([1.0, 2.0]), batch([3.0, 4.0])]
     add_advantages(batches, args, kl_coef=0.0, reduce=lambda x: x)
-    found = torch.cat([one.advantages[MASK] for one in batches])
+    advantages = torch.cat([one.advantages[MASK] for one in batches])
     to_go = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 4.0, 4.0])  # each token's return is its row's score
     expected = (to_go - to_go.mean()) / to_go.std() if whitened else to_go
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(advantages, expected, atol=1e-6, rtol=1e-6)
     assert torch.cat([one.returns[MASK] for one in batches]).tolist() == to_go.tolist()
 
 
 def test_moments_over_processes_are_those_of_all_values():
     values = torch.randn(100, dtype=torch.float64) * 3 + 1000
-    parts = [values[:30], values[30:]]
     count = torch.tensor([100.0, values.sum()])
     first_pass = iter([count.double(), ((values - values.mean()) ** 2).sum()])
-    mean, variance = moments(parts[0], reduce=lambda _: next(first_pass))
+    mean, variance = moments(values[:30], reduce=lambda _: next(first_pass))
     assert mean.item() == pytest.approx(values.mean().item())
     assert variance.item() == pytest.approx(values.var().item())
 
@@ -86,7 +85,7 @@ def test_explained_variance():
     assert explained_variance(-returns, returns).item() == pytest.approx(-3.0)
 
 
-def test_policy_loss_is_clipped_only_where_the_policy_has_gained():
+def test_policy_loss_is_clipped_only_where_clipping_makes_it_larger():
     logprobs = torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5]))
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
     losses, ratio = policy_loss(logprobs, torch.zeros(4), advantages, cliprange=0.2)

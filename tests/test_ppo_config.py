@@ -1,4 +1,4 @@
-"""The arithmetic of batches, refused values, and the paper's defaults."""
+"""PPOConfig: batch sizes, refused values, and the paper's defaults."""
 
 import copy
 import dataclasses

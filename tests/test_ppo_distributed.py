@@ -1,4 +1,4 @@
-"""Two processes are one process: same episodes, same global moments and counts, same weights."""
+"""Two processes give the same episodes, global moments, counts and weights as one."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LAYOUTS = {
 
 
 def train(folder: Path, processes: int) -> None:
-    """One short run of each layout, with evaluation and checkpoints; 8 steps in 2 rollouts of 16 episodes."""
+    """Trains each layout for 8 steps in 2 rollouts of 16 episodes, with evaluation and checkpoints."""
     for layout, models in LAYOUTS.items():
         args = ppo_config(
             folder / layout, per_device_train_batch_size=4 // processes, total_episodes=32, num_ppo_epochs=2,

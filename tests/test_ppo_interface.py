@@ -1,4 +1,4 @@
-"""What scripts written for TRL's PPOTrainer pass in, and rewards from models with tokenizers of their own."""
+"""Arguments of scripts written for TRL's PPOTrainer, and reward models with their own tokenizers."""
 
 import dataclasses
 
@@ -48,13 +48,13 @@ def test_every_documented_field_of_trls_config_is_accepted(tmp_path):
 
     theirs = {field.name for field in dataclasses.fields(TRLPPOConfig) if field.init}
     ours = {field.name for field in dataclasses.fields(PPOConfig) if field.init}
-    assert theirs - ours == {"world_size"}  # of the launcher; TRL overwrites what it is given
+    assert theirs - ours == {"world_size"}  # the launcher's; TRL overwrites a given value
 
 
 # docs/trl-faults.md, faults 29 and 30
 @pytest.mark.parametrize("peft", [False, True])
 def test_fault_29_30_trls_own_example_runs_with_the_import_changed(tmp_path, monkeypatch, peft):
-    """The steps of trl/examples/scripts/ppo: everything from the command line, tokenised prompts, four full models."""
+    """The steps of trl/examples/scripts/ppo: options of the command line, tokenized prompts, four full models."""
     start = word_tokenizer()
     start.pad_token = None
     for name, model in (("sft", causal(vocab_size=VOCAB + 1)), ("reward", classifier(vocab_size=VOCAB + 1))):
@@ -129,8 +129,8 @@ def test_a_policy_with_two_adapters(tmp_path):
     expected = policy(ids).logits
     policy.set_adapter("new")
     with torch.no_grad(), ppo.actor_critic.as_role("reference") as lm:
-        found = lm(ids).logits
-    torch.testing.assert_close(found, expected)
+        logits = lm(ids).logits
+    torch.testing.assert_close(logits, expected)
     assert policy.active_adapter == "new"
     with pytest.raises(InputError, match="ref_adapter_name is old, and the policy, a LlamaForCausalLM, has no such"):
         trainer(ppo_config(tmp_path, ref_adapter_name="old"), separate())
@@ -142,7 +142,7 @@ def test_a_policy_with_two_adapters(tmp_path):
 
 
 def other_tokenizer() -> PreTrainedTokenizerFast:
-    """The same words under other ids, and an EOS of its own."""
+    """Returns a tokenizer with the same words, other ids and another EOS."""
     words = {"<end>": 0, "<unk>": 1, "<fill>": 2} | {f"w{i}": VOCAB + 2 - i for i in range(4, VOCAB)}
     fast = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -150,7 +150,7 @@ def other_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def translated(model):
-    """The same model for the other tokenizer: embedding rows in the other order."""
+    """Returns the model with its embedding rows in the order of the other tokenizer."""
     ours, theirs = word_tokenizer().get_vocab(), other_tokenizer().get_vocab()
     same = {"</s>": "<end>", "<unk>": "<unk>", "<pad>": "<fill>"} | {f"w{i}": f"w{i}" for i in range(4, VOCAB)}
     old = model.get_input_embeddings().weight.detach().clone()
@@ -162,7 +162,7 @@ def translated(model):
 
 # docs/trl-faults.md, fault 29
 def test_fault_29_a_reward_model_with_its_own_tokenizer_gives_the_scores_of_its_own_ids(tmp_path):
-    """A policy that says only words: then text and ids hold the same, and both models have to agree on every score."""
+    """The policy samples only words and EOS. Then text and ids hold the same, and both models give the same scores."""
     at_0 = {"learning_rate": 0.0, "value_learning_rate": 0.0}
     layout = separate()
     for model in (layout["model"], layout["ref_model"]):
@@ -170,9 +170,9 @@ def test_fault_29_a_reward_model_with_its_own_tokenizer_gives_the_scores_of_its_
     plain, _ = train(ppo_config(tmp_path, **at_0, total_episodes=32), layout)
     layout |= {"reward_model": translated(classifier())}
     ppo, _ = train(ppo_config(tmp_path, **at_0, total_episodes=32), layout, reward_processing_class=other_tokenizer())
-    said = [b.input_ids[:, -b.response_mask.shape[1] :][b.response_mask] for b in plain.rollout.micro_batches()]
-    assert not set(torch.cat(said).tolist()) & {0, 2, 3}
-    assert any(EOS in ids.tolist() for ids in said)
+    responses = [b.input_ids[:, -b.response_mask.shape[1] :][b.response_mask] for b in plain.rollout.micro_batches()]
+    assert not set(torch.cat(responses).tolist()) & {0, 2, 3}
+    assert any(EOS in ids.tolist() for ids in responses)
     assert logged(ppo, "objective/score") == pytest.approx(logged(plain, "objective/score"), rel=1e-4)
 
 
@@ -188,19 +188,19 @@ def test_fault_29_several_rewards_with_weights(tmp_path):
     def length(prompts, completions, **_):
         return [float(len(completion.split())) for completion in completions]
 
-    parts = {}
+    scores = {}
     for name, functions in {"a": [translated(classifier(seed=3))], "b": [length]}.items():
         layout = separate() | {"reward_model": None}
         tokenizers = [other_tokenizer() if isinstance(f, torch.nn.Module) else None for f in functions]
         options = {"reward_funcs": functions, "reward_processing_classes": tokenizers}
-        parts[name] = logged(train(ppo_config(tmp_path, learning_rate=0.0), layout, **options)[0], "objective/score")
-    both = {
+        scores[name] = logged(train(ppo_config(tmp_path, learning_rate=0.0), layout, **options)[0], "objective/score")
+    options = {
         "reward_funcs": [translated(classifier(seed=3)), length],
         "reward_processing_classes": [other_tokenizer(), None],
     }
     args = ppo_config(tmp_path, learning_rate=0.0, reward_weights=[2.0, -0.5])
-    ppo, _ = train(args, separate() | {"reward_model": None}, **both)
-    expected = [2.0 * a - 0.5 * b for a, b in zip(parts["a"], parts["b"], strict=True)]
+    ppo, _ = train(args, separate() | {"reward_model": None}, **options)
+    expected = [2.0 * a - 0.5 * b for a, b in zip(scores["a"], scores["b"], strict=True)]
     assert logged(ppo, "objective/score") == pytest.approx(expected, rel=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_a_text_reward_reads_its_template_and_its_eos_only_if_the_response_ended
     assert reward([prompt] * 2, ["w7", "w7 w8 w9 w5"], [True, True]) == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_text_beyond_the_reward_models_context_is_cut_in_front(caplog):
+def test_a_text_beyond_the_reward_models_context_loses_its_beginning(caplog):
     reward = TextRewardModel(classifier(max_position_embeddings=4), other_tokenizer())
     ids = reward.encode("w4 w5 w6", "w7 w8", ended=True)
     assert ids == other_tokenizer()("w6 w7 w8 <end>")["input_ids"]

@@ -14,7 +14,7 @@ LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda length
 
 
 def divisions(rows: int):
-    """All lists of sizes that add up to `rows`."""
+    """Yields all lists of sizes that add up to `rows`."""
     for cuts in itertools.product([False, True], repeat=rows - 1):
         sizes = [1]
         for cut in cuts:
@@ -22,7 +22,7 @@ def divisions(rows: int):
         yield sizes
 
 
-def groups_of(lengths, sizes):
+def buckets_of(lengths, sizes):
     starts = itertools.accumulate(sizes, initial=0)
     return [lengths[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
@@ -30,25 +30,25 @@ def groups_of(lengths, sizes):
 @given(LENGTHS, st.integers(8, 40), st.integers(0, 20))
 def test_no_division_costs_less(lengths, most, per_pass):
     def cost(sizes):
-        return sum(per_pass + len(group) * group[0] for group in groups_of(lengths, sizes))
+        return sum(per_pass + len(bucket) * bucket[0] for bucket in buckets_of(lengths, sizes))
 
     def allowed(sizes):
-        return all(len(group) == 1 or len(group) * group[0] <= most for group in groups_of(lengths, sizes))
+        return all(len(bucket) == 1 or len(bucket) * bucket[0] <= most for bucket in buckets_of(lengths, sizes))
 
-    found = bucket_sizes(lengths, most, per_pass)
-    assert sum(found) == len(lengths)
-    assert allowed(found)
-    assert cost(found) == min(cost(sizes) for sizes in divisions(len(lengths)) if allowed(sizes))
+    best = bucket_sizes(lengths, most, per_pass)
+    assert sum(best) == len(lengths)
+    assert allowed(best)
+    assert cost(best) == min(cost(sizes) for sizes in divisions(len(lengths)) if allowed(sizes))
 
 
-def test_every_row_is_in_a_group_without_its_padding():
+def test_every_row_is_in_a_bucket_without_its_padding():
     prompts, responses = [[5], [6] * 9, [7] * 3, [8] * 200], [[10, 11], [12], [13, 14, 15], [16, 1]]
     batch = micro_batch([0, 1, 2, 3], prompts, responses, [1], 0, torch.device("cpu"))
     order, buckets = bucket_by_length(batch.input_ids, batch.attention_mask, batch.response_mask)
     assert len(buckets) > 1
     rows = iter(order.tolist())
-    for group in buckets:
-        for ids, predicts, last in zip(group.input_ids, group.predicts, group.last.tolist(), strict=True):
+    for bucket in buckets:
+        for ids, predicts, last in zip(bucket.input_ids, bucket.predicts, bucket.last.tolist(), strict=True):
             row = next(rows)
             assert ids[: last + 1].tolist() == prompts[row] + responses[row]
             assert ids[1:][predicts].tolist() == responses[row]
@@ -56,14 +56,14 @@ def test_every_row_is_in_a_group_without_its_padding():
     assert len(bucket_by_length(batch.input_ids, batch.attention_mask, batch.response_mask, one=True)[1]) == 1
 
 
-def test_a_pass_on_a_gpu_costs_the_more_tokens_the_smaller_the_layers_are():
+def test_a_pass_on_a_gpu_costs_more_tokens_where_layers_are_small():
     narrow, wide = causal(), causal(hidden_size=64, intermediate_size=128)
     (tokens, per_pass), (_, of_narrow) = (pass_limits(lm, torch.device("cuda")) for lm in (wide, narrow))
-    assert of_narrow > 10 * per_pass  # products of a sixteenth of the size
+    assert of_narrow > 10 * per_pass  # weight matrices of a sixteenth of the size
     assert tokens == pass_limits(causal(num_hidden_layers=4), torch.device("cuda"))[0]
 
 
-def test_a_pass_on_a_cpu_has_more_tokens_where_several_threads_share_small_layers(monkeypatch):
+def test_a_pass_on_a_cpu_takes_more_tokens_where_several_threads_share_small_layers(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     cpu, few = torch.device("cpu"), CPU_LIMITS
     assert pass_limits(causal(), cpu) == (4 * few[0], 4 * few[1])

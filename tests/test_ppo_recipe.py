@@ -10,10 +10,8 @@ import torch
 import trl
 from packaging.version import Version
 from peft import AutoPeftModelForCausalLM
-from toys import causal, lora, prompts, word_tokenizer
-from transformers import AutoModelForCausalLM
+from toys import lora, prompts, save_word_stages
 
-from rlhf.models.shared_base import SharedBase
 from rlhf.runs.artifacts import read_metrics, read_result
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ppo.py"
@@ -21,17 +19,9 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "ppo.py"
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory) -> Path:
-    """A folder with base/, sft/, reward/ and prompts."""
+    """Returns a folder with base/, sft/, reward/, reward-other/ and prompts/."""
     folder = tmp_path_factory.mktemp("stages")
-    model = causal()
-    model.save_pretrained(folder / "base")
-    word_tokenizer().save_pretrained(folder / "base")
-    torch.manual_seed(0)
-    base = SharedBase(AutoModelForCausalLM.from_pretrained(folder / "base"))
-    base.add_adapter("sft", lora_config=lora(init_lora_weights=False))
-    base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
-    base.save_adapter("sft", folder / "sft")
-    base.save_adapter("reward", folder / "reward")
+    base = save_word_stages(folder)
     base.add_adapter("other", lora_config=lora(init_lora_weights=False), head=True)
     base.save_adapter("other", folder / "reward-other")
     prompts(16).to_json(folder / "prompts" / "train.jsonl")
@@ -52,7 +42,7 @@ def run(monkeypatch, stages: Path, output_dir: Path, **options) -> None:
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 
-def test_the_recipe_trains_and_leaves_its_files(monkeypatch, stages, tmp_path):
+def test_the_recipe_trains_and_writes_its_files(monkeypatch, stages, tmp_path):
     run(monkeypatch, stages, tmp_path, eval_strategy="steps", ema_decay=0.5)
     rows = [row for row in read_metrics(tmp_path) if "objective/score" in row]
     assert [row["episode"] for row in rows] == [8, 16]
@@ -85,7 +75,7 @@ def test_the_recipe_mixes_pretraining_text_in(monkeypatch, stages, tmp_path):
         ({"reward_ensemble_paths": "/nowhere/reward"}, "/nowhere/reward does not exist"),
         ({"reward_ensemble": "max"}, "invalid choice"),
         ({"batch_size": 10}, "batch_size 10 is not a multiple"),
-        ({"max_prompt_length": 3}, "more than max_prompt_length 3"),
+        ({"max_prompt_length": 3}, "more than max_prompt_length (3 tokens"),
         ({"max_prompt_length": 60}, "exceeds the model's context of 64"),
         ({"learning_rte": 1.0}, "learning_rte"),
     ],
@@ -117,12 +107,12 @@ def test_the_worst_case_of_several_reward_models(monkeypatch, stages, tmp_path):
     assert scores["min"] < scores["mean"] - 1e-4
 
 
-def test_long_prompts_can_be_left_out(monkeypatch, stages, tmp_path):
+def test_long_prompts_can_be_skipped(monkeypatch, stages, tmp_path):
     run(monkeypatch, stages, tmp_path, max_prompt_length=5, on_bad_rows="skip", total_episodes=8)
     assert read_result(tmp_path)["episode"] == 8
     skipped = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
     assert len(skipped) > 1
-    assert all("more than max_prompt_length 5" in row["reason"] for row in skipped)
+    assert all("more than max_prompt_length (5 tokens" in row["reason"] for row in skipped)
 
 
 @pytest.mark.skipif(Version(trl.__version__) >= Version("1.13"), reason="TRL's PPOTrainer was deleted in 1.13")

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: policies that plain PEFT and transformers load, and checkpoints to go on from."""
+"""Files of a run: policies that plain PEFT and transformers load, and checkpoints to resume from."""
 
 import json
 
@@ -12,7 +12,6 @@ from trl import ModelConfig
 
 from rlhf.errors import InputError
 from rlhf.models.reward_model import load_reward_model
-from rlhf.models.shared_base import SharedBase
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -25,18 +24,8 @@ def base_folder(tmp_path):
     return str(folder)
 
 
-def shared(folder):
-    torch.manual_seed(0)
-    base = SharedBase(AutoModelForCausalLM.from_pretrained(folder))
-    base.add_adapter("sft", lora_config=lora(init_lora_weights=False))
-    base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
-    base.add_adapter("policy", copy_of="sft", trainable=True)
-    base.add_adapter("value", copy_of="reward", trainable=True, head=True)
-    return base
-
-
 def test_a_shared_base_is_saved_as_plain_adapters(tmp_path, base_folder):
-    base = shared(base_folder)
+    base = shared_base(AutoModelForCausalLM.from_pretrained(base_folder))
     ppo = trainer(ppo_config(tmp_path / "ppo", ema_decay=0.5), base)
     ppo.train()
     ppo.save_model()
@@ -94,7 +83,7 @@ LAYOUTS = {
 
 
 def long_run(folder, layout, save_steps=1, **changes):
-    """8 steps in 2 rollouts, with everything that has a history."""
+    """Returns a trainer of 8 steps in 2 rollouts, with every option that keeps a state."""
     args = ppo_config(
         folder, total_episodes=16, num_ppo_epochs=2, warmup_rollouts=3, lr_scheduler_type="linear", ema_decay=0.7,
         ptx_coef=2.0, ptx_length=9, ptx_examples_per_episode=1, num_sample_generations=2, logging_steps=1,
@@ -111,7 +100,7 @@ def checkpoint(folder, step):
 # docs/trl-faults.md, fault 18
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fault_18_n_steps_are_k_steps_and_the_rest_resumed(tmp_path, layout):
-    """At every k, in the middle of a rollout or not, and with the random state of the process disturbed in between."""
+    """At every k, also in the middle of a rollout, and after other code has drawn random numbers."""
     long_run(tmp_path / "whole", layout).train()
     whole = checkpoint(tmp_path / "whole", 8)
     assert {name.split(".")[0] for name in whole} == {"model", "ema"}
@@ -133,12 +122,12 @@ def test_fault_18_n_steps_are_k_steps_and_the_rest_resumed(tmp_path, layout):
             for name, value in state.items():
                 assert torch.equal(value, states[1][number][name]), f"{name} of the optimizer, resumed at {k}"
         assert resumed.pretraining.blocks == 32
-        timeless = [
+        rows = [
             {n: v for n, v in row.items() if not n.startswith(("time/", "throughput/", "eval"))}
             for row in resumed.state.log_history
             if "loss" in row
         ]
-        for row, expected in zip(timeless, (row for row in logs if "loss" in row), strict=True):
+        for row, expected in zip(rows, (row for row in logs if "loss" in row), strict=True):
             assert row.items() <= expected.items(), f"log, resumed at {k}"
 
 

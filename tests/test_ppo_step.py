@@ -1,4 +1,4 @@
-"""One rollout of PPOTrainer against PPO written again in plain torch: sequence by sequence, no padding, no shared code.
+"""One rollout of PPOTrainer against PPO in plain torch: sequence by sequence, no padding, no shared code.
 
 Compared: sampled tokens, advantages, returns, losses, gradients, and the weights after all optimizer steps.
 """
@@ -16,7 +16,7 @@ RATE, VALUE_RATE, BETAS, EPS, TEMPERATURE = 3e-3, 2e-3, (0.9, 0.95), 1e-5, 0.8
 
 
 def plain_sample(policy, prompt, uniforms):
-    """Without a cache: all of the sequence again for each token."""
+    """Samples without a cache: each token takes a pass over the whole sequence."""
     response = []
     for u in uniforms.tolist():
         logits = policy(torch.tensor([prompt + response])).logits[0, -1].double() / TEMPERATURE
@@ -49,8 +49,8 @@ def plain_gae(rewards, values):
 
 
 def plain_ppo(policy, reference, reward_model, value_model, episodes, minibatches):
-    """Returns what was computed; the models are trained in place."""
-    found = {"advantages": [], "returns": [], "loss": [], "grads": []}
+    """Trains the models in place; returns advantages and returns by episode, losses and gradients by step."""
+    results = {"advantages": [], "returns": [], "loss": [], "grads": []}
     with torch.no_grad():
         old, old_values, advantages = [], [], []
         for prompt, response in episodes:
@@ -62,33 +62,33 @@ def plain_ppo(policy, reference, reward_model, value_model, episodes, minibatche
             old.append(logprobs)
             old_values.append(values)
             advantages.append(plain_gae(rewards, values.tolist()))
-            found["returns"].append([a + v for a, v in zip(advantages[-1], values.tolist(), strict=True)])
-        everything = torch.tensor([a for row in advantages for a in row], dtype=torch.float64)
-        mean, std = everything.mean().item(), everything.std().item()
-        found["advantages"] = [[(a - mean) / std for a in row] for row in advantages]
+            results["returns"].append([a + v for a, v in zip(advantages[-1], values.tolist(), strict=True)])
+        values = torch.tensor([a for row in advantages for a in row], dtype=torch.float64)
+        mean, std = values.mean().item(), values.std().item()
+        results["advantages"] = [[(a - mean) / std for a in row] for row in advantages]
 
-    groups = [{"params": list(policy.parameters()), "lr": RATE}]
-    groups += [{"params": list(value_model.parameters()), "lr": VALUE_RATE}]
-    optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=0.0)
+    param_groups = [{"params": list(policy.parameters()), "lr": RATE}]
+    param_groups += [{"params": list(value_model.parameters()), "lr": VALUE_RATE}]
+    optimizer = torch.optim.AdamW(param_groups, betas=BETAS, eps=EPS, weight_decay=0.0)
     for rows in minibatches:
         policy_terms, value_terms = [], []
         for i in rows:
             prompt, response = episodes[i]
             logprobs, values = plain_logprobs(policy, prompt, response), plain_values(value_model, prompt, response)
             for t in range(len(response)):
-                ratio, advantage = (logprobs[t] - old[i][t]).exp(), found["advantages"][i][t]
+                ratio, advantage = (logprobs[t] - old[i][t]).exp(), results["advantages"][i][t]
                 policy_terms.append(-min(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage))
-                target, before = found["returns"][i][t], old_values[i][t]
+                target, before = results["returns"][i][t], old_values[i][t]
                 clipped = before + (values[t] - before).clamp(-CLIP_VALUE, CLIP_VALUE)
                 value_terms.append(0.5 * max((values[t] - target) ** 2, (clipped - target) ** 2))
         loss = torch.stack(policy_terms).mean() + VF_COEF * torch.stack(value_terms).mean()
         optimizer.zero_grad()
         loss.backward()
-        found["loss"].append(loss.item())
+        results["loss"].append(loss.item())
         models = (policy, value_model)
-        found["grads"].append([p.grad.clone() for m in models for p in m.parameters() if p.grad is not None])
+        results["grads"].append([p.grad.clone() for m in models for p in m.parameters() if p.grad is not None])
         optimizer.step()
-    return found
+    return results
 
 
 class Gradients(TrainerCallback):
@@ -123,7 +123,7 @@ def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
     assert len({len(response) for _, response in episodes}) > 1, "lengths should differ"
     assert {response[-1] == EOS for _, response in episodes} == {True, False}
     order = torch.randperm(2, generator=random_generator("order", args.seed, 0, 0)).tolist()
-    found = plain_ppo(
+    results = plain_ppo(
         plain["model"], plain["ref_model"], plain["reward_model"], plain["value_model"], episodes,
         [[i for i in range(12) if i % 2 == m] for m in order],
     )  # fmt: skip
@@ -136,12 +136,12 @@ def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
             length = len(response)
             assert batch.input_ids[i, -batch.response_mask.shape[1] :][:length].tolist() == response
             assert batch.response_mask[i].sum() == length
-            _close(batch.advantages[i, :length], found["advantages"][row])
-            _close(batch.returns[i, :length], found["returns"][row])
+            _close(batch.advantages[i, :length], results["advantages"][row])
+            _close(batch.returns[i, :length], results["returns"][row])
             seen.add(row)
     assert seen == set(range(12))
-    _close([row["loss"] for row in ppo.state.log_history if "loss" in row], found["loss"])
-    for ours, theirs in zip(gradients.steps, found["grads"], strict=True):
+    _close([row["loss"] for row in ppo.state.log_history if "loss" in row], results["loss"])
+    for ours, theirs in zip(gradients.steps, results["grads"], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     for ours, theirs in ((ppo.actor_critic.policy, plain["model"]), (ppo.actor_critic.value, plain["value_model"])):

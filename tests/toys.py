@@ -15,6 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     GPTNeoXForCausalLM,
@@ -105,10 +106,10 @@ def lora(task_type: str = "CAUSAL_LM", **changes) -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=16, target_modules=modules, task_type=task_type, **changes)
 
 
-def shared_base(seed: int = 0) -> SharedBase:
+def shared_base(lm: PreTrainedModel | None = None) -> SharedBase:
     """Returns four adapters on one base: policy copies sft, value copies reward, and no weight is zero."""
-    torch.manual_seed(seed)
-    base = SharedBase(causal(seed=seed))
+    torch.manual_seed(0)
+    base = SharedBase(causal() if lm is None else lm)
     base.add_adapter("sft", lora_config=lora(init_lora_weights=False))
     base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
     base.add_adapter("policy", copy_of="sft", trainable=True)
@@ -236,6 +237,16 @@ def save_adapter(base: Path, folder: Path, stage: str) -> None:
     model.save_pretrained(folder)
     if stage == "reward":
         write_calibration(folder, 0.25)
+
+
+def save_word_stages(folder: Path) -> SharedBase:
+    """Writes a word model and its adapters to base/, sft/ and reward/ of `folder`."""
+    causal().save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
+    base = shared_base(AutoModelForCausalLM.from_pretrained(folder / "base"))
+    for name in ("sft", "reward"):
+        base.save_adapter(name, folder / name)
+    return base
 
 
 def finish_stage(base: Path, folder: Path, stage: str) -> Path:
