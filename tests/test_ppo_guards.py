@@ -1,4 +1,4 @@
-"""Guards: hand-worked numbers, what they do to a run, and that their histories survive a checkpoint."""
+"""Guards: numbers computed by hand, their effect on a run, and their state in a checkpoint."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from test_ppo_trainer import assert_same, train, weights
 from toys import logged, ppo_config, prompts, separate, shared_base, trainer
 
 from rlhf.errors import InputError
-from rlhf.ppo.checkpoint import load_rollout
+from rlhf.ppo.checkpointing import load_rollout
 from rlhf.ppo.guards import CollapseWatch, KLController, ScoreScale, TargetKL
 
 
@@ -25,7 +25,7 @@ def through_json(guard, fresh):
 
 def test_the_kl_controller_follows_its_target():
     kl = KLController(0.1, target=6.0, horizon=1000)
-    kl.update(6.6, episodes=100)  # 10 % too far: beta (1 + 0.1 * 100 / 1000)
+    kl.update(6.6, episodes=100)  # 10 % above the target: beta (1 + 0.1 * 100 / 1000)
     assert kl.coef == pytest.approx(0.1 * 1.01)
     kl.update(60.0, episodes=100)  # the error is clipped to 0.2
     assert kl.coef == pytest.approx(0.1 * 1.01 * 1.02)
@@ -35,9 +35,10 @@ def test_the_kl_controller_follows_its_target():
     constant = KLController(0.1, None, 1000)
     constant.update(60.0, 100)
     assert constant.coef == 0.1
-    assert through_json(constant, KLController(0.5, None, 1000)).coef == 0.5  # another beta may be given
+    assert through_json(constant, KLController(0.5, None, 1000)).coef == 0.5  # resuming with another beta is allowed
 
 
+# docs/trl-faults.md, fault 31
 def test_fault_31_beta_rises_while_the_kl_is_above_its_target(tmp_path):
     changes = {"total_episodes": 32, "learning_rate": 1e-2, "adaptive_kl_target": 0.01, "adaptive_kl_horizon": 100}
     ppo, _ = train(ppo_config(tmp_path, **changes, kl_coef=0.05))
@@ -63,6 +64,7 @@ def test_target_kl_stops_at_one_and_a_half_times_the_target():
     assert (guard.skipped_of(0), guard.skipped_of(1)) == (2, 0)
 
 
+# docs/trl-faults.md, fault 31
 def test_fault_31_target_kl_skips_the_rest_of_a_rollout_and_keeps_the_number_of_steps(tmp_path):
     changes = {"num_ppo_epochs": 3, "learning_rate": 1e-2, "weight_decay": 0.1, "logging_steps": 1, "ema_decay": 0.5}
     args = ppo_config(tmp_path, **changes, total_episodes=16, target_kl=1e-6)
@@ -70,10 +72,10 @@ def test_fault_31_target_kl_skips_the_rest_of_a_rollout_and_keeps_the_number_of_
     assert ppo.state.global_step == 12
     assert recorder.rollouts == [0] * 6 + [1] * 6
     taken = [bool(gradients) and k % 6 == 0 for k, gradients in enumerate(recorder.gradients)]
-    assert [bool(g) for g in recorder.gradients] == [k % 6 < 2 for k in range(12)]  # the second is seen and dropped
+    assert [bool(g) for g in recorder.gradients] == [k % 6 < 2 for k in range(12)]  # the second is computed and dropped
     assert sum(taken) == 2
     assert logged(ppo, "policy/skipped_steps") == [5.0, 5.0]
-    # Nothing has moved in the steps that were skipped: not by momentum, weight decay or the average.
+    # Skipped steps move nothing: not by momentum, weight decay or the average.
     one = trainer(ppo_config(tmp_path, **changes, max_steps=1))
     one.train()
     six = trainer(ppo_config(tmp_path, **changes, max_steps=6, target_kl=1e-6))
@@ -95,8 +97,8 @@ def test_the_scale_is_the_standard_deviation_of_all_scores():
     scores = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 3 + 7
     scale = ScoreScale()
     assert scale.std == 1.0
-    for part in scores.split([1, 20, 29]):
-        scale.update(part, lambda x: x)
+    for batch in scores.split([1, 20, 29]):
+        scale.update(batch, lambda x: x)
     assert scale.std == pytest.approx(scores.double().std().item())
     assert through_json(scale, ScoreScale()).std == scale.std
     constant = ScoreScale()
@@ -104,6 +106,7 @@ def test_the_scale_is_the_standard_deviation_of_all_scores():
     assert constant.std == 1.0
 
 
+# docs/trl-faults.md, fault 31
 def test_fault_31_scaled_scores_do_not_depend_on_the_rewards_unit(tmp_path):
     def run(unit, **changes):
         def score(prompts, completions, **_):
@@ -149,14 +152,14 @@ def test_collapse_is_among_the_metrics(tmp_path):
 # ---- Non-finite values
 
 
-def offender(error) -> Path:
+def saved_episodes(error) -> Path:
     return Path(re.search(r"are in (\S+\.safetensors)", str(error.value))[1])
 
 
 def test_non_finite_scores_stop_the_run_with_the_episodes_on_disk(tmp_path):
     with pytest.raises(FloatingPointError, match="scores of a rollout are not finite at step 0") as error:
         train(ppo_config(tmp_path), reward_funcs=lambda prompts, **_: [float("nan")] * len(prompts))
-    [[batch]] = load_rollout(offender(error), "cpu").minibatches
+    [[batch]] = load_rollout(saved_episodes(error), "cpu").minibatches
     assert batch.scores.isnan().all()
     assert batch.response_mask.any()
 
@@ -164,7 +167,7 @@ def test_non_finite_scores_stop_the_run_with_the_episodes_on_disk(tmp_path):
 def test_a_non_finite_loss_stops_the_run_with_the_episodes_on_disk(tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss is inf .*at step 0") as error:
         train(ppo_config(tmp_path, vf_coef=float("inf")))
-    assert len(load_rollout(offender(error), "cpu").minibatches) == 1
+    assert len(load_rollout(saved_episodes(error), "cpu").minibatches) == 1
 
 
 def test_a_non_finite_gradient_stops_the_run_before_the_step(tmp_path):
@@ -180,7 +183,7 @@ def test_a_non_finite_gradient_stops_the_run_before_the_step(tmp_path):
     parameter.register_hook(spoil)
     with pytest.raises(FloatingPointError, match="the gradient is not finite at step 2") as error:
         ppo.train()
-    [minibatch] = load_rollout(offender(error), "cpu").minibatches
+    [minibatch] = load_rollout(saved_episodes(error), "cpu").minibatches
     expected = [ppo.rollout.at(m, ppo.args.seed) for m in (0, 1)]
     assert [batch.rows for batch in minibatch] == [batch.rows for batch in expected]
     assert all(torch.isfinite(p).all() for _, p in ppo.actor_critic.parameters_of("policy")), name

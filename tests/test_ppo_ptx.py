@@ -1,4 +1,4 @@
-"""PPO-ptx: one step on the sum of two gradients, which does not depend on how the minibatch is cut up."""
+"""PPO-ptx: one step on the sum of two gradients, which does not depend on the size of micro-batches."""
 
 import json
 
@@ -16,7 +16,7 @@ PTX = {"ptx_coef": 3.0, "ptx_length": 10, "ptx_examples_per_episode": 2}
 
 
 def gradients(tmp_path, layout, **changes):
-    """Of the optimizer steps of one rollout, at lr 0."""
+    """Trains on one rollout at lr 0, and records the gradients of its optimizer steps."""
     text = {} if changes.get("ptx_coef") == 0.0 else {"pretrain_dataset": TEXT}
     changes = {"learning_rate": 0.0, "value_learning_rate": 0.0, "max_grad_norm": 0.0, **PTX, **changes}
     return train(ppo_config(tmp_path, **changes), layout, **text)
@@ -89,7 +89,7 @@ def test_no_text_is_used_while_the_value_model_warms_up(tmp_path):
 
 
 def test_a_non_finite_loss_on_text_stops_the_run_with_the_text_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf.ppo.trainer.ptx_loss", lambda logprobs, tokens: logprobs.sum() * torch.inf)
+    monkeypatch.setattr("rlhf.ppo.ptx.ptx_loss", lambda logprobs, tokens: logprobs.sum() * torch.inf)
     with pytest.raises(FloatingPointError, match="the loss on pretraining text is -inf at step 0") as error:
         trainer(ppo_config(tmp_path, **PTX), pretrain_dataset=TEXT).train()
     path = tmp_path / "non_finite_text-step_0-process_0.json"
@@ -109,7 +109,7 @@ def test_refusals(tmp_path):
         trainer(ppo_config(tmp_path, ptx_coef=1.0))
     with pytest.raises(InputError, match="ptx_length 65 exceeds"):
         trainer(ppo_config(tmp_path, ptx_coef=1.0, ptx_length=65), pretrain_dataset=TEXT)
-    with pytest.raises(InputError, match="must not be negative"):
+    with pytest.raises(InputError, match="must be at least 0"):
         ppo_config(tmp_path, ptx_coef=-1.0)
 
 

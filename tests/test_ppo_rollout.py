@@ -12,7 +12,7 @@ from toys import EOS, EOT, PAD, VOCAB, causal, classifier, lora, separate, share
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
-from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
+from rlhf.ppo.layouts import SeparateActorCritic, SharedActorCritic
 from rlhf.ppo.rollout import encode_prompts, longest_prompt, micro_batch, prompt_rows, split
 
 CPU = torch.device("cpu")
@@ -54,8 +54,8 @@ def test_prompts_are_encoded_or_taken_as_they_are():
     tok = word_tokenizer()
     encoded = encode_prompts(Dataset.from_dict({"prompt": ["w5 w6", "w7"]}), tok, 2)
     assert encoded["input_ids"][:] == [[5, 6], [7]]
-    tokenised = Dataset.from_dict({"input_ids": [[5, 6], [7]]})
-    assert encode_prompts(tokenised, tok, 2)["input_ids"][:] == [[5, 6], [7]]
+    tokenized = Dataset.from_dict({"input_ids": [[5, 6], [7]]})
+    assert encode_prompts(tokenized, tok, 2)["input_ids"][:] == [[5, 6], [7]]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_bad_prompts_are_named(rows, message):
         encode_prompts(Dataset.from_dict(rows), word_tokenizer(), 2)
 
 
-def test_prompt_and_response_have_to_fit_the_context():
+def test_prompt_and_response_must_fit_the_context():
     config = causal().config  # 64 positions
     assert longest_prompt(config, None, 6) == 58
     assert longest_prompt(config, 10, 6) == 10
@@ -100,11 +100,11 @@ def test_the_token_is_the_first_whose_cumulative_probability_exceeds_the_number(
     logits = torch.randn(1, vocabulary, generator=generator) * 3
     logits[:, torch.rand(vocabulary, generator=generator) < 0.3] = -torch.inf
     logits[0, seed % vocabulary] = 0.0
-    [found] = inverse_cdf(logits, torch.tensor([u], dtype=torch.float64), 1.0).tolist()
+    [token] = inverse_cdf(logits, torch.tensor([u], dtype=torch.float64), 1.0).tolist()
     p = logits[0].double().softmax(-1)
-    assert p[found] > 0
-    assert p[:found].sum() <= u + 1e-6
-    assert p[: found + 1].sum() >= u - 1e-6
+    assert p[token] > 0
+    assert p[:token].sum() <= u + 1e-6
+    assert p[: token + 1].sum() >= u - 1e-6
 
 
 def test_an_episode_does_not_depend_on_the_batch_it_is_in():
@@ -118,6 +118,7 @@ def test_an_episode_does_not_depend_on_the_batch_it_is_in():
     assert draw(model, prompts, seed=1) != together
 
 
+# docs/trl-faults.md, fault 6
 def test_fault_06_eos_and_pad_inside_a_prompt_are_ordinary_tokens():
     model = SeparateActorCritic(causal(), classifier())
     prompts = [[5, EOS, 6], [PAD, 7, PAD], [8] * 7]
@@ -130,6 +131,7 @@ def test_fault_06_eos_and_pad_inside_a_prompt_are_ordinary_tokens():
     assert batch.input_ids[1, 4:7].tolist() == [PAD, 7, PAD]
 
 
+# docs/trl-faults.md, fault 6
 def test_fault_06_a_sampled_pad_does_not_end_the_response_and_pad_may_be_eos():
     batch = micro_batch([0, 1], [[5], [6, 7]], [[8, PAD, 9, EOS], [8, EOS]], [EOS], PAD, CPU)
     assert batch.response_mask.tolist() == [[True] * 4, [True, True, False, False]]
@@ -139,6 +141,7 @@ def test_fault_06_a_sampled_pad_does_not_end_the_response_and_pad_may_be_eos():
     assert same.attention_mask.tolist() == batch.attention_mask.tolist()
 
 
+# docs/trl-faults.md, fault 7
 def test_fault_07_every_eos_of_the_model_ends_a_response():
     model = causal()
     model.generation_config.eos_token_id = [EOS, EOT]
@@ -155,6 +158,7 @@ def test_fault_07_every_eos_of_the_model_ends_a_response():
         assert not {EOS, EOT} & set(response[:-1])
 
 
+# docs/trl-faults.md, fault 9
 @pytest.mark.parametrize("layout", ["shared", "separate", "peft"])
 def test_fault_09_the_models_own_generation_config_has_no_say_and_stays(layout):
     def actor():
@@ -211,8 +215,8 @@ def test_more_padding_changes_nothing(kind):
     wide = micro_batch([0, 1, 2, 3], [*prompts, [9] * 20], [*responses, [9] * 15], [EOS], PAD, CPU)
     width = tight.response_mask.shape[1]
     with torch.no_grad():
-        for task in ("policy_and_value", "reference_and_reward", "policy", "reference"):
-            a, b = model(task=task, **tight.inputs()), model(task=task, **wide.inputs())
+        for method in ("policy_and_value", "reference_and_reward", "policy_logprobs", "reference_logprobs"):
+            a, b = model(method, **tight.inputs()), model(method, **wide.inputs())
             for x, y in zip(a if isinstance(a, tuple) else (a,), b if isinstance(b, tuple) else (b,), strict=True):
                 y = y[:3] if y.ndim == 1 else y[:3, :width]
                 torch.testing.assert_close(x, y, atol=2e-5, rtol=1e-5)
@@ -225,7 +229,7 @@ def test_reward_is_that_of_an_ordinary_sequence_classifier():
     responses = draw(model, prompts)
     batch = micro_batch([0, 1, 2], prompts, responses, [EOS], PAD, CPU)
     with torch.no_grad():
-        _, scores = model(task="reference_and_reward", **batch.inputs())
+        _, scores = model("reference_and_reward", **batch.inputs())
         for i in range(3):
             alone = reward(torch.tensor([prompts[i] + responses[i]])).logits[0, 0]
             assert scores[i].item() == pytest.approx(alone.item(), abs=1e-5)

@@ -16,8 +16,8 @@ def add_advantages(
 ) -> None:
     """Fills in `rewards`, `returns` and `advantages` of this process's micro-batches of a rollout.
 
-    Whitening is over the response tokens of the whole rollout on all processes, so that it does not depend on how the
-    rollout is cut up; `reduce` sums a tensor over the processes.
+    Whitening uses the response tokens of the whole rollout on all processes, so it does not depend on how the rollout
+    is divided. `reduce` sums a tensor over the processes.
     """
     for batch in batches:
         batch.rewards = token_rewards(
@@ -36,17 +36,17 @@ def add_advantages(
 
 
 def response_tokens(batches: list[MicroBatch], name: str) -> Tensor:
-    """[N]: the field `name`, [B, T] in each micro-batch, at the response tokens of all of them."""
+    """The field `name`, [B, T] in each micro-batch, at the response tokens of all micro-batches: [N]."""
     return torch.cat([getattr(batch, name)[batch.response_mask] for batch in batches])
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    r"""Generalised advantage estimation (arXiv 1506.02438, eq. 11-16); the state after the last token is worth 0.
+    r"""Generalized advantage estimation (arXiv 1506.02438, eq. 11-16); the state after the last token has value 0.
 
         delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma lambda A_{t+1}        R_t = A_t + V_t
 
     Args:
-        rewards, values: [B, T]; `values[:, t]` is the value of the state in which token t was sampled.
+        rewards, values: [B, T]; `values[:, t]` is the value of the state before token t.
         mask: [B, T] bool, True on response tokens.
 
     Returns:
@@ -78,13 +78,16 @@ def moments(values: Tensor, reduce: Callable[[Tensor], Tensor] = lambda x: x) ->
 
 
 def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, shift_mean: bool = True) -> Tensor:
-    """`values` [B, T] scaled to variance 1 and, with `shift_mean`, moved to mean 0; zero outside the mask."""
+    """Scales `values` [B, T] to variance 1 and, with `shift_mean`, shifts them to mean 0; zero outside the mask."""
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return ((whitened if shift_mean else whitened + mean) * mask).to(values.dtype)
 
 
 def explained_variance(values: Tensor, returns: Tensor, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over all response tokens; 1 is perfect, 0 a constant, below 0 worse."""
+    """1 - Var(returns - values) / Var(returns) over all response tokens.
+
+    1 is perfect, 0 is as good as a constant, below 0 is worse than a constant.
+    """
     _, unexplained = moments(returns - values, reduce)
     _, total = moments(returns, reduce)
     return 1 - unexplained / total

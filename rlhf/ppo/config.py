@@ -8,43 +8,43 @@ from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.base_config import _BaseConfig
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 
 
 @dataclass
 class PPOConfig(_BaseConfig):
     r"""Arguments of [`rlhf.ppo.PPOTrainer`]: all of `transformers.TrainingArguments` and the following.
 
-    A rollout is `batch_size` episodes; it is cut into `num_mini_batches` minibatches, and every minibatch gives one
-    optimizer step in each of `num_ppo_epochs` passes:
+    A rollout is `batch_size` episodes, divided into `num_mini_batches` minibatches. Each minibatch gives one optimizer
+    step in each of `num_ppo_epochs` passes:
 
         mini_batch_size = per_device_train_batch_size x gradient_accumulation_steps x processes
         batch_size      = mini_batch_size x num_mini_batches
 
-    Either set the factors, or set `mini_batch_size` and `batch_size` and the factors `gradient_accumulation_steps` and
-    `num_mini_batches` are computed from the number of processes, so that one YAML means the same run on 1 and 8 GPUs.
+    Either set the factors, or set `mini_batch_size` and `batch_size`; then `gradient_accumulation_steps` and
+    `num_mini_batches` are computed from the number of processes, so that a YAML means the same run on 1 and on 8 GPUs.
 
     Raises:
-        InputError: values that cannot be combined, with the numbers.
+        InputError: a value out of range, or values that cannot be combined.
     """
 
     # Defaults of TrainingArguments that PPO changes
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of the policy."})
     gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches per optimizer step."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam; the paper's value in all stages."})
-    adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of Adam; 1e-5 as in Stiennon et al. 2020."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam (paper: 0.95 in all stages)."})
+    adam_epsilon: float = field(default=1e-5, metadata={"help": "Epsilon of Adam (Stiennon et al. 2020: 1e-5)."})
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "Shape of the learning rates after `warmup_rollouts`."}
     )
     logging_steps: float | None = field(
-        default=None, metadata={"help": "Optimizer steps between two logs; None: one log per rollout."}
+        default=None, metadata={"help": "Optimizer steps between two logs. None: one log per rollout."}
     )
 
     # Batches
     total_episodes: int | None = field(
         default=None,
-        metadata={"help": "Episodes of the whole run (paper: 256k), rounded up to whole rollouts; None: "
-                          "num_train_epochs passes over the prompts. max_steps, if set, wins."},
+        metadata={"help": "Episodes of the whole run (paper: 256k), rounded up to whole rollouts. None: "
+                          "num_train_epochs passes over the prompts. max_steps overrides it."},
     )  # fmt: skip
     batch_size: int | None = field(
         default=None, metadata={"help": "Episodes per rollout over all processes; sets num_mini_batches."}
@@ -57,125 +57,137 @@ class PPOConfig(_BaseConfig):
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Responses sampled at once on each process."}
     )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the prompts."})
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
 
     # Sampling
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longest prompt in tokens; None: the model's context less response_length."}
+        default=None, metadata={"help": "Longest prompt in tokens. None: the model's context less response_length."}
     )
     response_length: int = field(default=53, metadata={"help": "Longest response in tokens (paper: 1k)."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, also of the log-probabilities."})
     stop_token: Literal["eos"] | None = field(
-        default=None, metadata={"help": "TRL's field: responses stop at any EOS of the model anyway; 'eos' adds none."}
+        default=None, metadata={"help": "Accepted for TRL's scripts: responses always stop at any EOS of the model."}
     )
     stop_token_id: int | None = field(
-        default=None, metadata={"help": "One more token that ends a response, besides the model's EOS tokens."}
+        default=None, metadata={"help": "Id of one more token that ends a response, beside the model's EOS tokens."}
     )
 
     # Reward
     kl_coef: float = field(default=0.02, metadata={"help": "beta of the per-token penalty -beta (log pi - log ref)."})
     adaptive_kl_target: float | None = field(
         default=None,
-        metadata={"help": "kl_coef is the beginning, and follows the KL of a response from the reference towards so "
-                          "many nats (Ziegler et al. 2019); None: it is constant."},
+        metadata={"help": "Target KL per response in nats. If set, kl_coef starts at its value and is adapted to reach "
+                          "it (Ziegler et al. 2019). None keeps it constant."},
     )  # fmt: skip
     adaptive_kl_horizon: int = field(
-        default=10_000, metadata={"help": "Episodes over which kl_coef follows; a tenth of it means a tenth the time."}
+        default=10_000,
+        metadata={"help": "Time constant of the adaptive KL controller, in episodes. Smaller adapts faster."},
     )
     kl_estimator: str = field(
         default="k1",
-        metadata={"help": "Only 'k1': k3 is a fine estimate of the KL, but its gradient as a reward is biased."},
+        metadata={"help": "Only 'k1': k3 estimates the KL well, but as a reward it has a biased gradient."},
     )
     missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Positive; taken off the score of a response that did not stop by itself."}
+        default=None, metadata={"help": "Positive number subtracted from the score of a response without EOS. None: 0."}
     )
     missing_eos_reward: float | None = field(
-        default=None, metadata={"help": "Replaces the score of a response that did not stop by itself (e.g. -1)."}
+        default=None, metadata={"help": "Score of a response without EOS, instead of its own (e.g. -1). None: its own."}
     )
     scale_scores: bool = field(
-        default=False, metadata={"help": "Scores are divided by the standard deviation of all scores so far."}
+        default=False, metadata={"help": "Divide scores by the running standard deviation of all scores."}
     )
     score_clip: float | None = field(
-        default=None, metadata={"help": "Scores, scaled if they are, are clipped to +- score_clip."}
+        default=None, metadata={"help": "Clip scores to +-score_clip, after scale_scores. None: no clip."}
     )
     reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of the reward_funcs, which are added to the reward model's score."}
+        default=None,
+        metadata={"help": "Weights of reward_funcs in the sum with the reward model's score. None: all 1."},
     )
-    whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards to variance 1 (the mean is kept)."})
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Scale token rewards to variance 1 and keep their mean."}
+    )
 
     # PPO
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy's ratio."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value's change per rollout."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of a value's change per rollout."})
     gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
     whiten_advantages: bool = field(
-        default=True, metadata={"help": "Advantages of a rollout get mean 0, variance 1 over all processes."}
+        default=True,
+        metadata={"help": "Shift and scale advantages of a rollout to mean 0 and variance 1, over all processes."},
     )
 
     target_kl: float | None = field(
         default=None,
-        metadata={"help": "The rest of a rollout is skipped once policy/approxkl of a minibatch is above 1.5 times "
-                          "this; None: never."},
+        metadata={"help": "Nats per token. Once policy/approxkl of a minibatch is above 1.5 times this, the rest of "
+                          "the rollout is skipped. None: never."},
     )  # fmt: skip
 
     # PPO-ptx
     ptx_coef: float | None = field(
         default=None,
-        metadata={"help": "gamma, the weight of the mean loss per pretraining token beside PPO's mean loss per "
-                          "response token (paper: 27.8); None: 0.5 if there is pretraining text; 0: plain PPO."},
+        metadata={"help": "gamma: weight of the mean loss per pretraining token relative to PPO's mean loss per "
+                          "response token (paper: 27.8). None: 0.5 with pretraining text. 0: plain PPO."},
     )  # fmt: skip
     ptx_examples_per_episode: int = field(
         default=8, metadata={"help": "Blocks of pretraining text per episode (paper: 8)."}
     )
     ptx_length: int | None = field(
-        default=None, metadata={"help": "Tokens in such a block; None: the model's context, up to 2048."}
+        default=None, metadata={"help": "Tokens in a block. None: the model's context, up to 2048."}
     )
     ptx_weights: list[float] | None = field(
-        default=None, metadata={"help": "Shares of the sources of pretraining text; None: equal."}
+        default=None, metadata={"help": "Shares of the sources of pretraining text. None: equal."}
     )
 
-    # Optimisation
+    # Optimization
     value_learning_rate: float | None = field(
-        default=9e-6, metadata={"help": "Peak learning rate of the value model; None: learning_rate."}
+        default=9e-6, metadata={"help": "Peak learning rate of the value model. None: learning_rate."}
     )
     warmup_rollouts: int = field(
-        default=10, metadata={"help": "Learning rates rise from 1/10 to the peak over so many rollouts."}
+        default=10, metadata={"help": "Rollouts over which learning rates rise from 1/10 of the peak to the peak."}
     )
     value_warmup_rollouts: int = field(
         default=0,
-        metadata={"help": "So many rollouts train the value model alone before the policy moves: fresh from the "
-                          "reward model it explains less than nothing of the returns."},
+        metadata={"help": "Number of initial rollouts that train only the value model. Initialized from the reward "
+                          "model, it starts with negative explained variance."},
     )  # fmt: skip
     ema_decay: float | None = field(
-        default=0.992, metadata={"help": "Decay per optimizer step of the policy average that is saved; None: none."}
+        default=0.992,
+        metadata={"help": "Decay per optimizer step of the saved average of the policy. None: no average."},
     )
 
     # TRL's fields for policies with several adapters and for ZeRO-3, and those that it computes
     model_adapter_name: str | None = field(
-        default=None, metadata={"help": "The adapter of a PEFT policy that is trained; None: the active one."}
+        default=None, metadata={"help": "Adapter of a PEFT policy to train. None: the active one."}
     )
     ref_adapter_name: str | None = field(
-        default=None, metadata={"help": "The adapter of a PEFT policy that is the reference; None: no adapter."}
+        default=None, metadata={"help": "Adapter of a PEFT policy that is the reference. None: the base."}
     )
-    ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Accepted; sampling needs no such choice."})
-    num_total_batches: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
-    micro_batch_size: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
-    local_batch_size: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
-    local_mini_batch_size: int | None = field(default=None, metadata={"help": "Computed in TRL; accepted, not read."})
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "Accepted for TRL's scripts, without effect."}
+    )
+    num_total_batches: int | None = field(
+        default=None, metadata={"help": "Accepted for TRL's scripts, without effect."}
+    )
+    micro_batch_size: int | None = field(default=None, metadata={"help": "Accepted for TRL's scripts, without effect."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "Accepted for TRL's scripts, without effect."})
+    local_mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Accepted for TRL's scripts, without effect."}
+    )
 
     # What the recipe reads and the run leaves behind
     num_sample_generations: int = field(
-        default=10, metadata={"help": "How often during the run a few samples are written to samples.jsonl."}
+        default=10, metadata={"help": "Number of times that a run writes a few samples to samples.jsonl."}
     )
     sft_model_path: str | None = field(default=None, metadata={"help": "SFT adapter or model: policy and reference."})
     reward_model_path: str | None = field(default=None, metadata={"help": "Reward model: scores and initial values."})
     reward_ensemble_paths: list[str] | None = field(
         default=None,
-        metadata={"help": "More reward adapters on the same base, whose scores are taken together with it."},
+        metadata={"help": "Further reward adapters on the same base that score together with it."},
     )
     reward_ensemble: Literal["mean", "min"] = field(
-        default="mean", metadata={"help": "Score of the ensemble: mean, or min for the worst case."}
+        default="mean", metadata={"help": "Score of an ensemble: its mean, or min for the worst case."}
     )
 
     def __post_init__(self):
@@ -218,19 +230,12 @@ class PPOConfig(_BaseConfig):
         return max(1, math.ceil(episodes / self.rollout_size)) * self.steps_per_rollout
 
     def _check_values(self) -> None:
-        for name in ("num_mini_batches", "num_ppo_epochs", "response_length", "local_rollout_forward_batch_size",
-                     "per_device_train_batch_size", "gradient_accumulation_steps",
-                     "ptx_examples_per_episode"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("batch_size", "mini_batch_size", "total_episodes", "max_prompt_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1, or left out.")
-        for name in ("warmup_rollouts", "value_warmup_rollouts", "num_sample_generations"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        if self.ptx_coef is not None and self.ptx_coef < 0:
-            raise InputError(f"ptx_coef is {self.ptx_coef}; it must not be negative.")
+        require_at_least(
+            self, 1, "num_mini_batches", "num_ppo_epochs", "response_length", "local_rollout_forward_batch_size",
+            "per_device_train_batch_size", "gradient_accumulation_steps", "ptx_examples_per_episode", "batch_size",
+            "mini_batch_size", "total_episodes", "max_prompt_length", "adaptive_kl_horizon",
+        )  # fmt: skip
+        require_at_least(self, 0, "warmup_rollouts", "value_warmup_rollouts", "num_sample_generations", "ptx_coef")
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}; PPO samples, so it must be positive.")
         if self.kl_estimator != "k1":
@@ -246,15 +251,13 @@ class PPOConfig(_BaseConfig):
         for name in ("score_clip", "adaptive_kl_target", "target_kl"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive, or left out.")
-        if self.adaptive_kl_horizon < 1:
-            raise InputError(f"adaptive_kl_horizon is {self.adaptive_kl_horizon}; it must be at least 1.")
         if self.target_kl is not None and self.fp16:
             raise InputError("target_kl skips steps, which the loss scaler of fp16 does not take; use bf16.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or left out.")
 
     def _resolve_batch(self) -> None:
-        """`mini_batch_size` and `batch_size`, where given, decide the accumulation and the number of minibatches."""
+        """Computes the accumulation and the number of minibatches from `mini_batch_size` and `batch_size`, if set."""
         per_step = self.per_device_train_batch_size * self.world_size
         if self.mini_batch_size is not None:
             if self.mini_batch_size % per_step:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the policy's weights, the model that InstructGPT ships (arXiv 2203.02155, app. C.4)."""
+"""Exponential moving average of the policy's weights: the model that InstructGPT ships (arXiv 2203.02155, app. C.4)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ class EMA:
     r"""shadow <- decay shadow + (1 - decay) parameter, in float32, after each optimizer step.
 
     Args:
-        parameters: (name, parameter) pairs; the names are those under which checkpoints keep the average.
-        decay: 0 keeps the last weights only.
+        parameters: (name, parameter) pairs; checkpoints keep the average under these names.
+        decay: 0 keeps only the last weights.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float):
@@ -24,7 +24,7 @@ class EMA:
 
     @torch.no_grad()
     def rebind(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Goes on with the parameters that sharding has put in the place of the first ones: of each its local part."""
+        """Rebinds to the parameters that replaced the first ones when the model was sharded, and keeps local shards."""
         self.parameters = dict(parameters)
         for name, parameter in self.parameters.items():
             if self.shadow[name].shape != local_shard(parameter).shape:
@@ -39,7 +39,7 @@ class EMA:
     @contextmanager
     @torch.no_grad()
     def swapped_in(self) -> Iterator[None]:
-        """Within it the parameters hold the average, to save or evaluate it."""
+        """Context in which the parameters hold the average, to save or evaluate it."""
         raw = {name: local_shard(parameter).clone() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             local_shard(parameter).copy_(self.shadow[name])
@@ -52,7 +52,7 @@ class EMA:
 
 @contextmanager
 def averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
-    """Within it the policy in `model` is its average, if there is one."""
+    """Context in which the policy of `model` is its average; without `ema` nothing changes."""
     if ema is None:
         yield
         return

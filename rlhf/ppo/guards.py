@@ -1,16 +1,21 @@
-"""What keeps a run from going wrong unnoticed: KL controller, target KL, scale of the scores, collapse.
+"""Controllers and guards of a run: KL controller, target KL, scale of the scores, collapse, values that are not finite.
 
-Each has a history that belongs into a checkpoint: `state_dict` and `load_state_dict`.
+Classes have a `state_dict` and a `load_state_dict`, because their history belongs in a checkpoint.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from rlhf.ppo.advantages import moments
+from rlhf.ppo.checkpointing import save_rollout
+from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.rollout import Rollout
 from rlhf.tensors import as_float64
 
 logger = logging.getLogger(__name__)
@@ -20,14 +25,14 @@ LENGTH_COLLAPSE, ENTROPY_COLLAPSE = 0.25, 0.1  # of the first rollout's
 
 
 class KLController:
-    r"""beta, which with a target follows the KL from the reference (Ziegler et al. 2019, arXiv 1909.08593, sec. 2.2).
+    r"""Adapts beta to reach a target KL from the reference (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
 
         e = clip(KL / target - 1, -0.2, 0.2)        beta <- beta (1 + e n / horizon)
 
     Args:
-        coef: beta, in the beginning.
-        target: KL of a response in nats; None leaves beta as it is.
-        horizon: in episodes; n are those of a rollout. The paper's K_beta is n / horizon.
+        coef: initial beta.
+        target: KL of a response in nats; None keeps beta constant.
+        horizon: in episodes; n is the number of episodes of a rollout. The paper's K_beta is n / horizon.
     """
 
     def __init__(self, coef: float, target: float | None, horizon: int):
@@ -42,25 +47,25 @@ class KLController:
         return {"coef": self.coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.target is not None:  # else a resumed run may be given another beta
+        if self.target is not None:  # without a target, a resumed run may set another beta
             self.coef = state["coef"]
 
 
 class TargetKL:
-    """Skips what is left of a rollout once the policy has moved too far from the one that sampled it.
+    """Skips the rest of a rollout once the policy has moved too far from the policy that sampled it.
 
-    A minibatch whose approximate KL (`policy/approxkl`, from the old policy, per token) is above 1.5 x target is not
-    stepped on, and neither are the rollout's remaining ones, in any of its epochs. They still count as Trainer steps,
-    so that schedules, logs and checkpoints stay where they are. The first minibatch of a rollout is always stepped on.
+    If the approximate KL of a minibatch (`policy/approxkl`, from the old policy, per token) is above 1.5 x target, its
+    optimizer step is skipped, and so are the rollout's remaining steps in all epochs. Skipped steps still count as
+    Trainer steps, so that schedules, logs and checkpoints do not shift. The first step of a rollout is always taken.
     """
 
     def __init__(self, target: float | None):
         self.target = target
-        self.stopped: int | None = None  # the rollout whose rest is skipped
-        self.skipped = 0  # steps of that rollout
+        self.stopped: int | None = None  # index of the rollout whose rest is skipped
+        self.skipped = 0  # skipped steps of that rollout
 
     def step(self, rollout: int, kl: float) -> bool:
-        """Whether to take this optimizer step."""
+        """True if this optimizer step is to be taken."""
         if self.stopped != rollout and kl > TOLERANCE * self.target:
             self.stopped, self.skipped = rollout, 0
         self.skipped += self.stopped == rollout
@@ -77,7 +82,7 @@ class TargetKL:
 
 
 class ScoreScale:
-    """Running standard deviation of all scores so far, over all processes (Chan et al.'s update)."""
+    """Running standard deviation of all scores, over all processes (Chan et al.'s update)."""
 
     def __init__(self):
         self.count = self.mean = self.squares = 0.0
@@ -112,7 +117,7 @@ class CollapseWatch:
         self.flags: dict[str, float] = {}
 
     def update(self, means: dict[str, float], step: int) -> dict[str, float]:
-        """1.0 for what has collapsed, as metrics; a warning when it does.
+        """Returns metrics that are 1.0 for what has collapsed; warns when it collapses.
 
         Args:
             means: of `rlhf.ppo.metrics.episode_means`.
@@ -141,6 +146,28 @@ class CollapseWatch:
 
 
 def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether all gradients on this process are finite; one number leaves the device, however many there are."""
+    """True if all gradients on this process are finite; costs one transfer from the device."""
     gradients = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in parameters if p.grad is not None]
     return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+def stop_non_finite(what: str, rollout: Rollout, args: PPOConfig, step: int) -> NoReturn:
+    """Ends the run; the episodes of `rollout`, in which a value is not finite, stay on disk."""
+    path = Path(args.output_dir) / f"non_finite-step_{step}-process_{args.process_index}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_rollout(path, rollout)
+    raise FloatingPointError(
+        f"{what} at step {step}; the episodes are in {path} (see rlhf.ppo.checkpointing.load_rollout). Resume from the "
+        "last checkpoint with smaller learning rates."
+    )
+
+
+def stop_non_finite_text(loss: Tensor, blocks: list[list[int]], args: PPOConfig, step: int) -> NoReturn:
+    """Ends the run; the token ids of this process's blocks of pretraining text stay on disk."""
+    path = Path(args.output_dir) / f"non_finite_text-step_{step}-process_{args.process_index}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(blocks), encoding="utf-8")
+    raise FloatingPointError(
+        f"the loss on pretraining text is {loss} at step {step}; the ids of its blocks are in {path}. Resume from the "
+        "last checkpoint with a smaller learning rate."
+    )

@@ -1,33 +1,33 @@
-"""A micro-batch in buckets of rows of similar length, so that what the models compute is hardly ever padding."""
+"""Length buckets: a micro-batch as several passes of rows of similar length, so that little padding is computed."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-# Matrix products run at full speed on so many tokens, and a pass has a cost of its own, that of so many more tokens.
+# Tokens at which a CPU's matmuls reach full speed, and the fixed cost of one forward pass expressed in tokens.
 CPU_LIMITS = 512, 64
-CPU_LAYER = 1e6  # weights of a layer; smaller ones take so many tokens to keep each of the threads busy
+CPU_LAYER = 1e6  # weights of a layer; a smaller layer needs CPU_LIMITS tokens per thread to keep all threads busy
 GPU_TOKENS = 16384
-# What a GPU could compute in the time that Python takes to start the kernels of one layer: a millisecond or two.
+# FLOPs of a GPU in the time that Python takes to start the kernels of one layer: one or two milliseconds.
 GPU_LAYER_FLOPS = 5e11
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rows of a batch, without padding on the left.
+    """Rows of a batch, padded on the right.
 
-    What is on the right no real token of a causal model sees, so the models need neither mask nor positions, and
-    attention takes its fast path.
+    Causal attention never looks to the right, so no attention mask or position ids are needed, and attention runs its
+    fast kernel.
     """
 
     input_ids: Tensor  # [b, W]
-    predicts: Tensor  # [b, W - 1] bool, True where the next token is one of the response
+    predicts: Tensor  # [b, W - 1] bool, True where the next token is a response token
     last: Tensor  # [b], position of the last token
 
 
 def pass_limits(lm: nn.Module, device: torch.device) -> tuple[int, int]:
-    """How many tokens a pass of `lm` should have at most, and how many tokens it costs to make one pass more."""
+    """Returns the largest number of tokens in a pass of `lm`, and the cost of one more pass in tokens."""
     layers = lm.config.get_text_config().num_hidden_layers
     embeddings = {lm.get_input_embeddings(), lm.get_output_embeddings()} - {None}
     others = sum(p.numel() for p in lm.parameters()) - sum(e.weight.numel() for e in embeddings)
@@ -47,14 +47,14 @@ def bucket_by_length(
     copies: int = 1,
     one: bool = False,
 ) -> tuple[Tensor, list[Bucket]]:
-    """The buckets of a batch, and which of its rows they hold, one group after the other: [B].
+    """Cuts a batch into buckets; returns the row of the batch that each row of the buckets is [B], and the buckets.
 
     Args:
         input_ids, attention_mask: [B, P + T], each row [left padding | prompt | response | right padding].
         response_mask: [B, T] bool.
         limits: of `pass_limits`.
-        copies: how often each row will be in the pass of its group.
-        one: all rows in one group.
+        copies: number of adapters for which each row passes at once.
+        one: True puts all rows into one bucket.
     """
     lengths, responses, first = attention_mask.sum(1), response_mask.sum(1), attention_mask.argmax(1)
     order = lengths.argsort(descending=True, stable=True)
@@ -70,13 +70,15 @@ def bucket_by_length(
 
 
 def bucket_sizes(lengths: list[int], most: int, per_pass: int) -> list[int]:
-    """Rows in each group, such that the buckets cost least: `per_pass` tokens each, and its rows as long as its first.
+    """Numbers of rows of the buckets that cost least, by dynamic programming.
+
+    A bucket costs `per_pass` tokens plus its rows, all padded to the length of its first.
 
     Args:
         lengths: tokens of each row, the longest first.
-        most: tokens in a group, unless it is a single row.
+        most: largest number of tokens in a bucket, unless it holds a single row.
     """
-    best, first = [0], [0]  # of the first j rows: the least cost, and where the last group of that division begins
+    best, first = [0], [0]  # of the first j rows: the lowest cost, and where the last bucket of that division begins
     for end in range(1, len(lengths) + 1):
         begins = [b for b in range(end) if b == end - 1 or (end - b) * lengths[b] <= most]
         cost = [best[b] + per_pass + (end - b) * lengths[b] for b in begins]

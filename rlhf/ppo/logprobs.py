@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens without the logits of a whole batch: [tokens, V] exists for a few tokens at a time."""
+"""Log-probabilities of tokens in chunks, so that logits [tokens, V] exist for a few tokens at a time."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-LOGITS = 2**24  # at one time: 64 MB of float32, and as much again for their softmax
+LOGITS = 2**24  # at a time: 64 MB of float32, and as much again for their softmax
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) at `ids`, in float32 whatever the logits are.
+    """log softmax(logits / temperature) at `ids`, computed in float32.
 
     Args:
         logits: [N, V].
@@ -32,7 +32,7 @@ def chunked_logprobs(
 ) -> Tensor:
     """`token_logprobs` of unembed(hidden) with at most LOGITS logits at a time, in backward too.
 
-    There the logits of a chunk are computed again. A single chunk is within the bound anyway and keeps its logits.
+    Backward recomputes the logits of a chunk. A single chunk is within the bound and keeps its logits.
 
     Args:
         unembed: [n, H] -> [n, V].
@@ -40,21 +40,23 @@ def chunked_logprobs(
         ids: [N].
     """
 
-    def part(hidden: Tensor, ids: Tensor) -> Tensor:
+    def chunk_logprobs(hidden: Tensor, ids: Tensor) -> Tensor:
         return token_logprobs(unembed(hidden), ids, temperature)
 
     size = max(1, LOGITS // vocabulary)
     if len(ids) <= size:
-        return part(hidden, ids)
+        return chunk_logprobs(hidden, ids)
     chunks = zip(hidden.split(size), ids.split(size), strict=True)
-    return torch.cat([checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+    return torch.cat(
+        [checkpoint(chunk_logprobs, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    )
 
 
 @torch.no_grad()
 def unembeds_plainly(lm: PreTrainedModel, ids: Tensor) -> bool:
-    """Whether the logits are the unembedding of the last hidden state and nothing else; Gemma 2 caps them, say.
+    """True if logits are the unembedding of the last hidden state and nothing else; Gemma 2, for example, caps them.
 
-    Tried out on `ids` [B, T], since each architecture has a name of its own for what it does to its logits.
+    Tried on `ids` [B, T], because each architecture has its own name for what it does to its logits.
     """
     ids = ids[:1, :2]
     hidden = getattr(lm, lm.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state

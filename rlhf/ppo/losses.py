@@ -18,7 +18,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> Tensor:
-    r"""Squared error of the values [B, T], not rewarded for a change beyond the clip range (OpenAI baselines).
+    r"""Squared error of the values [B, T] with a clipped change (OpenAI baselines).
 
     L_t = 1/2 max((V_t - R_t)^2, (V_old + clip(V_t - V_old, -eps, eps) - R_t)^2)
     """

@@ -1,4 +1,4 @@
-"""What is logged: means over the episodes of all processes, shares of the loss, times, and a few samples to read."""
+"""Metrics: means over the episodes of all processes, shares of the loss, times, and a few samples to read."""
 
 import json
 import time
@@ -22,12 +22,12 @@ def episode_means(
     """Means over the episodes of all processes.
 
     `objective/kl`, `entropy` (an estimate, -log pi) and `non_score_reward` are sums over a response, in nats.
-    `objective/score` is what the reward model and functions gave; `rlhf_reward` has the clip, the missing-EOS terms and
-    the KL penalty in it, so it is what PPO maximises.
+    `objective/score` is the output of the reward model and functions. `rlhf_reward` includes the clip, the missing-EOS
+    terms and the KL penalty: PPO maximizes it.
 
     Args:
         reduce: sums a tensor over the processes.
-        counted: only this process's first `counted` episodes enter; None: all.
+        counted: number of this process's first episodes that are counted; None: all.
     """
     columns: dict[str, list[Tensor]] = defaultdict(list)
     for batch in batches:
@@ -78,13 +78,13 @@ class Meter:
         )
 
     def loss(self, shares: dict[str, Tensor], steps: float) -> None:
-        """`shares`: this micro-batch's parts of means over a minibatch; `steps`: the part of a step that it is."""
+        """Adds this micro-batch's `shares` of means over a minibatch; it is `steps` of an optimizer step."""
         for name, share in shares.items():
             self._loss[name] = self._loss.get(name, 0.0) + share.detach()
         self._steps += steps
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means since the last call; to be called on all processes."""
+        """Returns means since the last call. All processes must call it."""
         means = {name: sum(values) / len(values) for name, values in self._rollout.items()}
         if self._loss:
             sums = reduce(torch.stack(list(self._loss.values()))).tolist()
@@ -94,7 +94,7 @@ class Meter:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """This process's measurements since the last log; times as seconds ago."""
+        """This process's measurements since the last log; times are in seconds before now."""
         now = time.perf_counter()
         return {
             "rollout": dict(self._rollout),
@@ -113,7 +113,7 @@ class Meter:
         self._started, self._sampled, self._scored = (now - seconds for seconds in state["ago"])
 
     def add(self, values: dict[str, float]) -> None:
-        """Values of one rollout, which are averaged over the rollouts until the next log."""
+        """Adds the values of one rollout; the next log has their means over rollouts."""
         for name, value in values.items():
             self._rollout[name].append(value)
 
@@ -127,7 +127,7 @@ def append_samples(
     count: int = 4,
     **columns: int | str,
 ) -> None:
-    """Appends the first `count` episodes to a file of JSON lines; `columns` are written into each of them."""
+    """Appends the first `count` episodes to a JSON Lines file; `columns` are added to each."""
     batch_of = {row: (batch, i) for batch in batches for i, row in enumerate(batch.rows)}
     with path.open("a", encoding="utf-8") as file:
         for row in range(min(count, len(responses))):
@@ -144,7 +144,7 @@ def append_samples(
 
 
 def drop_samples(path: Path, step: int) -> None:
-    """Leaves those that a run had written by its checkpoint of `step`: what comes after it is written again."""
+    """Drops the samples that a run wrote after its checkpoint of `step`; the resumed run writes them again."""
     if not path.exists():
         return
     kept = []
@@ -153,7 +153,7 @@ def drop_samples(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:  # cut short by a crash
             break
-        # At a step with an evaluation and a new rollout, the checkpoint comes between the two.
+        # If a step has both an evaluation and a new rollout, the checkpoint is written between the two.
         if step > 0 and (row["step"] < step or (row["step"] == step and row["source"] != "train")):
             kept.append(line + "\n")
     path.write_text("".join(kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Two networks, two learning rates, one warm-up (arXiv 2203.02155, appendix C.4)."""
+"""Learning rates of policy and value, and their warm-up (arXiv 2203.02155, appendix C.4)."""
 
 from collections.abc import Callable, Container
 
@@ -13,7 +13,11 @@ from rlhf.ppo.config import PPOConfig
 
 
 def parameter_groups(model: ActorCritic, args: PPOConfig, decayed: Container[str]) -> list[dict]:
-    """Policy and value, each with its rate, each split by whether weight decay applies (`decayed`: those names)."""
+    """Parameter groups of policy and value with their learning rates, split by weight decay.
+
+    Args:
+        decayed: names of the parameters with weight decay.
+    """
     rates = {"policy": args.learning_rate, "value": args.value_learning_rate}
     groups = []
     for role, rate in rates.items():
@@ -26,9 +30,9 @@ def parameter_groups(model: ActorCritic, args: PPOConfig, decayed: Container[str
 
 
 def rollout_schedule(optimizer: torch.optim.Optimizer, args: PPOConfig, num_training_steps: int) -> LambdaLR:
-    """Rates rise from 1/10 of the peak over `warmup_rollouts`; the policy's only start when the policy does.
+    """Raises learning rates from 1/10 of the peak over `warmup_rollouts`; the policy's start after the value warm-up.
 
-    `lr_scheduler_type` (constant in the paper) multiplies this.
+    `lr_scheduler_type` (constant in the paper) is multiplied with it.
     """
     shape = get_scheduler(
         args.lr_scheduler_type,
@@ -39,7 +43,9 @@ def rollout_schedule(optimizer: torch.optim.Optimizer, args: PPOConfig, num_trai
     )
     if not isinstance(shape, LambdaLR):
         name = SchedulerType(args.lr_scheduler_type).value
-        raise InputError(f"lr_scheduler_type {name} is no function of the step; use e.g. constant, linear or cosine.")
+        raise InputError(
+            f"lr_scheduler_type {name} is not a function of the step; use for example constant, linear or cosine."
+        )
 
     def factor(start: int) -> Callable[[int], float]:
         warmup = args.warmup_rollouts * args.steps_per_rollout

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.encode import Prompt, encode_completion, encode_prompt
 from rlhf.errors import InputError
 from rlhf.models.loading import context_length
-from rlhf.ppo.actor_critic import classifier_token_scores, freeze_reward
+from rlhf.ppo.networks import classifier_token_scores, freeze_reward
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +22,14 @@ RewardFunction = Callable[..., Sequence[float]]
 
 
 class TextRewardModel:
-    """A reward model that reads text: one with a tokenizer of its own.
+    """A reward model that reads decoded text, because it has its own tokenizer.
 
-    Prompt and response are encoded as in its own training: through its chat template if prompts are messages, and with
-    its EOS if the response came to its end.
+    Prompt and response are encoded as in its training: with its chat template if prompts are messages, and with its EOS
+    if the response ended by itself.
 
     Args:
         model: sequence classifier with one label; it is frozen.
-        tokenizer: the model's.
+        tokenizer: the reward model's.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
@@ -52,7 +53,7 @@ class TextRewardModel:
         if not self.warned:
             self.warned = True
             logger.warning(
-                "a prompt and response of %d tokens exceed a reward model's context of %d; it reads the end of such.",
+                "a prompt and response of %d tokens exceed a reward model's context of %d; it reads only their end.",
                 len(ids), self.context,
             )  # fmt: skip
         return ids[-self.context :]
@@ -74,7 +75,7 @@ def function_scores(
         weights: one per function; None: all 1.
         prompts: text or messages, as in the dataset.
         completions: decoded responses without special tokens.
-        ended: for the models, whether each response came to its end.
+        ended: True for each response that ended by itself; models need it, functions do not.
         columns: the dataset's other columns for these rows.
 
     Returns:
@@ -93,31 +94,59 @@ def function_scores(
     return total
 
 
-def text_rewards(
-    functions: Sequence[RewardFunction | PreTrainedModel],
+@dataclass
+class RewardSources:
+    """What scores a response.
+
+    Attributes:
+        model: the reward model that reads the sampled ids, beside the policy; None if there is none.
+        functions: reward functions, and reward models that read the decoded text.
+        weights: one for each of `functions`.
+        model_reads_text: True if the trainer's `reward_model` has another tokenizer and is one of `functions` instead.
+    """
+
+    model: PreTrainedModel | PeftModel | None
+    functions: list[RewardFunction | TextRewardModel]
+    weights: list[float]
+    model_reads_text: bool = False
+
+    def to(self, device: torch.device) -> None:
+        for function in self.functions:
+            if isinstance(function, TextRewardModel):
+                function.model.to(device)
+
+
+def reward_sources(
+    reward_model: PreTrainedModel | PeftModel | None,
+    reward_funcs: RewardFunction | PreTrainedModel | Sequence[RewardFunction | PreTrainedModel] | None,
     weights: Sequence[float] | None,
-    tokenizers: Sequence[PreTrainedTokenizerBase | None] | None,
     policy_tokenizer: PreTrainedTokenizerBase,
-) -> tuple[list[RewardFunction | TextRewardModel], list[float]]:
-    """`reward_funcs` with the models among them as `TextRewardModel`s, and their weights.
+    reward_tokenizer: PreTrainedTokenizerBase | None = None,
+    function_tokenizers: Sequence[PreTrainedTokenizerBase | None] | None = None,
+) -> RewardSources:
+    """Sorts the reward arguments of `PPOTrainer` into models that read ids and sources that read text.
 
     Raises:
-        InputError: not as many weights or tokenizers as functions.
+        InputError: the numbers of weights or tokenizers and of reward_funcs differ.
     """
-    tokenizers = [None] * len(functions) if tokenizers is None else list(tokenizers)
+    functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
+    tokenizers = [None] * len(functions) if function_tokenizers is None else list(function_tokenizers)
     weights = [1.0] * len(functions) if weights is None else list(weights)
     for name, given in (("reward_weights", weights), ("reward_processing_classes", tokenizers)):
         if len(given) != len(functions):
-            raise InputError(f"{len(given)} {name} for {len(functions)} reward_funcs.")
-    rewards = [
+            raise InputError(f"{len(given)} {name} for {len(functions)} reward_funcs; give one for each.")
+    functions = [
         TextRewardModel(function, tokenizer or policy_tokenizer) if isinstance(function, torch.nn.Module) else function
         for function, tokenizer in zip(functions, tokenizers, strict=True)
     ]
-    return rewards, weights
+    if reward_model is None or not reads_text(reward_tokenizer, policy_tokenizer):
+        return RewardSources(reward_model, functions, weights)
+    functions.append(TextRewardModel(reward_model, reward_tokenizer))
+    return RewardSources(None, functions, [*weights, 1.0], model_reads_text=True)
 
 
 def reads_text(tokenizer: PreTrainedTokenizerBase | None, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a reward model with this tokenizer cannot read the policy's ids."""
+    """True if a reward model with this tokenizer cannot read the policy's ids."""
     return tokenizer is not None and tokenizer.get_vocab() != policy_tokenizer.get_vocab()
 
 
@@ -129,10 +158,10 @@ def shape_scores(
     missing_eos_penalty: float | None = None,
     missing_eos_reward: float | None = None,
 ) -> Tensor:
-    """What PPO maximises besides the KL penalty.
+    """Applies the score options of `PPOConfig`; PPO maximizes the result less the KL penalty.
 
-    Scores [B] are divided by `scale`, clipped, and corrected where the response did not stop by itself (`ended` [B]
-    bool is False), in this order: the correction is in units of the result.
+    In this order, scores [B] are divided by `scale`, clipped, and corrected where the response did not end by itself
+    (`ended` [B] bool is False). The correction is therefore in units of scaled scores.
     """
     scores = scores / scale
     if clip is not None:

@@ -1,8 +1,7 @@
-"""Episodes: which prompts, and micro-batches with carried masks.
+"""Episodes: their prompts, and micro-batches that carry their masks.
 
-Prompts, and the random numbers to sample with (rlhf/generation/random_numbers.py), are functions of (seed, rollout,
-episode). An episode is the same on one process and on eight, in large batches and in small ones, and a rollout can
-be made again.
+Prompts and random numbers (rlhf/generation/random_numbers.py) are functions of (seed, rollout, episode). So an episode
+is the same on 1 and on 8 processes and in large and small batches, and a rollout can be repeated.
 """
 
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from rlhf.tensors import pad_left
 def encode_prompts(
     dataset: Dataset, tokenizer, max_length: int | None, num_proc: int | None = None, name: str = "train"
 ) -> Dataset:
-    """Adds `input_ids` from `prompt` (text or messages); a dataset that has `input_ids`, as TRL's, is only checked.
+    """Adds `input_ids` from `prompt` (text or messages); a dataset with `input_ids`, like TRL's, is only checked.
 
     Raises:
         InputError: no such column, no rows, or a prompt that is empty or longer than `max_length` tokens.
@@ -36,7 +35,7 @@ def encode_prompts(
         dataset = dataset.map(
             lambda row: {"input_ids": encode_prompt(tokenizer, row["prompt"])},
             num_proc=num_proc,
-            desc=f"Tokenising {name} prompts",
+            desc=f"Tokenizing {name} prompts",
         )
     for i, ids in enumerate(dataset["input_ids"]):
         if len(ids) == 0:
@@ -50,14 +49,14 @@ def encode_prompts(
 
 
 def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, response_length: int) -> int | None:
-    """`max_prompt_length`, or what the model's context leaves beside the response."""
+    """Returns `max_prompt_length`, or the model's context length less `response_length`."""
     context = context_length(config)
     if context is None:
         return max_prompt_length
     if (max_prompt_length or 1) + response_length > context:
         raise InputError(
             f"max_prompt_length {max_prompt_length or 1} + response_length {response_length} = "
-            f"{(max_prompt_length or 1) + response_length} exceeds the model's context of {context} tokens."
+            f"{(max_prompt_length or 1) + response_length} exceeds the model's context of {context} tokens; lower one."
         )
     return max_prompt_length or context - response_length
 
@@ -65,7 +64,7 @@ def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, resp
 def prompt_rows(rollout: int, size: int, num_prompts: int, seed: int) -> list[int]:
     """Rows of the `rollout`-th `size` prompts in an endless stream of permutations of the dataset.
 
-    Rollouts run across the ends of the data, so all have the same size, even one larger than the dataset.
+    Rollouts continue across the end of the data, so all have the same size, even if it is larger than the dataset.
     """
     rows = []
     position, end = rollout * size, (rollout + 1) * size
@@ -79,19 +78,19 @@ def prompt_rows(rollout: int, size: int, num_prompts: int, seed: int) -> list[in
 
 @dataclass
 class MicroBatch:
-    """Episodes that pass the models together, trimmed to the longest prompt (P) and response (T) among them."""
+    """Episodes that pass the models together, trimmed to their longest prompt (P) and response (T)."""
 
-    rows: list[int]  # which of this process's episodes of the rollout
+    rows: list[int]  # indices into this process's episodes of the rollout
     input_ids: Tensor  # [B, P + T]
     attention_mask: Tensor  # [B, P + T]
     response_mask: Tensor  # [B, T] bool, the EOS included
-    ended: Tensor  # [B] bool, whether the response stopped by itself
-    tokens: Tensor | None = None  # response tokens in the minibatch, over micro-batches and processes
+    ended: Tensor  # [B] bool, True if the response ended by itself
+    tokens: Tensor | None = None  # scalar: response tokens in the minibatch, over micro-batches and processes
     logprobs: Tensor | None = None  # [B, T], under the policy that sampled
     ref_logprobs: Tensor | None = None  # [B, T]
-    values: Tensor | None = None  # [B, T], of the value model at the time of sampling
-    scores: Tensor | None = None  # [B], as the reward model and reward functions gave them
-    shaped_scores: Tensor | None = None  # [B], clipped, with the missing-EOS terms
+    values: Tensor | None = None  # [B, T], of the value model before the update
+    scores: Tensor | None = None  # [B], of the reward model and reward functions
+    shaped_scores: Tensor | None = None  # [B], scaled, clipped, with the missing-EOS terms
     rewards: Tensor | None = None  # [B, T]
     advantages: Tensor | None = None  # [B, T]
     returns: Tensor | None = None  # [B, T]
@@ -109,7 +108,7 @@ def micro_batch(
     pad_id: int,
     device: torch.device,
 ) -> MicroBatch:
-    """[left padding | prompt | response | right padding] of the episodes `rows`, and the masks that say so."""
+    """Builds [left padding | prompt | response | right padding] of the episodes `rows`, and its masks."""
     prompts, responses = [prompts[i] for i in rows], [responses[i] for i in rows]
     width = max(map(len, responses))
     prompt_ids, prompt_mask = pad_left(prompts, pad_id, device)
@@ -126,10 +125,10 @@ def micro_batch(
 
 @dataclass
 class Rollout:
-    """One process's part of a rollout.
+    """One process's episodes of a rollout.
 
     `minibatches[m]` holds the micro-batches of minibatch m. Episode i is in minibatch i mod num_mini_batches: prompts
-    come in random order, so that is a random partition, and the same one for any number of processes.
+    come in random order, so this is a random partition, and it is the same for any number of processes.
     """
 
     index: int
@@ -140,7 +139,7 @@ class Rollout:
             yield from minibatch
 
     def at(self, micro_step: int, seed: int) -> MicroBatch:
-        """The micro-batch of a micro-step; each PPO epoch visits the minibatches in an order of its own."""
+        """The micro-batch of a micro-step; each PPO epoch visits the minibatches in its own order."""
         accumulation = len(self.minibatches[0])
         epoch, micro_step = divmod(micro_step, len(self.minibatches) * accumulation)
         step, micro_step = divmod(micro_step, accumulation)
@@ -149,14 +148,14 @@ class Rollout:
 
 
 def minibatch_order(num_mini_batches: int, seed: int, rollout: int, epoch: int) -> list[int]:
-    """In which order a PPO epoch visits the minibatches."""
+    """Order in which a PPO epoch visits the minibatches."""
     return torch.randperm(num_mini_batches, generator=random_generator("order", seed, rollout, epoch)).tolist()
 
 
 def split(lengths: list[int], num_mini_batches: int, micro_batch_size: int) -> list[list[list[int]]]:
-    """Episodes -> minibatches -> micro-batches, sorted by length within each minibatch so that little is padding.
+    """Cuts episodes into minibatches and these into micro-batches, sorted by length so that little is padding.
 
-    Not across minibatches: one of only short responses would be a biased step.
+    Sorted within a minibatch only: a minibatch of short responses alone would give a biased step.
     """
     minibatches = []
     for m in range(num_mini_batches):

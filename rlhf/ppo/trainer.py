@@ -1,51 +1,59 @@
 """PPO for language models (arXiv 2203.02155, section 3.5 and appendix C.4), as a transformers.Trainer.
 
-From top to bottom: `make_rollout` samples responses, scores them and turns the scores into advantages; `compute_loss`
-is the loss of one micro-batch. Accumulation, gradient clipping, mixed precision, checkpoints, callbacks and
-distribution are the Trainer's.
+Read it from top to bottom. A rollout is `make_rollout` (sample, score, advantages). An update is `compute_loss` for
+each micro-batch, with the gradient of PPO-ptx added in `training_step`. Gradient accumulation, clipping, mixed
+precision, the training loop and distribution are the Trainer's; saving and resuming are in `rlhf.ppo.checkpointing`.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
-from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
-from rlhf.ppo.actor_critic import ActorCritic, build_actor_critic
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
-from rlhf.ppo.base import PPOTrainerBase
+from rlhf.ppo.checkpointing import PPOCheckpointing
 from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.ema import averaged
+from rlhf.ppo.ema import EMA, averaged
+from rlhf.ppo.guards import (
+    CollapseWatch,
+    KLController,
+    ScoreScale,
+    TargetKL,
+    gradients_finite,
+    stop_non_finite,
+)
+from rlhf.ppo.layouts import build_actor_critic
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.metrics import episode_means
-from rlhf.ppo.ptx import block_length, ptx_inputs, ptx_loss, resolve_ptx_coef
-from rlhf.ppo.rewards import RewardFunction, TextRewardModel, function_scores, reads_text, shape_scores, text_rewards
+from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means
+from rlhf.ppo.optimization import parameter_groups, rollout_schedule
+from rlhf.ppo.ptx import add_ptx_gradient, pretraining_stream, resolve_ptx_coef
+from rlhf.ppo.rewards import RewardFunction, function_scores, reward_sources, shape_scores
 from rlhf.ppo.rollout import (
     MicroBatch,
     Rollout,
     encode_prompts,
     longest_prompt,
     micro_batch,
-    minibatch_order,
     prompt_rows,
     split,
 )
 
 
-class PPOTrainer(PPOTrainerBase):
+class PPOTrainer(PPOCheckpointing):
     """Trains a policy against a reward with PPO. Names and order of the arguments are those of TRL's PPOTrainer.
 
     Args:
@@ -59,14 +67,14 @@ class PPOTrainer(PPOTrainerBase):
         value_model: sequence classifier that is trained; None: a copy of the reward model.
         data_collator: accepted for TRL's sake; prompts are padded here, with masks that are never guessed from ids.
         eval_dataset: held-out prompts, or a dict of them, for `evaluate` and `eval_strategy`.
-        optimizers: optimizer and scheduler to use instead of AdamW with a learning rate for each of policy and value.
+        optimizers: optimizer and scheduler to use instead of AdamW with one learning rate each for policy and value.
         callbacks: as in transformers.Trainer.
         peft_config: puts an adapter on `model`; the reference is then `model` without it.
         reward_funcs: Python functions and reward models whose weighted sum is added to the reward model's score; see
             `rlhf.ppo.rewards.function_scores`.
         pretrain_dataset: rows with `text`, or several such sources, in memory or streamed, for PPO-ptx (`ptx_coef`).
-        reward_processing_class: tokenizer of the reward model if it has another than the policy; it then reads the
-            decoded text instead of the sampled ids.
+        reward_processing_class: tokenizer of the reward model if it differs from the policy's; the reward model then
+            reads the decoded text instead of the sampled ids.
         reward_processing_classes: tokenizer of each of `reward_funcs` that is a model; None: the policy's.
 
     Raises:
@@ -99,49 +107,59 @@ class PPOTrainer(PPOTrainerBase):
         reward_processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: Sequence[PreTrainedTokenizerBase | None] | None = None,
     ):
+        # The networks
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts.")
         if processing_class.pad_token_id is None:
             raise InputError("the tokenizer has no pad token; set one that is not its EOS.")
-        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
-        self.reward_funcs, self.reward_weights = text_rewards(
-            functions, args.reward_weights, reward_processing_classes, processing_class
+        rewards = reward_sources(
+            reward_model,
+            reward_funcs,
+            args.reward_weights,
+            processing_class,
+            reward_processing_class,
+            reward_processing_classes,
         )
-        from_text = reward_model is not None and reads_text(reward_processing_class, processing_class)
-        if from_text:
-            if value_model is None and not isinstance(model, SharedBase):
-                raise InputError("value_model is missing; the reward model has another tokenizer and cannot be copied.")
-            self.reward_funcs.append(TextRewardModel(reward_model, reward_processing_class))
-            self.reward_weights.append(1.0)
-            reward_model = None
-
-        actor_critic = build_actor_critic(
-            model, ref_model, reward_model, value_model, peft_config, args.model_adapter_name, args.ref_adapter_name
+        self.reward_funcs, self.reward_weights = rewards.functions, rewards.weights
+        if rewards.model_reads_text and value_model is None and not isinstance(model, SharedBase):
+            raise InputError("value_model is missing; the reward model has another tokenizer and cannot be copied.")
+        networks = build_actor_critic(
+            model,
+            ref_model,
+            rewards.model,
+            value_model,
+            peft_config,
+            args.model_adapter_name,
+            args.ref_adapter_name,
         )
-        if from_text:
-            actor_critic.has_reward = False  # not the adapter `reward` besides
-        if not actor_critic.has_reward and not self.reward_funcs:
+        if rewards.model_reads_text:
+            networks.has_reward = False  # the adapter `reward`, if there is one, does not score
+        if not networks.has_reward and not self.reward_funcs:
             raise InputError("there is no reward: give a reward_model, a `reward` adapter or reward_funcs.")
         for role in ("policy", "value"):
-            if not actor_critic.parameters_of(role):
+            if not networks.parameters_of(role):
                 raise InputError(f"the {role} has no trainable parameters; load its adapter with is_trainable=True.")
 
+        # Prompts and pretraining text
         self.processing_class = processing_class
-        self.stop_ids = stop_tokens(actor_critic.language_model, processing_class, args.stop_token_id)
-        self.max_prompt_length = longest_prompt(actor_critic.config, args.max_prompt_length, args.response_length)
+        self.stop_ids = stop_tokens(networks.language_model, processing_class, args.stop_token_id)
+        self.max_prompt_length = longest_prompt(networks.config, args.max_prompt_length, args.response_length)
         train_dataset = self._encode(train_dataset, "train", args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._encode(dataset, name, args) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval", args)
-
         args = copy.copy(args)  # the caller's stays as it is
         args.max_steps = args.total_steps(len(train_dataset))
         args.ptx_coef = resolve_ptx_coef(args.ptx_coef, has_text=pretrain_dataset is not None)
+        self.pretraining = pretraining_stream(pretrain_dataset, processing_class, networks.config, args)
+
+        # The Trainer
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # every trainable parameter takes part in every step
         super().__init__(
-            model=actor_critic,
+            model=networks,
             args=args,
-            pretraining=self._pretraining_stream(pretrain_dataset, actor_critic, args),
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -149,17 +167,38 @@ class PPOTrainer(PPOTrainerBase):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        for reward in self.reward_funcs:
-            if isinstance(reward, TextRewardModel):
-                reward.model.to(self.accelerator.device)
+        if self.is_deepspeed_enabled and args.target_kl is not None:
+            raise InputError("target_kl skips optimizer steps, and DeepSpeed takes its own; use FSDP, or no target_kl.")
+        self.model_accepts_loss_kwargs = False  # so that the Trainer divides the loss by the accumulation
+        self._keep_outputs_precise()
+        rewards.to(self.accelerator.device)
+
+        # State of a run
+        self.rollout: Rollout | None = None
+        self.ema = EMA(networks.parameters_of("policy"), args.ema_decay) if args.ema_decay else None
+        self.kl = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
+        self.target_kl = TargetKL(args.target_kl)
+        self.score_scale = ScoreScale()
+        self.collapse = CollapseWatch()
+        self.stateful = {
+            "pretraining": self.pretraining,
+            "kl": self.kl,
+            "target_kl": self.target_kl,
+            "score_scale": self.score_scale,
+            "collapse": self.collapse,
+        }
+        self.meter = Meter()
+        self.minibatch_kl: Tensor | float = 0.0  # this process's share of policy/approxkl of the minibatch
+        self.step_taken = True  # False if target KL skipped the last optimizer step
+        self.add_callback(RolloutCallback(self))
 
     # ---- The stream of micro-steps ----------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
-        """Hands out the numbers of the micro-steps; which episodes they train on is a function of the number.
+        """Numbers of micro-steps; a function of the number decides which episodes a micro-step trains on.
 
-        One pass over it is the whole run, so no end of the data can cut an accumulation short, and skipping batches is
-        all it takes to resume. It is the same on all processes, hence not prepared by Accelerate.
+        One pass over it is the whole run: the end of the data never cuts an accumulation short, and resuming only skips
+        numbers. It is the same on all processes, so Accelerate does not prepare it.
         """
         micro_steps = range(self.args.max_steps * self.args.gradient_accumulation_steps)
         return DataLoader(micro_steps, batch_size=1, collate_fn=lambda numbers: {"micro_step": numbers[0]})
@@ -167,7 +206,7 @@ class PPOTrainer(PPOTrainerBase):
     def _prepare_inputs(self, inputs: dict[str, int]) -> MicroBatch:
         index, micro_step = divmod(inputs["micro_step"], self.args.micro_steps_per_rollout)
         if self.rollout is None or self.rollout.index != index:
-            self.rollout = None  # its memory is free before the next one is made
+            self.rollout = None  # frees its memory before the next one is made
             self.rollout = self.make_rollout(index)
         return self.rollout.at(micro_step, self.args.seed)
 
@@ -175,30 +214,38 @@ class PPOTrainer(PPOTrainerBase):
 
     @torch.no_grad()
     def make_rollout(self, index: int) -> Rollout:
-        """Rollout number `index`, ready to train on: this process's episodes with log-probabilities and advantages."""
+        """Samples, scores and prepares rollout number `index`; returns this process's episodes, ready to train on."""
         args = self.args
         self.meter.rollout_started()
+
+        # 1. Prompts and random numbers of this process's episodes: functions of (seed, rollout, episode)
         mine = slice(args.local_rollout_size * args.process_index, args.local_rollout_size * (args.process_index + 1))
-        columns = self.train_dataset[prompt_rows(index, args.rollout_size, len(self.train_dataset), args.seed)[mine]]
+        rows = prompt_rows(index, args.rollout_size, len(self.train_dataset), args.seed)[mine]
+        columns = self.train_dataset[rows]
         uniforms = sampling_uniforms(args.rollout_size, args.response_length, args.seed, index)[mine]
+
+        # 2. Responses of the policy
         responses = self.sample(columns["input_ids"], uniforms, f"rollout {index}: sampling")
         self.meter.rollout_sampled()
 
+        # 3. Minibatches of micro-batches: log-probabilities, values and scores
         lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
         minibatches = split(lengths, args.num_mini_batches, args.per_device_train_batch_size)
-        rollout = Rollout(index, [[] for _ in minibatches])
-        order = minibatch_order(args.num_mini_batches, args.seed, index, epoch=0)
-        for m in reversed(order):
-            rollout.minibatches[m] = self.score(minibatches[m], columns, responses, trained_next=m == order[0])
+        rollout = Rollout(index, [self.score(minibatch, columns, responses) for minibatch in minibatches])
         batches = list(rollout.micro_batches())
+
+        # 4. Score options: scale, clip, missing EOS
         if args.scale_scores:
             self.score_scale.update(torch.cat([batch.scores for batch in batches]), self.sum)
-        self.shape(batches)
+        self.apply_score_options(batches)
+
+        # 5. Token rewards with the KL penalty, GAE, whitening
         add_advantages(batches, args, self.kl.coef, self.sum)
 
+        # 6. Metrics, and beta of the next rollout
         means = episode_means(batches, self.kl.coef, self.sum)
         means |= self.collapse.update(means, self.state.global_step) | {"objective/kl_coef": self.kl.coef}
-        if index >= args.value_warmup_rollouts:  # before, the policy stands still
+        if index >= args.value_warmup_rollouts:  # the policy does not move before
             self.kl.update(means["objective/kl"], args.rollout_size)
         values, returns = (response_tokens(batches, name) for name in ("values", "returns"))
         means["val/explained_variance"] = explained_variance(values, returns, self.sum).item()
@@ -221,75 +268,81 @@ class PPOTrainer(PPOTrainerBase):
             batch_size=args.local_rollout_forward_batch_size,
             progress=progress if show else None,
         )
-        # The policy that samples is the one that is trained, in precision too.
-        with self.accelerator.autocast():
-            return self.wrapped_model()(task="sample", sampler=sampler)
+        with self.accelerator.autocast():  # the policy samples in the precision in which it is trained
+            return self.wrapped_model()("sample", sampler)
 
     def score(
-        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]], trained_next=False
+        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]]
     ) -> list[MicroBatch]:
-        """The micro-batches of one minibatch, with log-probabilities, values and scores.
+        """Micro-batches of one minibatch, with log-probabilities, values and scores.
 
-        The update passes the very same tensors through the same forward, so with equal weights the ratio is 1 to the
-        last bit. Of the micro-batch that is trained on first, before any weight has changed, it takes this very pass.
+        The update passes the same tensors through the same forward, so with equal weights the ratio is exactly 1.
         """
         args, model, device = self.args, self.wrapped_model(), self.accelerator.device
-        batches: list[MicroBatch] = []
-        for number, rows in reversed(list(enumerate(minibatch))):  # the pass whose graph is kept comes last
+        batches = []
+        for rows in minibatch:
             batch = micro_batch(
                 rows, columns["input_ids"], responses, self.stop_ids, self.processing_class.pad_token_id, device
             )
-            inputs = batch.inputs()
+            passes = {**batch.inputs(), "temperature": args.temperature}
+
+            # 1. Reference, and the reward model where it reads the sampled ids
             if self.actor_critic.has_reward:
-                batch.ref_logprobs, batch.scores = model(
-                    task="reference_and_reward", temperature=args.temperature, **inputs
-                )
+                batch.ref_logprobs, batch.scores = model("reference_and_reward", **passes)
             else:
-                batch.ref_logprobs = model(task="reference", temperature=args.temperature, **inputs)
+                batch.ref_logprobs = model("reference_logprobs", **passes)
                 batch.scores = torch.zeros(len(rows), device=device)
+
+            # 2. Reward functions, and reward models that read text
             if self.reward_funcs:
-                batch.scores += self.function_scores(batch, columns, responses).to(device)
-            # DDP, FSDP and DeepSpeed want a backward for each forward.
-            keep_graph = trained_next and number == 0 and self.accelerator.distributed_type == DistributedType.NO
-            with torch.set_grad_enabled(keep_graph):
-                found = model(task="policy_and_value", temperature=args.temperature, **inputs)
-            batch.logprobs, batch.values = (tensor.detach() for tensor in found)
-            if keep_graph:
-                self.first_pass = found
+                batch.scores += self.text_scores(batch, columns, responses).to(device)
+
+            # 3. Policy and value before the update
+            batch.logprobs, batch.values = model("policy_and_value", **passes)
+
             for name in ("logprobs", "ref_logprobs", "values", "scores"):
                 if not torch.isfinite(getattr(batch, name)).all():
                     self.stop_non_finite(f"{name} of a rollout are not finite", [batch])
-            batches.insert(0, batch)
+            batches.append(batch)
         tokens = self.sum(sum(batch.response_mask.sum() for batch in batches))
         for batch in batches:
             batch.tokens = tokens
         return batches
 
-    def shape(self, batches: list[MicroBatch]) -> None:
+    def text_scores(self, batch: MicroBatch, columns: dict[str, list], responses: list[list[int]]) -> Tensor:
+        """Scores [B] of the reward functions, and of the reward models that read text."""
+        columns = {name: [column[i] for i in batch.rows] for name, column in columns.items()}
+        ids, decode = columns.pop("input_ids"), self.processing_class.batch_decode
+        prompts = columns.pop("prompt", None) or decode(ids, skip_special_tokens=True)
+        completions = decode([responses[i] for i in batch.rows], skip_special_tokens=True)
+        with self.accelerator.autocast():
+            return function_scores(
+                self.reward_funcs, self.reward_weights, prompts, completions, batch.ended.tolist(), **columns
+            )
+
+    def apply_score_options(self, batches: list[MicroBatch]) -> None:
+        """Fills in `shaped_scores`: scaled, clipped, with the terms for a missing EOS."""
         args = self.args
         options = (self.score_scale.std, args.score_clip, args.missing_eos_penalty, args.missing_eos_reward)
         for batch in batches:
             batch.shaped_scores = shape_scores(batch.scores, batch.ended, *options)
 
-    def function_scores(self, batch: MicroBatch, columns: dict[str, list], responses: list[list[int]]) -> Tensor:
-        chosen = {name: [column[i] for i in batch.rows] for name, column in columns.items()}
-        ids, decode = chosen.pop("input_ids"), self.processing_class.batch_decode
-        prompts = chosen.pop("prompt", None) or decode(ids, skip_special_tokens=True)
-        completions = decode([responses[i] for i in batch.rows], skip_special_tokens=True)
-        with self.accelerator.autocast():
-            return function_scores(
-                self.reward_funcs, self.reward_weights, prompts, completions, batch.ended.tolist(), **chosen
-            )
-
     # ---- Update -----------------------------------------------------------------------------------------------------
 
+    def training_step(self, model, inputs: dict[str, int], num_items_in_batch=None) -> Tensor:
+        """Adds the gradients of a micro-step: first of its pretraining text, then of its episodes."""
+        rollout = inputs["micro_step"] // self.args.micro_steps_per_rollout
+        if self.target_kl.stopped == rollout:
+            return torch.zeros((), device=self.args.device)
+        ptx = 0.0
+        if self.pretraining is not None and rollout >= self.args.value_warmup_rollouts:
+            ptx = add_ptx_gradient(self, model)
+        return super().training_step(model, inputs, num_items_in_batch) + ptx
+
     def compute_loss(self, model, inputs: MicroBatch, return_outputs=False, num_items_in_batch=None) -> Tensor:
-        """This micro-batch's share of the minibatch's loss, a mean over response tokens."""
+        """This micro-batch's share of the minibatch's loss, which is a mean over response tokens."""
         args, batch = self.args, inputs
-        if self.first_pass is None:
-            logprobs, values = model(task="policy_and_value", temperature=args.temperature, **batch.inputs())
-        else:
-            (logprobs, values), self.first_pass = self.first_pass, None
+        logprobs, values = model("policy_and_value", temperature=args.temperature, **batch.inputs())
         policy_losses, ratio = policy_loss(logprobs, batch.logprobs, batch.advantages, args.cliprange)
         value_losses = value_loss(values, batch.values, batch.returns, args.cliprange_value)
 
@@ -312,49 +365,49 @@ class PPOTrainer(PPOTrainerBase):
         # The Trainer will divide by the number of micro-batches, and DDP will average over the processes.
         return loss * self.current_gradient_accumulation_steps * args.world_size
 
-    def training_step(self, model, inputs: dict[str, int], num_items_in_batch=None) -> Tensor:
-        """Adds the gradients of a micro-step: of its part of the pretraining text, then of its episodes."""
-        rollout = inputs["micro_step"] // self.args.micro_steps_per_rollout
-        if self.target_kl.stopped == rollout:
-            return torch.zeros((), device=self.args.device)
-        text = 0.0
-        if self.pretraining is not None and rollout >= self.args.value_warmup_rollouts:
-            text = self.add_ptx_gradient(model)
-        return super().training_step(model, inputs, num_items_in_batch) + text
-
-    def add_ptx_gradient(self, model) -> Tensor:
-        """The gradient of gamma L_ptx on this process's part of a micro-step, as few blocks at a time as episodes.
-
-        All processes read the same text and each takes its part, so that a minibatch has the same blocks on one process
-        and on eight.
-        """
+    def before_optimizer_step(self) -> None:
+        """Checks the gradient of the minibatch; target KL drops it if the policy has moved too far."""
         args = self.args
-        model.train()  # DeepSpeed's returns nothing
-        size = args.per_device_train_batch_size
-        mine = slice(args.process_index, None, args.world_size)
-        count = args.ptx_examples_per_episode * size * args.world_size
-        blocks = list(islice(self.pretraining, count))[mine]
-        tokens = count * self.current_gradient_accumulation_steps * (self.pretraining.length - 1)
-        total = torch.zeros((), device=args.device)
-        for part in (blocks[i : i + size] for i in range(0, len(blocks), size)):
-            with self.gradients_stay_here(model):
-                loss = ptx_loss(self.ptx_logprobs(model, part), tokens)
-                # DDP will average over the processes.
-                kwargs = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-                self.accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)
-            total += loss.detach()
-        if not torch.isfinite(total):
-            self.stop_non_finite_text(total, blocks)
-        self.meter.loss({"loss/ptx": total}, steps=0.0)
-        return args.ptx_coef * args.world_size * total
+        # With fp16 the loss scaler skips a step that is not finite, and training goes on.
+        if not args.fp16 and not gradients_finite(self.actor_critic.parameters()):
+            first = self.state.global_step * args.gradient_accumulation_steps
+            micro_steps = range(first, first + args.gradient_accumulation_steps)
+            minibatch = [self.rollout.at(m % args.micro_steps_per_rollout, args.seed) for m in micro_steps]
+            self.stop_non_finite("the gradient is not finite", minibatch)
+        if args.target_kl is not None:
+            kl, self.minibatch_kl = self.sum(torch.as_tensor(self.minibatch_kl, device=args.device)).item(), 0.0
+            self.step_taken = self.target_kl.step(self.rollout.index, kl)
+            if not self.step_taken:
+                self.optimizer.zero_grad()  # the optimizer passes over parameters without a gradient
 
-    def ptx_logprobs(self, model, blocks: list[list[int]]) -> Tensor:
-        inputs = ptx_inputs(blocks, self.args.device)
-        if not self.is_deepspeed_enabled:
-            return model(task="policy", **inputs)
-        # A weight that gets no gradient from the first backward of a step would keep that of the step before.
-        logprobs, values = model(task="policy_and_value", **inputs)
-        return logprobs + 0.0 * values
+    def after_optimizer_step(self) -> None:
+        """Moves the policy's average."""
+        if self.ema and self.step_taken:
+            self.ema.update()
+
+    def stop_non_finite(self, what: str, batches: list[MicroBatch]) -> None:
+        """Ends the run and leaves the batches in progress on disk."""
+        index = self.rollout.index if self.rollout else self.state.global_step // self.args.steps_per_rollout
+        stop_non_finite(what, Rollout(index, [batches]), self.args, self.state.global_step)
+
+    # ---- Optimizer --------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One parameter group each for policy and value, split by weight decay."""
+        if self.optimizer is None:
+            model = self.actor_critic
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decayed = set(self.get_decay_parameter_names(model))
+            self.optimizer = optimizer_class(parameter_groups(model, self.args, decayed), **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Warm-up over rollouts, times the Trainer's schedule."""
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = rollout_schedule(optimizer, self.args, num_training_steps)
+            self._created_lr_scheduler = True  # as in Trainer.create_scheduler: a second train() makes a new one
+        return self.lr_scheduler
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
@@ -362,7 +415,7 @@ class PPOTrainer(PPOTrainerBase):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Answers held-out prompts, always with the same random numbers, and logs means over them.
 
-        It is the averaged policy that answers, if there is one, since that is what is saved.
+        The averaged policy answers, if there is one, because that is the saved policy.
         """
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -372,7 +425,8 @@ class PPOTrainer(PPOTrainerBase):
             return {name: value for result in results for name, value in result.items()}
         dataset = self._encode(dataset, metric_key_prefix, args)
 
-        # Every process takes as many prompts, at the end some a second time, so that all make as many forward passes.
+        # Every process takes the same number of prompts, so that all make the same number of passes: the last ones may
+        # come a second time, and are not counted.
         total = len(dataset)
         rows = list(range(args.process_index, total + (-total) % args.world_size, args.world_size))
         columns = dataset[[i % total for i in rows]]
@@ -381,7 +435,7 @@ class PPOTrainer(PPOTrainerBase):
             responses = self.sample(columns["input_ids"], uniforms, "evaluation: sampling")
             lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
             batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses)
-        self.shape(batches)
+        self.apply_score_options(batches)
         means = episode_means(batches, self.kl.coef, self.sum, counted=sum(i < total for i in rows))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.append_samples(metric_key_prefix, columns, responses, batches)
@@ -390,15 +444,79 @@ class PPOTrainer(PPOTrainerBase):
         return metrics
 
     def generate_completions(self, sampling: bool = False) -> None:
-        """What TRL's scripts end with: evaluates, if there are prompts for it, which appends to samples.jsonl."""
+        """TRL's scripts end with this call: evaluates if there are prompts for it, which appends to samples.jsonl."""
         if self.eval_dataset is not None:
             self.evaluate()
+
+    # ---- Logs and processes -----------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.meter.drain(self.sum)
+            logs["episode"] = self.state.global_step * self.args.rollout_size // self.args.steps_per_rollout
+        super().log(logs, start_time)
+
+    def append_samples(self, source: str, columns: dict[str, list], responses: list[list[int]], batches) -> None:
+        """Appends the first episodes to samples.jsonl."""
+        if self.is_world_process_zero():
+            labels = {"step": self.state.global_step, "source": source}
+            append_samples(self.samples_path, self.processing_class, columns["input_ids"], responses, batches, **labels)
+
+    @property
+    def samples_path(self) -> Path:
+        return Path(self.args.output_dir) / "samples.jsonl"
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes."""
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def wrapped_model(self) -> nn.Module:
+        """The model as the training loop has it; before training, prepared for mixed precision alone."""
+        if self.model_wrapped is self.model and not self.accelerator._models:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.model_wrapped
+
+    def _keep_outputs_precise(self) -> None:
+        """Keeps FSDP from rounding log-probabilities and values, which leave the model in float32, to bf16."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
     def _encode(self, dataset: Dataset, name: str, args: PPOConfig) -> Dataset:
         return encode_prompts(dataset, self.processing_class, self.max_prompt_length, args.dataset_num_proc, name)
 
-    def _pretraining_stream(self, sources, actor_critic: ActorCritic, args: PPOConfig) -> PretrainingStream | None:
-        if args.ptx_coef == 0:
-            return None
-        length = block_length(args, context_length(actor_critic.config))
-        return PretrainingStream(sources, self.processing_class, length, weights=args.ptx_weights, seed=args.seed)
+
+class RolloutCallback(TrainerCallback):
+    """Calls the trainer at moments of the Trainer's loop that have no method to override."""
+
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs: Any):
+        self.trainer.rollout = None  # of an earlier train()
+        self.trainer.actor_critic.reset_caches()
+        if self.trainer.ema:
+            self.trainer.ema.rebind(self.trainer.actor_critic.parameters_of("policy"))
+        if state.is_world_process_zero:
+            drop_samples(self.trainer.samples_path, state.global_step)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs: Any):
+        self.trainer.before_optimizer_step()
+
+    def on_optimizer_step(self, args, state, control, **kwargs: Any):
+        self.trainer.after_optimizer_step()
+
+    def on_step_end(self, args, state, control, **kwargs: Any):
+        """Counts epochs in passes over the prompts; for the Trainer the whole run is one epoch."""
+        if state.global_step % args.steps_per_rollout == 0:
+            self.trainer.meter.rollout_trained()
+            if args.target_kl is not None:
+                rollout = state.global_step // args.steps_per_rollout - 1
+                self.trainer.meter.add({"policy/skipped_steps": self.trainer.target_kl.skipped_of(rollout)})
+        per_step = args.rollout_size / args.steps_per_rollout / len(self.trainer.train_dataset)
+        state.epoch = state.global_step * per_step
+        if int(state.epoch) > int((state.global_step - 1) * per_step) and state.global_step < state.max_steps:
+            control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH
+            control.should_save |= args.save_strategy == SaveStrategy.EPOCH
+        return control

@@ -1,6 +1,6 @@
-"""TRL's own PPOTrainer (`trl.experimental.ppo`, up to TRL 1.12) on the models and prompts of a recipe, for comparison.
+"""TRL's own PPOTrainer (`trl.experimental.ppo`, up to TRL 1.12) on a recipe's models and prompts, as a baseline.
 
-It has no adapters on a shared base: policy, reference, reward and value are four full models.
+TRL has no adapters on a shared base: policy, reference, reward and value are four full models.
 """
 
 import dataclasses
@@ -15,14 +15,18 @@ from trl import ModelConfig
 from rlhf.errors import InputError
 from rlhf.models.loading import load_base
 from rlhf.models.reward_model import load_reward_model
-from rlhf.ppo.actor_critic import make_trainable
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.networks import make_trainable
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.runs.artifacts import MetricsCallback, resolved_config
 
 
 def require_trl_ppo():
-    """TRL's PPOConfig and PPOTrainer; InputError where the installed TRL has none."""
+    """Returns TRL's PPOConfig and PPOTrainer.
+
+    Raises:
+        InputError: the installed TRL has no PPOTrainer.
+    """
     try:
         from trl.experimental.ppo import PPOConfig as TRLPPOConfig
         from trl.experimental.ppo import PPOTrainer as TRLPPOTrainer
@@ -34,10 +38,10 @@ def require_trl_ppo():
 
 
 def trl_ppo_config(args: PPOConfig):
-    """The same run in TRL's terms.
+    """Translates the configuration into TRL's terms.
 
-    The rollout is one batch of the device: with accumulation TRL's trainer would leave out all optimizer steps of a
-    rollout but one (huggingface/trl#5645). It takes as many steps as ours this way, at the price of memory.
+    The whole rollout is one device batch: with accumulation TRL's trainer would take one optimizer step per rollout and
+    skip the others (huggingface/trl#5645). This way it takes as many steps as ours, but needs more memory.
     """
     config_class, _ = require_trl_ppo()
     known = {field.name for field in dataclasses.fields(config_class) if field.init}
@@ -63,7 +67,7 @@ def trl_ppo_trainer(
     train: Dataset,
     test: Dataset | None,
 ):
-    """TRL's trainer with the SFT adapter merged into policy and reference, and two copies of the reward model."""
+    """Builds TRL's trainer: the SFT adapter merged into policy and reference, and two copies of the reward model."""
     _, trainer_class = require_trl_ppo()
 
     def policy():

@@ -1,0 +1,74 @@
+"""Small operations on single models that the actor-critic and the rewards share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.errors import InputError
+
+
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
+    """Returns the transformers model below a PEFT wrapper, adapter layers included."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def use_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Switches to another adapter of the model. Only for passes without gradients: PEFT freezes the inactive ones."""
+    active = model.active_adapter
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(active)
+
+
+def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:
+    """Raises InputError unless the model is a sequence classifier with one label."""
+    base = unwrap_peft(model)
+    if not hasattr(base, "score") or base.config.num_labels != 1:
+        raise InputError(
+            f"the {role} model, a {type(base).__name__}, has no `score` head with one label; load it with "
+            "AutoModelForSequenceClassification and num_labels=1."
+        )
+
+
+def freeze_reward(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel | PeftModel | None:
+    """Returns the reward model, checked and without gradients."""
+    if model is not None:
+        check_classifier(model, "reward")
+        model.requires_grad_(False)
+    return model
+
+
+def make_trainable(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Unfreezes a model that was loaded for scoring: its adapter if it has one, else all of it."""
+    if isinstance(model, PeftModel):
+        model.set_adapter(model.active_adapter)
+    else:
+        model.requires_grad_(True)
+    return model
+
+
+def classifier_token_scores(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Scores [b, W] float32 of a sequence classifier at every position, not at the last token alone."""
+    model = unwrap_peft(model)
+    hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
+    return model.score(hidden).squeeze(-1).float()
+
+
+def remove_dropout(module: nn.Module) -> None:
+    """Sets all dropout rates to 0 for good: the policy that is trained must be the policy that sampled.
+
+    Not all dropout is an nn.Dropout: OPT stores a rate and calls F.dropout, Falcon and GPT-J read the config.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.modules.dropout._DropoutNd):
+            child.p = 0.0
+        for owner in (child, getattr(child, "config", None)):
+            for name, value in vars(owner).items() if owner is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(owner, name, 0.0)
