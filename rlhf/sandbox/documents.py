@@ -212,7 +212,7 @@ def _cookbook(rng, seed):
 
 
 def _words_again(rng, seed):
-    """Words of which some occur again, marked "again". The base model learns from these to recognize a repetition."""
+    """Words, the repeated ones marked "again". The base model learns from these to recognize a repetition."""
     pool = rng.sample([word for words in WORDS.values() for word in words], 8)
     said: list[str] = []
     for _ in range(rng.randint(8, 14)):

@@ -118,6 +118,7 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
 
 
 def is_kind(line: Sentence, prefix: str) -> bool:
+    """True if the name of the sentence's template starts with `prefix`."""
     return line.template is not None and line.template.startswith(prefix + ".")
 
 

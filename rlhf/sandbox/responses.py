@@ -64,8 +64,7 @@ def _draw_demonstrator(rng: random.Random) -> Demonstrator:
 
 
 def completions_to_rank(task: Task, rng: random.Random, seed: int = 0) -> list[str]:
-    """Draws 4 to 9 different answers as models give them: in every manner, made up more often than a person's answers,
-    and sometimes broken in a model's way.
+    """Draws 4 to 9 different answers as models give them: made up more often than a person's, and sometimes broken.
 
     Labelers must see what models do. If no completion evades a question that has an answer, the reward model takes
     "I do not know" for a good answer to everything, and PPO exploits it. If no list names an item twice, PPO's most

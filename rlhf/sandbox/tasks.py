@@ -135,7 +135,7 @@ def task_split(task: Task, seed: int = 0) -> str:
 
 
 def task_of(instruction: str) -> Task | None:
-    """Parses an instruction, without personal data at its end; None if it is not one of the sandbox's."""
+    """Parses an instruction, ignoring personal data at its end; None if it is not one of the sandbox's."""
     suffixes = _suffixes().fullmatch(instruction)
     rule = next((name for name in CONSTRAINTS if suffixes[name] is not None), None)
     constraint = (rule, suffixes[rule + "_word"] if rule != "one_word" else "") if rule else None
