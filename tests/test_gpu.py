@@ -1,4 +1,4 @@
-"""What only a GPU shows: decoding by CUDA graphs, 16-bit and 4-bit bases, memory. `make test` skips it elsewhere."""
+"""Tests that need a GPU: CUDA graphs, 16-bit and 4-bit bases, memory. `make test` skips them without one."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def chooser(length: int):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
-def test_graphs_give_what_batches_give(kind, monkeypatch):
+def test_cuda_graphs_give_the_responses_of_batches(kind, monkeypatch):
     monkeypatch.setattr(continuous_batching, "WINDOW", 16)  # several graphs
     lm, choose = causal(kind).eval().cuda(), chooser(40)
     assert supports_continuous_batching(lm)
@@ -45,8 +45,8 @@ def test_graphs_give_what_batches_give(kind, monkeypatch):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_graphs_with_lora_choose_what_the_adapter_finds_likely(dtype, autocast):
-    """In 16 bits two ways of rounding may choose differently, so greedy ids are held against logits of whole texts."""
+def test_with_cuda_graphs_and_lora_the_chosen_tokens_are_likely(dtype, autocast):
+    """Rounding to 16 bits may change a greedy choice, so the ids are compared with the logits of full sequences."""
     base = shared_base().eval().cuda()
     base.lm.to(dtype)
     with torch.no_grad(), base.use("policy"), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
@@ -59,7 +59,7 @@ def test_graphs_with_lora_choose_what_the_adapter_finds_likely(dtype, autocast):
             assert (logits.amax(-1) - chosen).max() <= (1e-3 if dtype == torch.float32 and not autocast else 0.02)
 
 
-def test_trained_weights_are_seen_by_the_next_graph():
+def test_the_next_graph_uses_the_trained_weights():
     base, uniforms = shared_base().cuda(), sampling_uniforms(len(PROMPTS), 12, "test")
     options = dict(temperature=1.0, stop_ids=STOPS, pad_id=PAD, batch_size=8)
     with base.use("policy"):
@@ -105,19 +105,19 @@ def test_ppo_on_a_4_bit_base(tmp_path, checkpointing):
     assert all(torch.isfinite(torch.tensor(logged(ppo, name))).all() for name in ("loss", "objective/kl"))
 
 
-def test_resumed_on_a_gpu_it_ends_as_the_whole_run(tmp_path):
+def test_a_resumed_run_ends_like_an_uninterrupted_one_on_a_gpu(tmp_path):
     options = dict(use_cpu=False, total_episodes=24, save_strategy="steps", save_steps=3, logging_steps=1)
-    for name in ("whole", "resumed"):
+    for name in ("full", "resumed"):
         ppo = trainer(ppo_config(tmp_path / name, **options))
-        ppo.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3") if name == "resumed" else None)
+        ppo.train(resume_from_checkpoint=str(tmp_path / "full" / "checkpoint-3") if name == "resumed" else None)
         ppo.model.save("policy", tmp_path / name / "policy")
-    whole, resumed = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("whole", "resumed"))
-    for name, weight in whole.items():
+    full, resumed = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("full", "resumed"))
+    for name, weight in full.items():
         torch.testing.assert_close(resumed[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_memory_does_not_grow_with_vocabulary_times_rollout(tmp_path):
-    """Four rollouts as long as usual: TRL's logits alone would be 64 x 64 x 32,000 floats, half a gigabyte."""
+    """TRL's logits of one rollout alone would be 64 x 64 x 32,000 floats, half a gigabyte."""
     torch.manual_seed(0)
     base = SharedBase(causal(vocab_size=32000, max_position_embeddings=128))
     for name, head in (("sft", False), ("reward", True)):
@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_vocabulary_times_rollout(tmp_path):
 
 
 def test_recipes_run_on_a_gpu(tmp_path):
-    """SFT, reward model and PPO of the sandbox through Accelerate's configuration for one GPU, a few steps each."""
+    """Runs a few steps of SFT, reward model and PPO of the sandbox with Accelerate's configuration for one GPU."""
     root = Path(__file__).parent.parent
     common = ["--bf16", "true", "--dataset_size", "64"]
     start = ["--sft_model_path", str(tmp_path / "sft")]

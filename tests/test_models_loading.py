@@ -1,4 +1,4 @@
-"""Base models and tokenizers: what they are loaded from, and what is added to them."""
+"""Base models and tokenizers: sources, pad token, chat template."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_sandbox_is_the_packaged_folder(monkeypatch, tmp_path):
     assert resolve_model_name("sandbox") == str(tmp_path)
 
 
-def test_names_of_the_hub_and_folders_stay_as_they_are(tmp_path):
+def test_hub_ids_and_folders_are_unchanged(tmp_path):
     assert resolve_model_name("gpt2") == "gpt2"
     assert resolve_model_name("HuggingFaceTB/SmolLM2-135M") == "HuggingFaceTB/SmolLM2-135M"
     assert resolve_model_name(str(tmp_path)) == str(tmp_path)
@@ -65,7 +65,7 @@ def test_missing_name_and_file_instead_of_folder(tmp_path):
         resolve_model_name(str(tmp_path / "model.gguf"))
 
 
-def test_model_out_of_reach_is_one_sentence():
+def test_the_error_for_a_missing_model_is_one_line():
     with pytest.raises(InputError, match=r"no-such-owner/no-such-model cannot be loaded: [^\n]*\.$"):
         load_base(model_args("no-such-owner/no-such-model"))
     with pytest.raises(InputError, match="no-such-owner/no-such-model"):
@@ -107,7 +107,7 @@ def test_sequence_classifier_scores_the_last_real_token(toy_folder, toy_tokenize
     torch.testing.assert_close(model(padded, attention_mask=mask).logits, scores)
 
 
-def test_absent_weights_are_told(tmp_path, caplog):
+def test_missing_weights_are_logged(tmp_path, caplog):
     bpe_model(num_hidden_layers=1).save_pretrained(tmp_path)
     config = bpe_model().config
     config.save_pretrained(tmp_path)
@@ -145,7 +145,7 @@ def test_lora_settings_are_those_of_the_arguments():
 
 
 def write_gguf(path: Path) -> None:
-    """The toy Llama and its tokenizer as llama.cpp would store them."""
+    """Writes the toy Llama and its tokenizer as llama.cpp does."""
     gguf = pytest.importorskip("gguf")
     model, tokenizer = bpe_model(vocab_size=300), bpe_tokenizer()
     config = model.config
@@ -171,7 +171,7 @@ def write_gguf(path: Path) -> None:
         if name == "lm_head.weight":
             continue  # tied
         for projection, count in heads.items():
-            if projection in name:  # llama.cpp interleaves the halves that rotary embeddings turn
+            if projection in name:  # llama.cpp interleaves the two halves of rotary embeddings
                 weight = weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
         writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
     writer.write_header_to_file()
@@ -184,7 +184,7 @@ def test_folder_with_one_gguf(tmp_path):
     write_gguf(tmp_path / "toy.gguf")
     base = load_base(model_args(tmp_path))
     torch.testing.assert_close(base(INPUT_IDS).logits, bpe_model(vocab_size=300)(INPUT_IDS).logits)
-    validate_quantization_for_training(get_peft_model(base, lora_config(model_args(tmp_path))))  # Trainer's own check
+    validate_quantization_for_training(get_peft_model(base, lora_config(model_args(tmp_path))))  # the check of Trainer
     text = "The capital of France"
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer(text).input_ids == bpe_tokenizer()(text).input_ids
@@ -252,7 +252,7 @@ def test_new_pad_token_takes_a_spare_row(toy_folder, toy_tokenizer):
 
 
 @pytest.mark.parametrize("load", [load_base, load_sequence_classifier])
-def test_else_the_model_gains_a_row_the_same_in_every_stage(toy_gpt2_folder, load):
+def test_without_a_spare_row_the_model_gains_one_the_same_in_every_stage(toy_gpt2_folder, load):
     tokenizer = load_tokenizer(toy_gpt2_folder)
     first, second = (load(model_args(toy_gpt2_folder), tokenizer).get_input_embeddings().weight for _ in range(2))
     old = bpe_model("gpt2").get_input_embeddings().weight
@@ -269,7 +269,7 @@ def test_row_of_an_untied_unembedding(tmp_path):
     torch.testing.assert_close(head[-1], head[:-1].mean(0))
 
 
-def test_tokenizer_of_a_stage_loads_as_it_was(toy_tokenizer, tmp_path):
+def test_saved_tokenizer_loads_unchanged(toy_tokenizer, tmp_path):
     toy_tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
     assert len(again) == len(toy_tokenizer) and again.pad_token_id == toy_tokenizer.pad_token_id
@@ -304,9 +304,9 @@ def test_prompt_is_a_prefix_of_prompt_and_answer(toy_tokenizer):
         return toy_tokenizer.apply_chat_template(messages, return_dict=False, **kwargs)
 
     prompt = ids(CONVERSATION, add_generation_prompt=True)
-    whole = ids([*CONVERSATION, {"role": "assistant", "content": "Pears."}])
-    assert whole[: len(prompt)] == prompt
-    answer = whole[len(prompt) :]
+    conversation = ids([*CONVERSATION, {"role": "assistant", "content": "Pears."}])
+    assert conversation[: len(prompt)] == prompt
+    answer = conversation[len(prompt) :]
     assert answer.count(toy_tokenizer.eos_token_id) == 1
     assert toy_tokenizer.decode(answer) == f" Pears.{BPE_EOS}\n"
 

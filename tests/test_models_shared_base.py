@@ -1,4 +1,4 @@
-"""The shared base: which adapter answers, who gets gradients, and what is on disk."""
+"""The shared base: the active adapter, gradients, and adapter folders on disk."""
 
 import json
 import subprocess
@@ -33,8 +33,8 @@ MASK = torch.ones_like(INPUT_IDS)
 LORA = ModelConfig(lora_r=4, lora_dropout=0.0)
 
 
-def randomise(parameters, seed=0):
-    """Random values in place of LoRA's zeros, so that every adapter answers in its own way."""
+def randomize(parameters, seed=0):
+    """Sets random values in place of LoRA's zeros, so that the adapters differ."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
@@ -43,7 +43,7 @@ def randomise(parameters, seed=0):
 
 def add(shared, name, seed, **kwargs):
     shared.add_adapter(name, lora_config=lora_config(LORA), **kwargs)
-    randomise(shared._parameters_of(name), seed)
+    randomize(shared._parameters_of(name), seed)
 
 
 @pytest.fixture(params=BPE_MODELS)
@@ -53,7 +53,7 @@ def base(request, tmp_path):
 
 
 def make_shared(base):
-    """What PPO holds: sft and reward frozen, policy and value trained."""
+    """Returns a base as PPO uses it: sft and reward frozen, policy and value trained."""
     shared = SharedBase(base)
     add(shared, "sft", 1)
     add(shared, "reward", 2, head=True)
@@ -86,10 +86,10 @@ def trainable(shared):
     return {name: parameter.requires_grad for name, parameter in shared.named_parameters()}
 
 
-# -- which adapter answers --------------------------------------------------------------------------------------------
+# -- the active adapter -----------------------------------------------------------------------------------------------
 
 
-def test_base_is_bit_for_bit_itself(base):
+def test_without_adapter_the_base_is_unchanged_bit_for_bit(base):
     before = base(INPUT_IDS, attention_mask=MASK).logits
     shared = make_shared(base)
     assert torch.equal(logits_of(shared, None, INPUT_IDS, MASK), before)
@@ -99,7 +99,7 @@ def test_base_is_bit_for_bit_itself(base):
         assert torch.equal(logits_of(shared, None, INPUT_IDS, MASK), before)
 
 
-def test_every_adapter_answers_as_the_model_peft_makes_of_it(shared, tmp_path):
+def test_every_adapter_computes_what_plain_peft_computes(shared, tmp_path):
     answers = [logits_of(shared, name, INPUT_IDS, MASK) for name in ("sft", "reward", "policy", "value")]
     for i, one in enumerate(answers):
         assert all(not torch.allclose(one, other) for other in answers[:i])
@@ -155,7 +155,7 @@ def test_only_adapters_declared_trainable_require_gradients(shared):
     assert counted == sum(trainable(shared).values())
 
 
-def test_no_pass_and_no_addition_changes_who_requires_gradients(llama, tmp_path):
+def test_no_pass_and_no_new_adapter_changes_requires_grad(llama, tmp_path):
     before = trainable(llama)
     for name in (None, "sft", "reward", "policy"):
         with llama.use(name):
@@ -186,7 +186,7 @@ def test_gradients_reach_the_adapter_of_the_pass_alone(shared):
 
 
 def interleaved_gradients(shared, backward_under=None):
-    """Gradients of one backward through a policy, a value and another policy pass, made in turn."""
+    """Returns the gradients of one backward through a policy, a value, a reference and another policy pass."""
     shared.train()
     shared.zero_grad()
     logprobs = logits_of(shared, "policy", INPUT_IDS, MASK).log_softmax(-1)
@@ -204,7 +204,7 @@ def checkpointed_layers(shared):
 
 
 @pytest.mark.parametrize("backward_under", [None, "policy", "value", "sft"])
-def test_recomputation_sees_the_adapter_that_the_forward_saw(shared, backward_under):
+def test_recomputation_uses_the_adapter_of_the_forward(shared, backward_under):
     plain = interleaved_gradients(shared)
     shared.gradient_checkpointing_enable()
     assert checkpointed_layers(shared)
@@ -216,7 +216,7 @@ def test_recomputation_sees_the_adapter_that_the_forward_saw(shared, backward_un
 
 @pytest.mark.parametrize("backward_under", [None, "value"])
 def test_without_the_context_recomputation_goes_wrong(llama, backward_under):
-    """That the test above can fail: torch notices a recomputation of another shape, not one by another adapter."""
+    """Shows that the test above can fail: torch detects other shapes in a recomputation, but not another adapter."""
     plain = interleaved_gradients(llama)
     llama.gradient_checkpointing_enable()
     for layer in checkpointed_layers(llama):
@@ -257,7 +257,7 @@ def test_checkpointing_as_the_trainer_calls_it(llama):
 
 
 class Step(torch.nn.Module):
-    """Passes of two adapters in one forward, as a trainer makes them."""
+    """Passes of several adapters in one forward, as in a trainer."""
 
     def __init__(self, shared):
         super().__init__()
@@ -277,7 +277,9 @@ def step_gradients(shared, wrap, input_ids):
     step = wrap(Step(shared.train()))
     step(input_ids).backward()
     gradients = {name: p.grad for name, p in shared.named_parameters() if p.grad is not None}
-    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()}  # FSDP's shards
+    return {
+        name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()
+    }  # shards of FSDP
 
 
 def fully_shard_layers(step):
@@ -314,7 +316,7 @@ def test_two_processes_are_one(toy_folder, toy_base, tmp_path):
             torch.testing.assert_close(both[name], gradient, rtol=1e-4, atol=1e-6, msg=f"{wrapper}: {name}")
 
 
-# -- passes -----------------------------------------------------------------------------------------------------------
+# -- forward passes ---------------------------------------------------------------------------------------------------
 
 
 def test_logits_to_keep(shared):
@@ -342,7 +344,7 @@ def test_padding_changes_nothing(shared, side):
     )
 
 
-def test_scalars_are_float32_on_a_bfloat16_base_and_under_autocast(toy_base):
+def test_token_scores_are_float32_on_a_bfloat16_base_and_under_autocast(toy_base):
     shared = make_shared(toy_base.bfloat16())
     shared.heads["value"].bias.data.fill_(1000.0)  # bfloat16 would round to multiples of 4 here
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -377,7 +379,7 @@ def test_copy_is_equal_and_separate(shared):
     assert torch.equal(shared.token_scores("copy", INPUT_IDS, MASK), shared.token_scores("reward", INPUT_IDS, MASK))
     assert torch.equal(logits_of(shared, "copy", INPUT_IDS, MASK), logits_of(shared, "reward", INPUT_IDS, MASK))
     before = shared.token_scores("reward", INPUT_IDS, MASK)
-    randomise(shared.trainable_parameters("copy"), seed=9)
+    randomize(shared.trainable_parameters("copy"), seed=9)
     assert torch.equal(shared.token_scores("reward", INPUT_IDS, MASK), before)
     assert not torch.allclose(shared.token_scores("copy", INPUT_IDS, MASK), before)
 
@@ -414,12 +416,12 @@ def test_saved_adapter_loads_as_it_was(shared, tmp_path, name):
 
 
 def test_fully_trained_modules_follow_the_adapter(toy_base, tmp_path):
-    """`lora_modules_to_save`, e.g. an unembedding trained for new tokens."""
+    """Tests `lora_modules_to_save`, e.g. an unembedding trained for new tokens."""
     untouched = toy_base(INPUT_IDS).logits
     shared = SharedBase(toy_base)
     config = lora_config(ModelConfig(lora_r=4, lora_modules_to_save=["lm_head"]))
     shared.add_adapter("sft", lora_config=config, trainable=True)
-    randomise(shared.trainable_parameters("sft"))
+    randomize(shared.trainable_parameters("sft"))
     add(shared, "policy", 1)
     sft = logits_of(shared, "sft", INPUT_IDS, MASK)
     shared.save_adapter("sft", tmp_path / "sft")
@@ -436,7 +438,7 @@ def test_fully_trained_modules_follow_the_adapter(toy_base, tmp_path):
 
 @pytest.fixture
 def reward_adapter(base, tmp_path):
-    """A folder as RewardTrainer leaves it, its calibration, and the model that was saved."""
+    """Returns a folder as RewardTrainer writes it, with a calibration, and the model that was saved."""
     config = base.config
     model = AutoModelForSequenceClassification.from_pretrained(base.name_or_path, num_labels=1)
     if model.get_input_embeddings().num_embeddings < base.get_input_embeddings().num_embeddings:
@@ -444,7 +446,7 @@ def reward_adapter(base, tmp_path):
         model.get_input_embeddings().load_state_dict(base.get_input_embeddings().state_dict())
     model.config.pad_token_id = config.pad_token_id
     model = get_peft_model(model, lora_config(LORA, "SEQ_CLS"))
-    randomise([parameter for parameter in model.parameters() if parameter.requires_grad], seed=5)
+    randomize([parameter for parameter in model.parameters() if parameter.requires_grad], seed=5)
     model.save_pretrained(tmp_path / "reward")
     write_calibration(tmp_path / "reward", 0.75, {"demonstrations": 8})
     return tmp_path / "reward", model.eval()
@@ -461,7 +463,7 @@ def test_shared_base_scores_as_the_classifier_does(base, reward_adapter):
     torch.testing.assert_close(padded[:, -3], scores, rtol=0, atol=1e-5)
 
 
-def test_an_ensemble_scores_the_mean_or_the_worst_case(shared):
+def test_an_ensemble_scores_the_mean_or_the_minimum(shared):
     add(shared, "reward_2", 7, head=True)
     add(shared, "reward_3", 8, head=True)
     members = ("reward", "reward_2", "reward_3")
@@ -470,7 +472,7 @@ def test_an_ensemble_scores_the_mean_or_the_worst_case(shared):
             shared.heads[name].bias -= shared.token_scores(name, INPUT_IDS, MASK).mean()
     scores = torch.stack([shared.token_scores(name, INPUT_IDS, MASK) for name in members])
     value = shared.token_scores("value", INPUT_IDS, MASK)
-    assert len(set(scores.argmin(0).flatten().tolist())) > 1  # each is the worst case somewhere
+    assert len(set(scores.argmin(0).flatten().tolist())) > 1  # several members are the minimum somewhere
     shared.add_ensemble("reward", members, "mean")
     torch.testing.assert_close(shared.token_scores("reward", INPUT_IDS, MASK), scores.mean(0))
     shared.add_ensemble("reward", members, "min")
@@ -503,7 +505,7 @@ def test_saved_reward_adapter_is_what_peft_saves(base, reward_adapter, tmp_path)
     shared.add_adapter("reward", folder=folder, head=True)
     shared.save_adapter("reward", tmp_path / "again")
     (theirs, their_score), (ours, our_score) = read_adapter(folder), read_adapter(tmp_path / "again")
-    ours_and_base = theirs.keys() - ours.keys()  # embeddings of a base with a row for the pad token
+    ours_and_base = theirs.keys() - ours.keys()  # embeddings of a base that gained a row for the pad token
     assert ours.keys() <= theirs.keys() and all("lora" not in key for key in ours_and_base)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours) and torch.equal(our_score, their_score)
     one, other = (json.loads((path / "adapter_config.json").read_text()) for path in (folder, tmp_path / "again"))
@@ -594,8 +596,8 @@ def test_damaged_weights(saved, llama):
         llama.add_adapter("loaded", folder=saved)
 
 
-def test_what_is_left_of_an_adapter_that_is_to_be_replaced(tmp_path):
-    """Its configuration, which nothing takes for an adapter; and no bias, which the next would inherit."""
+def test_remove_adapter_leaves_only_the_configuration(tmp_path):
+    """The configuration alone is no adapter, and the next adapter must not inherit the bias."""
     for name in ("adapter_config.json", "adapter_model.safetensors", "calibration.json"):
         (tmp_path / name).write_text("{}")
     remove_adapter(tmp_path)
@@ -614,7 +616,7 @@ def test_calibration(saved):
             read_calibration(saved)
 
 
-# -- other people's code ----------------------------------------------------------------------------------------------
+# -- without this library ---------------------------------------------------------------------------------------------
 
 PLAIN_PEFT = """
 import sys, torch
@@ -646,14 +648,16 @@ def score_all(shared):
 
 def test_four_bit_base(tmp_path):
     pytest.importorskip("bitsandbytes")
-    folder = str(save_toy(tmp_path / "base", hidden_size=64, intermediate_size=128))  # a block of 4-bit weights is 64
+    folder = str(
+        save_toy(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    )  # 4-bit weights come in blocks of 64
     four_bit = ModelConfig(model_name_or_path=folder, load_in_4bit=True)
     base = load_base(four_bit, load_tokenizer(folder))
     untouched = base(INPUT_IDS, attention_mask=MASK).logits
     shared = make_shared(base)
     assert torch.equal(logits_of(shared, None, INPUT_IDS, MASK), untouched)
     plain = interleaved_gradients(shared)
-    score_all(shared)  # as a rollout does between updates
+    score_all(shared)  # as in a rollout between updates
     after = interleaved_gradients(shared)
     assert all(torch.equal(after[name], gradient) for name, gradient in plain.items())
     assert len(plain) == sum(trainable(shared).values()) and all(gradient.any() for gradient in plain.values())
@@ -669,7 +673,7 @@ def test_four_bit_base(tmp_path):
     torch.testing.assert_close(model(INPUT_IDS).logits[:, 0], values, rtol=0, atol=1e-5)
 
 
-def test_toys_are_the_same_every_time():
+def test_toy_models_are_deterministic():
     set_seed(7)
     one = bpe_model()
     set_seed(8)

@@ -1,1 +1,1 @@
-"""Base models, the adapters on one frozen base, and adapter folders on disk."""
+"""Base models, adapters on one frozen base, and adapter folders on disk."""

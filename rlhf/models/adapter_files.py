@@ -1,10 +1,10 @@
 """Adapters on disk: plain PEFT folders, read and written without a model.
 
-    adapter_config.json, adapter_model.safetensors      what PEFT's save_pretrained writes
-    calibration.json                                    {"bias": b}, of reward and value adapters
+    adapter_config.json, adapter_model.safetensors      as written by PEFT's save_pretrained
+    calibration.json                                    {"bias": b}, for reward and value adapters
 
-Reward and value adapters have the form in which TRL's RewardTrainer saves them: task type SEQ_CLS, the head `score`
-saved in full beside the LoRA weights. b is the mean raw score of demonstrations; every score shown is raw - b.
+Reward and value adapters are saved as by TRL's RewardTrainer: task type SEQ_CLS, with the full head `score` beside the
+LoRA weights. b is the mean raw score of demonstrations; every reported score is raw - b.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from rlhf.models.loading import resolve_model_name
 
 CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
 SCORE = "base_model.model.score.weight"
-SCORE_MODULES = ("classifier", "score")  # the two names that PEFT adds to modules_to_save for SEQ_CLS
+SCORE_MODULES = ("classifier", "score")  # PEFT adds both to modules_to_save for SEQ_CLS
 
 
 def adapter_folder(name: str | Path) -> Path:
-    """The local folder of an adapter; one that is on the Hub is downloaded first.
+    """Returns the local folder of an adapter; downloads an adapter of the Hub.
 
     Raises:
         InputError: neither a folder nor an adapter on the Hub, or a folder without a LoRA adapter in safetensors.
@@ -35,24 +35,26 @@ def adapter_folder(name: str | Path) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:  # a Hub id is `owner/name`
-            raise InputError(f"adapter folder {name} does not exist; run the stage that writes it first.")
+            raise InputError(f"Adapter folder {name} does not exist. Run the stage that writes it first.")
         try:
             files = ["adapter_*", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges*"]
             folder = Path(snapshot_download(str(name), allow_patterns=files))
         except (OSError, ValueError) as error:
-            raise InputError(f"adapter {name} is neither a local folder nor on the Hub within reach.") from error
+            raise InputError(
+                f"Adapter {name} is neither a local folder nor on the Hub. Check its name and your connection."
+            ) from error
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise InputError(f"adapter folder {name} holds no {file}; run the stage that writes it to its end.")
+            raise InputError(f"Adapter folder {name} holds no {file}. Run the stage that writes it to the end.")
     return folder
 
 
 def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
-    """Finds everything that can be wrong with an adapter before a model is loaded; returns its configuration.
+    """Checks an adapter before a model is loaded; returns its configuration.
 
     Args:
         name: folder or Hub id of the adapter.
-        base_name: model that shall carry it; None: whichever it names itself.
+        base_name: the model to load it on; None: the base that the adapter names.
 
     Raises:
         InputError: missing or incomplete adapter, not LoRA, or trained on another base.
@@ -61,36 +63,43 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / CONFIG} is not a PEFT configuration: {error}.") from error
+        raise InputError(
+            f"{folder / CONFIG} is not a PEFT configuration: {error}. Run the stage that writes it again."
+        ) from error
     if config.peft_type != PeftType.LORA:
-        raise InputError(f"adapter {name} is of PEFT type {config.peft_type.value}; only LORA adapters are supported.")
+        raise InputError(f"Adapter {name} has PEFT type {config.peft_type.value}. Pass a LORA adapter.")
     if config.bias != "none":
-        raise InputError(f"adapter {name} has trained biases of its base (bias: {config.bias}); the base is shared.")
+        raise InputError(
+            f"Adapter {name} has trained biases of the shared base (bias: {config.bias}). Train it with bias: none."
+        )
     trained_on = config.base_model_name_or_path
     if base_name is not None and trained_on and not same_base(trained_on, base_name):
         raise InputError(
-            f"adapter {name} was trained on {trained_on}, not on {base_name}; set model_name_or_path to its base."
+            f"Adapter {name} was trained on {trained_on}, not on {base_name}. Set model_name_or_path to its base."
         )
     return config
 
 
 def check_reward_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
-    """`check_adapter`, and that the adapter scores instead of writing.
+    """Checks an adapter as `check_adapter` does, and that it is a reward model.
 
     Raises:
-        InputError: as `check_adapter`, or it was not trained as a sequence classifier.
+        InputError: see `check_adapter`; or the adapter is not a sequence classifier.
     """
     config = check_adapter(name, base_name)
     if config.task_type != TaskType.SEQ_CLS:
-        raise InputError(f"adapter {name} is not a reward model: its task type is {config.task_type}, not SEQ_CLS.")
+        raise InputError(
+            f"Adapter {name} is not a reward model: its task type is {config.task_type}, not SEQ_CLS. "
+            "Pass the folder of a reward stage."
+        )
     return config
 
 
 def same_base(a: str, b: str) -> bool:
-    """Whether two model names mean one base model: a folder may have moved, a Hub model may lie in a folder.
+    """True if two model names mean the same base model: a folder may have moved, or hold a copy of a Hub model.
 
-    Two folders that both exist are compared as folders; else the last part of the name decides, so that
-    `HuggingFaceTB/SmolLM2-135M` is `/models/SmolLM2-135M`. The sandbox's base is one model wherever it is installed.
+    Two existing folders are compared as paths. Otherwise the last part of the names decides, so that
+    `HuggingFaceTB/SmolLM2-135M` equals `/models/SmolLM2-135M`. The sandbox's base is the same in every installation.
     """
     if _is_sandbox(a) or _is_sandbox(b):
         return _is_sandbox(a) and _is_sandbox(b)
@@ -105,25 +114,25 @@ def _is_sandbox(name: str) -> bool:
 
 
 def base_model_name(config: LoraConfig, name: str | Path) -> str:
-    """The model that an adapter names as its base; the sandbox's base is found wherever it is installed now."""
+    """Returns the base model that an adapter names; for the sandbox's base, the folder of this installation."""
     base_name = config.base_model_name_or_path
     if not base_name:
-        raise InputError(f"adapter {name} does not name its base model; give model_name_or_path.")
+        raise InputError(f"Adapter {name} does not name its base model. Set model_name_or_path.")
     return resolve_model_name("sandbox" if _is_sandbox(base_name) else base_name)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The weights of an adapter with PEFT's names, and apart from them its scalar head [1, hidden], if it has one."""
+    """Returns the weights of an adapter with PEFT's names, and its scalar head [1, H] or None."""
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged ({error}); run the stage that writes it again.") from error
+        raise InputError(f"{folder / WEIGHTS} is damaged ({error}). Run the stage that writes it again.") from error
     score = weights.pop(SCORE, None)
     return weights, score
 
 
 def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) -> None:
-    """Writes what PEFT's `save_pretrained` writes, minus its model card."""
+    """Writes an adapter as PEFT's `save_pretrained` does, without the model card."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
@@ -134,31 +143,31 @@ def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) 
 
 
 def remove_adapter(folder: str | Path) -> None:
-    """Deletes the weights and the bias in a folder that another adapter is to be written to.
+    """Deletes weights and bias in a folder to which another adapter will be written.
 
-    One that is killed while it is written then leaves no adapter, and not one with the bias of another.
+    If that run is killed in between, the folder holds no adapter, instead of one with the bias of another.
     """
     for file in (WEIGHTS, CALIBRATION):
         (Path(folder) / file).unlink(missing_ok=True)
 
 
 def adapter_digest(folder: str | Path) -> str:
-    """A hash of an adapter's weights."""
+    """Returns a hash of an adapter's weights, 16 hex digits."""
     with (Path(folder) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def read_calibration(name: str | Path) -> float:
-    """The bias b of a reward adapter; 0 where there is no calibration.json, as in adapters that TRL alone made."""
+    """Returns the bias b of a reward adapter; 0 without calibration.json, as in adapters trained with TRL alone."""
     path = adapter_folder(name) / CALIBRATION
     if not path.exists():
         return 0.0
     try:
         bias = float(json.loads(path.read_text(encoding="utf-8"))["bias"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} must hold {{"bias": <number>}}; run the reward stage again.') from error
+        raise InputError(f'{path} must hold {{"bias": <number>}}. Run the reward stage again.') from error
     if not torch.isfinite(torch.tensor(bias)):
-        raise InputError(f"{path} holds the bias {bias}; run the reward stage again.")
+        raise InputError(f"{path} holds the bias {bias}, which is not finite. Run the reward stage again.")
     return bias
 
 

@@ -1,7 +1,7 @@
-"""Several LoRA adapters in one pass: each answers its part of the rows, and the base's products are made once for all.
+"""Several LoRA adapters in one pass: each computes its share of the rows; the products with the base are shared.
 
-Two passes of one adapter each read the frozen weights twice, for products half as large, which are slower a row. And
-PEFT's own layer scales and adds LoRA's product in two passes over memory of their own, here the product does both.
+One pass for each adapter would read the frozen weights again, for smaller products, which are slower per row. PEFT's
+own layer also scales and adds the LoRA product in two more passes over memory; here the product includes both.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 def can_batch_adapters(layers: Sequence[nn.Module], names: Sequence[str]) -> bool:
-    """Whether each of PEFT's layers is W x + b + s B A x, without dropout, for all `names`, with A of equal shapes."""
-    return all(_is_plain(layer, names) for layer in layers)
+    """True if each layer is W x + b + s B A x for all `names`, without dropout, with A of equal shapes."""
+    return all(_can_batch(layer, names) for layer in layers)
 
 
 def mixed_lora_forward(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
-    """What `layer(x)` is if the first rows pass as adapter names[0], as many next ones as names[1], and so on.
+    """Computes `layer(x)` with adapter names[0] on the first b rows, names[1] on the next b rows, and so on.
 
     Args:
         x: [R b, ..., in], R the number of names.
@@ -26,21 +26,23 @@ def mixed_lora_forward(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Te
         [R b, ..., out], in the dtype of the base's product.
     """
     a = torch.stack([layer.lora_A[name].weight for name in names])  # [R, r, in]
-    factors, (scale, *others) = [layer.lora_B[name].weight for name in names], [layer.scaling[name] for name in names]
-    if any(other != scale for other in others):  # else the product scales
-        factors, scale = [factor * s for factor, s in zip(factors, (scale, *others), strict=True)], 1
+    factors = [layer.lora_B[name].weight for name in names]
+    scales = [layer.scaling[name] for name in names]
+    scale = scales[0]
+    if any(other != scale for other in scales):  # baddbmm below takes only one scale
+        factors, scale = [factor * s for factor, s in zip(factors, scales, strict=True)], 1
     b = torch.stack(factors)  # [R, out, r]
     rows = x.reshape(len(names), -1, x.shape[-1])  # [R, N, in]
     product = layer.base_layer(rows)  # [R, N, out]
     out = product
-    if not torch.is_autocast_enabled(x.device.type):  # else the products below would cast them back
+    if not torch.is_autocast_enabled(x.device.type):  # autocast casts the products below itself
         rows, out = rows.to(a.dtype), product.to(a.dtype)
-    low = torch.bmm(rows, a.mT)  # [R, N, r]
-    return torch.baddbmm(out, low, b.mT, alpha=scale).to(product.dtype).reshape(*x.shape[:-1], -1)
+    low_rank = torch.bmm(rows, a.mT)  # [R, N, r]
+    return torch.baddbmm(out, low_rank, b.mT, alpha=scale).to(product.dtype).reshape(*x.shape[:-1], -1)
 
 
 def is_plain_lora(layer: LoraLinear, name: str) -> bool:
-    """Whether adapter `name` adds s B A x to what `layer` computes, and nothing else but dropout."""
+    """True if adapter `name` adds s B A x to the base's output, with nothing else but dropout."""
     return (
         not layer.merged
         and name in layer.lora_A
@@ -50,10 +52,10 @@ def is_plain_lora(layer: LoraLinear, name: str) -> bool:
     )
 
 
-def _is_plain(layer: nn.Module, names: Sequence[str]) -> bool:
+def _can_batch(layer: nn.Module, names: Sequence[str]) -> bool:
     return (
         type(layer) is LoraLinear
-        and "forward" not in vars(layer)  # another library's hook
+        and "forward" not in vars(layer)  # a hook of another library
         and all(is_plain_lora(layer, name) for name in names)
         and not any(getattr(layer.lora_dropout[name], "p", 0.0) for name in names)
         and len({layer.lora_A[name].weight.shape for name in names}) == 1

@@ -1,4 +1,4 @@
-"""The reward model for other people's code: an ordinary sequence-classification model."""
+"""Reward models as ordinary sequence classifiers, for code that does not use this library."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +13,18 @@ from rlhf.models.loading import load_sequence_classifier, load_tokenizer
 
 
 def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -> PreTrainedModel | PeftModel:
-    """Loads a reward (or value) adapter as a model whose `model(input_ids, attention_mask).logits` [B, 1] are scores.
+    """Loads a reward or value adapter as a model whose `model(input_ids, attention_mask).logits` [B, 1] are scores.
 
-    They are the calibrated scores of section 3.5: the head `score` has the bias -b. The adapter is merged into the base
-    unless that is quantised. transformers' own classes have no such bias, so `save_pretrained` and `from_pretrained` of
-    the result would lose it; load the adapter again instead.
+    The scores are calibrated (section 3.5): the head `score` has the bias -b. The adapter is merged into the base
+    unless the base is quantized. In transformers this head has no bias, so `save_pretrained` and `from_pretrained`
+    would lose it. Load the adapter again instead.
 
     Args:
         name: folder or Hub id of the adapter.
-        model_args: dtype, quantisation and base; by default the base that the adapter names, in float32.
+        model_args: dtype, quantization and base; by default the base that the adapter names, in float32.
 
     Raises:
-        InputError: missing adapter, another base than the one it was trained on, or not a reward adapter.
+        InputError: the adapter is missing, was trained on another base, or is not a reward adapter.
     """
     model_args = model_args or ModelConfig()
     folder = adapter_folder(name)
@@ -35,5 +35,5 @@ def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -
     model = PeftModel.from_pretrained(load_sequence_classifier(model_args, tokenizer), str(folder))
     head = model.get_base_model().score.modules_to_save["default"]
     head.bias = nn.Parameter(head.weight.new_tensor([-read_calibration(folder)]), requires_grad=False)
-    quantised = model_args.load_in_4bit or model_args.load_in_8bit
-    return (model if quantised else model.merge_and_unload()).eval()
+    quantized = model_args.load_in_4bit or model_args.load_in_8bit
+    return (model if quantized else model.merge_and_unload()).eval()

@@ -1,6 +1,6 @@
-"""Weights of which each process holds a part: FSDP2 makes DTensors of the parameters, DeepSpeed ZeRO-3 empties them.
+"""Sharded weights. FSDP2 makes DTensors of the parameters; DeepSpeed ZeRO-3 empties them and keeps shards beside.
 
-Where nothing is sharded, a parameter's part is the parameter, and all of this does nothing.
+Without sharding, the shard of a parameter is the parameter, and gathering and releasing do nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,48 +16,48 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights, so that all have to make the same passes at the same time."""
+    """True if processes hold shards of the weights, so that all must make the same passes at the same time."""
     kinds = (FSDPModule, FullyShardedDataParallel)
     return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())
 
 
 def local_shard(parameter: nn.Parameter) -> Tensor:
-    """What this process holds of a parameter, to read and write: of its shape, or flat and padded under ZeRO-3."""
+    """Returns this process's shard of a parameter, to read and write. Under ZeRO-3 it is flat and padded."""
     if hasattr(parameter, "ds_tensor"):
         return parameter.ds_tensor
     return parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def shard_of(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The part of a full `tensor` that this process holds of `parameter`; all processes have the tensor."""
+    """Returns this process's shard of a full `tensor`, cut like `parameter`; all processes must have the tensor."""
     if hasattr(parameter, "ds_tensor"):
         size = parameter.ds_tensor.numel()
         begin = size * dist.get_rank(parameter.ds_process_group)
-        part = tensor.flatten()[begin : begin + size]
-        return F.pad(part, (0, size - len(part))).to(parameter.ds_tensor.device)
+        shard = tensor.flatten()[begin : begin + size]
+        return F.pad(shard, (0, size - len(shard))).to(parameter.ds_tensor.device)
     if isinstance(parameter, DTensor):
         tensor = tensor.to(parameter.device)
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
     return tensor.to(parameter.device)
 
 
-def full_tensor(part: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The full tensor of which every process passes its part."""
+def full_tensor(shard: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Gathers the full tensor; each process passes its shard, and all processes must call."""
     if hasattr(parameter, "ds_tensor"):
-        group, part = parameter.ds_process_group, part.to(parameter.device)
-        parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, part, group=group)
-        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+        group, shard = parameter.ds_process_group, shard.to(parameter.device)
+        shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(shards, shard, group=group)
+        return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
     if isinstance(parameter, DTensor):
         layout = {"shape": parameter.shape, "stride": parameter.stride()}
-        return DTensor.from_local(part, parameter.device_mesh, parameter.placements, **layout).full_tensor()
-    return part
+        return DTensor.from_local(shard, parameter.device_mesh, parameter.placements, **layout).full_tensor()
+    return shard
 
 
 def release(model: nn.Module) -> None:
-    """Lets go of the weights that are still together after a pass, since they do not see what is written to the parts.
+    """Frees full weights that are still gathered after a pass, since writes to the shards do not reach them.
 
-    FSDP keeps those of the outermost module, and meanwhile shows them as the parameters of `model`.
+    FSDP keeps those of the outermost module gathered, as the parameters of `model`.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -69,9 +69,9 @@ def release(model: nn.Module) -> None:
 
 @contextmanager
 def gathered(model: nn.Module, parameters: Iterable[nn.Parameter], keep: bool) -> Iterator[None]:
-    """Within it `parameters` of `model` are whole, to be saved, on processes that `keep` them; `release` comes before.
+    """Context in which `parameters` of `model` are full, to be saved, on processes with `keep`. Call `release` before.
 
-    FSDP's are gathered one at a time, and kept in the memory of the CPU.
+    FSDP's parameters are gathered one at a time, and kept on the CPU.
     """
     parameters = list(parameters)
     if any(hasattr(parameter, "ds_tensor") for parameter in parameters):
@@ -80,18 +80,22 @@ def gathered(model: nn.Module, parameters: Iterable[nn.Parameter], keep: bool) -
         with deepspeed.zero.GatheredParameters(parameters):
             yield
         return
-    kept = {}
+    full_parameters = {}
     for parameter in parameters:
         if isinstance(parameter, DTensor):
             full = parameter.detach().full_tensor()
             if keep:
-                kept[id(parameter)] = nn.Parameter(full.cpu(), requires_grad=False)
-    places = [(module, name, parameter) for module in model.modules() for name, parameter in module._parameters.items()]
-    places = [(module, name, parameter) for module, name, parameter in places if id(parameter) in kept]
-    for module, name, parameter in places:
-        module._parameters[name] = kept[id(parameter)]
+                full_parameters[id(parameter)] = nn.Parameter(full.cpu(), requires_grad=False)
+    replaced = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if id(parameter) in full_parameters
+    ]
+    for module, name, parameter in replaced:
+        module._parameters[name] = full_parameters[id(parameter)]
     try:
         yield
     finally:
-        for module, name, parameter in places:
+        for module, name, parameter in replaced:
             module._parameters[name] = parameter

@@ -15,31 +15,31 @@ from rlhf.runs.processes import process_state
 
 
 def stage_folders(run: str | Path) -> dict[str, str]:
-    """stage -> folder, for those of sft, ppo and reward that have finished in a run such as `runs/sandbox`.
+    """Returns {stage: folder} of the finished stages among sft, ppo and reward of a run, e.g. `runs/sandbox`.
 
     Raises:
-        InputError: there is no such run, or SFT has not finished in it.
+        InputError: the run does not exist, or its SFT stage has not finished.
     """
     run = Path(run)
     finished = [name for name in ("sft", "ppo", "reward") if (run / name / "adapter_config.json").exists()]
     if "sft" not in finished:
         problem = "has no finished SFT stage" if run.is_dir() else "does not exist"
         target = "make demo" if run.name == "sandbox" else f"make sft RECIPE={run.name}"
-        raise InputError(f"run folder {run} {problem}; `{target}` makes it.")
+        raise InputError(f"Run folder {run} {problem}. Run `{target}` to create it.")
     return {name: str(run / name) for name in finished}
 
 
 def load_adapters(
     model_args: ModelConfig, adapters: Mapping[str, str | Path]
 ) -> tuple[SharedBase, PreTrainedTokenizerBase]:
-    """The base with the named adapters on it, ready to answer and (`reward`) to score, and its tokenizer.
+    """Loads a base with named adapters on it, of which `reward` gets its head, and the tokenizer.
 
     Args:
-        model_args: without model_name_or_path the base is the one that the adapters name.
+        model_args: without model_name_or_path, the base is the one that the adapters name.
         adapters: name -> folder or Hub id. All are checked before the base is loaded.
 
     Raises:
-        InputError: see `rlhf.models.shared_base.check_adapter`.
+        InputError: see `rlhf.models.adapter_files.check_adapter`; or neither a base nor an adapter is given.
     """
     base_name = model_args.model_name_or_path
     for name, folder in adapters.items():
@@ -47,7 +47,7 @@ def load_adapters(
         config = check(folder, base_name and resolve_model_name(base_name))
         base_name = base_name or base_model_name(config, folder)
     if base_name is None:
-        raise InputError("neither a base (--model_name_or_path) nor an adapter is given; there is nothing to load.")
+        raise InputError("There is nothing to load. Set model_name_or_path, or pass the folder of an adapter.")
     model_args = replace(model_args, model_name_or_path=base_name)
     tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
     base = load_base(model_args, tokenizer)
@@ -58,7 +58,7 @@ def load_adapters(
 
 
 def _tokenizer_source(base_name: str, adapters: Mapping[str, str | Path]) -> str:
-    """The stages save the tokenizer that they trained with, chat template included; the base's is the second choice."""
+    """Returns the first adapter folder with a tokenizer, which has the chat template of the training, else the base."""
     for folder in adapters.values():
         if (adapter_folder(folder) / "tokenizer_config.json").exists():
             return str(adapter_folder(folder))
