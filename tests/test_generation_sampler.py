@@ -1,4 +1,4 @@
-"""Decoding and log-probabilities against transformers' `generate` and against logits of the whole batch."""
+"""Decoding and log-probabilities against transformers' `generate` and the logits of full sequences."""
 
 from contextlib import nullcontext
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from toys import EOS, PAD, VOCAB, causal, classifier, shared_base
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
-import rlhf.generation.sampler as decode_module
+import rlhf.generation.sampler as sampler
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.sampler import decode
-from rlhf.ppo.actor_critic import SeparateActorCritic, SharedActorCritic
+from rlhf.ppo.layouts import SeparateActorCritic, SharedActorCritic
 from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
 from rlhf.ppo.rollout import micro_batch
 from rlhf.tensors import pad_left
@@ -45,18 +45,18 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_decode_gives_what_generate_gives(kind):
-    lm, stops = MODELS[kind]().eval(), list(range(1, 9))  # many, so that rows leave at different times
+    lm, stops = MODELS[kind]().eval(), list(range(1, 9))  # many, so that rows finish at different times
     batch = dict(zip(("input_ids", "attention_mask"), pad_left(PROMPTS, PAD, CPU), strict=True))
-    found = decode(lm, **batch, choose=lambda logits, rows, step: logits.argmax(-1), stop_ids=stops, length=20)
+    responses = decode(lm, **batch, choose=lambda logits, rows, step: logits.argmax(-1), stop_ids=stops, length=20)
     output = lm.generate(**batch, max_new_tokens=20, do_sample=False, eos_token_id=stops, pad_token_id=PAD)
-    for row, ids in zip(output[:, batch["input_ids"].shape[1] :].tolist(), found, strict=True):
+    for row, ids in zip(output[:, batch["input_ids"].shape[1] :].tolist(), responses, strict=True):
         assert ids == row[: len(ids)]
         assert len(ids) == 20 or ids[-1] in stops
         assert not set(ids[:-1]) & set(stops)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_few_rows_are_multiplied_otherwise_with_the_same_result(rows):
+def test_fast_linears_give_the_same_logits_for_few_rows(rows):
     torch.manual_seed(0)
     opt, shared = causal("opt").eval(), shared_base().eval()
     models = {"biases": (opt, nullcontext), "lora": (shared.lm, lambda: shared.use("policy"))}
@@ -69,32 +69,32 @@ def test_few_rows_are_multiplied_otherwise_with_the_same_result(rows):
             expected, forwards = lm(ids).logits, [vars(module).get("forward") for module in lm.modules()]
             with fast_decode_linears(lm):
                 changed = [module for module in lm.modules() if "forward" in vars(module)]
-                found = lm(ids).logits
+                logits = lm(ids).logits
             assert changed, name
             assert (name == "lora") == any(isinstance(module, LoraLinear) for module in changed)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         assert [vars(module).get("forward") for module in lm.modules()] == forwards
 
 
-def test_layers_that_do_more_than_one_product_are_left_alone():
+def test_layers_that_are_more_than_plain_lora_are_unchanged():
     base = causal()
     config = LoraConfig(r=2, target_modules=["q_proj", "k_proj"], use_dora=True)
     lm = get_peft_model(base, config).get_base_model()
     hooked = lm.model.layers[0].self_attn.v_proj
     hooked.forward = original = hooked.forward
-    with fast_decode_linears(lm), fast_decode_linears(lm):  # the inner one finds nothing to change
+    with fast_decode_linears(lm), fast_decode_linears(lm):  # the inner context changes nothing
         changed = [type(module) for module in lm.modules() if "forward" in vars(module)]
         assert LoraLinear not in changed
         assert hooked.forward is original
-    assert few_rows_of(causal().bfloat16()) == []
+    assert layers_changed_in(causal().bfloat16()) == []
 
 
-def few_rows_of(lm):
+def layers_changed_in(lm):
     with fast_decode_linears(lm):
         return [module for module in lm.modules() if "forward" in vars(module)]
 
 
-def test_rows_that_have_ended_leave_the_batch_and_the_others_keep_their_place():
+def test_finished_rows_leave_the_batch_and_the_others_keep_their_order():
     lm, sizes = causal().eval(), []
     lengths = torch.tensor([3, 9, 1, 9, 2, 6])
 
@@ -103,14 +103,14 @@ def test_rows_that_have_ended_leave_the_batch_and_the_others_keep_their_place():
         assert len(rows) == len(logits)
         return torch.where(lengths[rows] == step + 1, EOS, 10 + rows)
 
-    found = decode(lm, *pad_left(PROMPTS, PAD, CPU), choose=choose, stop_ids=[EOS], length=20)
-    assert found == [[10 + i] * (n - 1) + [EOS] for i, n in enumerate(lengths.tolist())]
-    assert sizes == [6, 6, 4, 3, 3, 3, 2, 2, 2]  # a quarter of the rows at least leaves at a time
+    responses = decode(lm, *pad_left(PROMPTS, PAD, CPU), choose=choose, stop_ids=[EOS], length=20)
+    assert responses == [[10 + i] * (n - 1) + [EOS] for i, n in enumerate(lengths.tolist())]
+    assert sizes == [6, 6, 4, 3, 3, 3, 2, 2, 2]  # at least a quarter of the rows leaves at a time
 
 
-def test_processes_that_share_weights_make_as_many_passes(monkeypatch):
+def test_processes_that_share_weights_make_equally_many_passes(monkeypatch):
     lm, passes = causal().eval(), []
-    monkeypatch.setattr(decode_module, "is_sharded", lambda module: True)
+    monkeypatch.setattr(sampler, "is_sharded", lambda module: True)
 
     def choose(logits, rows, step):
         passes.append(step)
@@ -130,15 +130,15 @@ def test_chunks_change_neither_values_nor_gradients(size, monkeypatch):
     head = torch.nn.Linear(16, VOCAB)
     ids, weights = torch.randint(VOCAB, (7,)), torch.randn(7)
     results = []
-    for whole in (True, False):
+    for chunked in (False, True):
         hidden = torch.randn(7, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
         head.zero_grad()
-        if whole:
-            found = torch.log_softmax(head(hidden) / 0.7, -1).gather(1, ids[:, None]).squeeze(1)
+        if chunked:
+            logprobs = chunked_logprobs(head, hidden, ids, 0.7, VOCAB)
         else:
-            found = chunked_logprobs(head, hidden, ids, 0.7, VOCAB)
-        (found * weights).sum().backward()
-        results.append((found.detach(), hidden.grad, head.weight.grad.clone(), head.bias.grad.clone()))
+            logprobs = torch.log_softmax(head(hidden) / 0.7, -1).gather(1, ids[:, None]).squeeze(1)
+        (logprobs * weights).sum().backward()
+        results.append((logprobs.detach(), hidden.grad, head.weight.grad.clone(), head.bias.grad.clone()))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -146,10 +146,10 @@ def test_chunks_change_neither_values_nor_gradients(size, monkeypatch):
 def test_no_more_logits_than_allowed_are_kept_for_backward(monkeypatch):
     monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", 4 * VOCAB)
     head, hidden, ids = torch.nn.Linear(16, VOCAB), torch.randn(40, 16, requires_grad=True), torch.zeros(40).long()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         chunked_logprobs(head, hidden, ids, 1.0, VOCAB)
-    assert max(kept, default=0) <= max(4 * VOCAB, head.weight.numel())
+    assert max(saved, default=0) <= max(4 * VOCAB, head.weight.numel())
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -159,17 +159,17 @@ def test_logprobs_of_responses_are_those_of_the_models_own_logits(kind):
     responses = [[20, 21, EOS], [22], [23, 24], [25, 26, 27, 28], [29], [30, EOS]]
     batch = micro_batch(list(range(6)), PROMPTS, responses, [EOS], PAD, CPU)
     with torch.no_grad():
-        found = model(task="policy", temperature=0.7, **batch.inputs())
+        logprobs = model("policy_logprobs", temperature=0.7, **batch.inputs())
         for i, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
             logits = lm(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
             expected = F.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(response)[:, None]).squeeze(1)
-            torch.testing.assert_close(found[i, : len(response)], expected, atol=2e-5, rtol=1e-5)
-            assert not found[i, len(response) :].any()
+            torch.testing.assert_close(logprobs[i, : len(response)], expected, atol=2e-5, rtol=1e-5)
+            assert not logprobs[i, len(response) :].any()
     assert unembeds_plainly(lm, batch.input_ids) == (kind != "softcap")
 
 
 def test_backward_unembeds_with_the_adapter_of_the_forward(monkeypatch):
-    """An adapter on the unembedding itself: by the time of backward another one may be active."""
+    """The unembedding itself may have an adapter, and another one may be active during backward."""
     gradients = []
     for logits in (2**24, 2 * VOCAB):
         monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", logits)
@@ -180,8 +180,8 @@ def test_backward_unembeds_with_the_adapter_of_the_forward(monkeypatch):
         head.forward = lambda x, plain=head.forward, base=base, scale=scale: plain(x) * scale[base._active]
         batch = micro_batch([0, 1, 2], PROMPTS, [[20, 21, EOS], [22], [23, 24]], [EOS], PAD, CPU)
         model._plain_unembedding = True
-        logprobs = model(task="policy", **batch.inputs())
-        model(task="reference", **batch.inputs())
+        logprobs = model("policy_logprobs", **batch.inputs())
+        model("reference_logprobs", **batch.inputs())
         logprobs.sum().backward()
         gradients.append([p.grad for _, p in model.parameters_of("policy")])
     for a, b in zip(*gradients, strict=True):
@@ -191,6 +191,6 @@ def test_backward_unembeds_with_the_adapter_of_the_forward(monkeypatch):
 
 def test_temperature_and_dtype_of_token_logprobs():
     logits, ids = torch.randn(5, VOCAB).bfloat16(), torch.arange(5)
-    found = token_logprobs(logits, ids, 2.0)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.log_softmax(logits.float() / 2, -1)[ids, ids])
+    logprobs = token_logprobs(logits, ids, 2.0)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits.float() / 2, -1)[ids, ids])

@@ -1,4 +1,4 @@
-"""Adapters that share a pass answer as each does alone, forward and backward."""
+"""Adapters in one pass compute what each computes alone, in forward and backward."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from rlhf.models.loading import load_base, load_tokenizer, lora_config
 from rlhf.models.shared_base import SharedBase
-from rlhf.ppo.actor_critic import SharedActorCritic
+from rlhf.ppo.layouts import SharedActorCritic
 from rlhf.ppo.rollout import micro_batch
 
 ROLES = ("policy", "value")
@@ -21,7 +21,7 @@ def alone(shared, name):
 
 @pytest.mark.parametrize("kind", BPE_MODELS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_hidden_states_and_gradients_are_those_of_passes_of_their_own(tmp_path, kind, checkpointing):
+def test_hidden_states_and_gradients_are_those_of_separate_passes(tmp_path, kind, checkpointing):
     folder = str(save_toy(tmp_path / "base", kind))
     shared = make_shared(load_base(ModelConfig(model_name_or_path=folder), load_tokenizer(folder)))
     if checkpointing:
@@ -33,14 +33,14 @@ def test_hidden_states_and_gradients_are_those_of_passes_of_their_own(tmp_path, 
 
     def gradients(hidden):
         loss = hidden[0].square().sum() + hidden[1].sin().sum()
-        return torch.autograd.grad(loss, parameters)  # outside of the context
+        return torch.autograd.grad(loss, parameters)  # outside of `use`
 
     together = shared.hidden_states(ROLES, INPUT_IDS)
     apart = torch.stack([alone(shared, name) for name in ROLES])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
     for a, b in zip(gradients(together), gradients(apart), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    assert torch.equal(alone(shared, "sft"), alone(shared, "sft"))  # nothing is left of it
+    assert torch.equal(alone(shared, "sft"), alone(shared, "sft"))  # the layers are restored
 
 
 def test_each_adapter_keeps_its_own_scale(toy_folder, toy_tokenizer):
@@ -53,7 +53,7 @@ def test_each_adapter_keeps_its_own_scale(toy_folder, toy_tokenizer):
     torch.testing.assert_close(together, torch.stack([alone(shared, name) for name in ROLES]), atol=1e-4, rtol=1e-4)
 
 
-def test_it_is_refused_where_a_layer_is_more_than_plain_lora(toy_folder, toy_tokenizer):
+def test_only_plain_lora_can_be_batched(toy_folder, toy_tokenizer):
     def with_other(**changes):
         shared = SharedBase(load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer))
         add(shared, "policy", 0)
@@ -64,7 +64,7 @@ def test_it_is_refused_where_a_layer_is_more_than_plain_lora(toy_folder, toy_tok
         return shared.can_batch(*ROLES)
 
     assert with_other()
-    assert with_other(lora_alpha=1)  # of its own scale
+    assert with_other(lora_alpha=1)  # another scale
     assert not with_other(r=2)
     assert not with_other(target_modules=["q_proj"])
     assert not with_other(use_dora=True)
@@ -73,7 +73,7 @@ def test_it_is_refused_where_a_layer_is_more_than_plain_lora(toy_folder, toy_tok
     assert not with_other(lora_dropout=0.1)
 
 
-def test_scales_are_each_adapters_own(toy_base):
+def test_adapters_with_different_scales_in_one_layer(toy_base):
     shared = make_shared(toy_base)
     for layer in shared._layers:
         layer.scaling["value"] = 0.25
@@ -91,7 +91,7 @@ def test_a_base_in_half_precision_keeps_its_dtype(toy_folder, autocast):
     torch.testing.assert_close(together, torch.stack(apart), atol=0.05, rtol=0.05)
 
 
-def test_both_passes_of_ppo_are_what_they_are_apart():
+def test_both_passes_of_ppo_are_the_same_fused_and_separate():
     model = SharedActorCritic(shared_base())
     prompts, responses = [[9, 8, 7], [5] * 6, [4]], [[3, 2, EOS], [6], [7, 7, 7, 7, EOS]]
     batch = micro_batch([0, 1, 2], prompts, responses, [EOS], PAD, torch.device("cpu"))
@@ -106,8 +106,8 @@ def test_both_passes_of_ppo_are_what_they_are_apart():
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_a_reward_from_elsewhere_takes_all_passes_apart():
-    """Else the reference's pass had other shapes than the policy's, and the KL of equal weights were not 0 but 1e-7."""
+def test_an_ensemble_as_reward_separates_all_passes():
+    """Otherwise policy and reference pass would differ in shape, and the KL of equal weights would be 1e-7, not 0."""
     base = shared_base()
     base.add_adapter("reward_2", copy_of="reward", head=True)
     base.add_ensemble("reward", ["reward", "reward_2"], "mean")
