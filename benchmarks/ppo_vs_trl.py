@@ -3,27 +3,27 @@
     python benchmarks/ppo_vs_trl.py
     python benchmarks/ppo_vs_trl.py --shapes smollm2-135m --smollm2 models/SmolLM2-135M --repeats 3
 
-The two take turns, each run in a process of its own, so that peak memory is its own. Policy and value are LoRA adapters
-on all linear layers on both sides. TRL takes the reference from the policy without its adapter, which is the least
-memory that it can do with, and has two full models more: reward and value. Ours has one base for all four. Weights and
+Both sides take turns, and each run is a process of its own, so that its peak memory is its own. Policy and value are
+LoRA adapters on all linear layers on both sides. TRL's reference is the policy without its adapter, which is the least
+memory that TRL can use; it has two more full models, reward and value. Ours has one base for all four. Weights and
 arithmetic are float32, or in `llama-1b` and with `--dtype bfloat16` bfloat16 with float32 adapters (TRL's trainer
-ignores `bf16`, its models are in bfloat16 all the same).
+ignores `bf16`; its models are in bfloat16 nevertheless).
 
-Each prompt has a response length, the same on both sides: there the EOS is put in place of what was sampled. Lengths
-are those of a policy that ends with the same probability after each token, a quarter of `response_length` on average
-(of the sandbox's recipe it is 20 of 72), or with `--lengths full` all `response_length`, so that nothing can be gained
-by leaving padding out. TRL gets the whole rollout as one batch of the device, because with
-accumulation it leaves out optimizer steps; a minibatch passes its update in one piece on both sides, or with
-`--micro_batch` as many rows at a time on ours, which changes no step. Optimizer steps, response tokens and parameters
-of the adapters are counted on both sides and have to be equal.
+Each prompt has a fixed response length, equal on both sides: an EOS replaces the token sampled there. Lengths are those
+of a policy that ends with the same probability after each token, on average a quarter of `response_length` (the
+sandbox's recipe: 20 of 72). With `--lengths full` all responses have `response_length`, so that leaving out padding
+gains nothing. TRL gets the whole rollout as one device batch, because with accumulation it skips optimizer steps, and
+its update passes a whole minibatch at once. Ours passes a minibatch in four micro-batches, as the recipes do (they have
+1 to 32), or in micro-batches of `--micro_batch` rows; that changes no step. Optimizer steps, response tokens and
+parameters of the adapters are counted on both sides and must be equal.
 
-On a GPU, with `--shapes llama-1b` of the size of Llama 3.2 1B, memory is what its allocator had in use, all models
-included, and `update_peak_fraction` is the share of the speed of a large matrix product, measured in the same process,
-that our update reaches, counting the matrix products that it cannot do without: see `update_flops`.
+On a GPU (`--shapes llama-1b` has the size of Llama 3.2 1B), memory is the peak of PyTorch's allocator, models included.
+`update_peak_fraction` is our update's share of the speed of a large matmul measured in the same process; it counts
+model FLOPs only (benchmarks/flops.py).
 
-Progress comes first; the last line is JSON, one object for each shape. `speedup` is the ratio of episodes per second
-(medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's of the growth of peak memory
-over what the process had before it made the models; `raw_memory_ratio` has Python and the libraries in it.
+Progress is printed first; the last line is JSON, one object per shape. `speedup` is the ratio of episodes per second
+(medians over all rollouts but the first of each run). `memory_ratio` is ours over TRL's growth of peak memory over the
+process's memory before it made the models; `raw_memory_ratio` includes Python and the libraries.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from flops import gpu_figures, matmul_flops_per_s, synchronize, update_flops
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -65,7 +66,7 @@ PAD, LORA_R = 0, 16
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the work that it does. Prompts have between half of `prompt_length` tokens and all of it."""
+    """A model and its work. Prompts have between `prompt_length` / 2 and `prompt_length` tokens."""
 
     name: str
     model: str | dict  # `sandbox`, a folder, or the fields of a LlamaConfig for random weights
@@ -73,7 +74,7 @@ class Shape:
     response_length: int
     batch: int  # episodes per rollout
     minibatches: int
-    rollouts: int = 3  # of a run; the first is not timed
+    rollouts: int = 3  # per run; the first is not timed
     micro_batch: int | None = None  # rows that pass our update at a time; None: the minibatch
     lengths: str = "varied"
     dtype: str = "float32"
@@ -88,10 +89,10 @@ LLAMA_1B = dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("sandbox", "sandbox", prompt_length=32, response_length=72, batch=128, minibatches=4),
-        Shape("vocab49k", VOCAB_49K, prompt_length=64, response_length=64, batch=32, minibatches=4),
-        Shape("smollm2-135m", SMOLLM2_135M, prompt_length=32, response_length=48, batch=8, minibatches=2, rollouts=2),
-        Shape("llama-1b", LLAMA_1B, prompt_length=256, response_length=256, batch=64, minibatches=4, dtype="bfloat16"),
+        Shape("sandbox", "sandbox", 32, 72, batch=128, minibatches=4, micro_batch=8),
+        Shape("vocab49k", VOCAB_49K, 64, 64, batch=32, minibatches=4, micro_batch=2),
+        Shape("smollm2-135m", SMOLLM2_135M, 32, 48, batch=16, minibatches=2, micro_batch=2, rollouts=2),
+        Shape("llama-1b", LLAMA_1B, 256, 256, batch=64, minibatches=4, micro_batch=4, dtype="bfloat16"),
     )
 }
 
@@ -122,7 +123,7 @@ def compare(shape: Shape, repeats: int) -> dict:
 
 
 def summary(shape: Shape, runs: dict[str, list[dict]]) -> dict:
-    """What is printed about a shape; refuses to compare sides that did not do the same work."""
+    """Figures of a shape; refuses to compare sides that did different work."""
 
     def median(side: str, value) -> float:
         return statistics.median(value(run) for run in runs[side])
@@ -150,24 +151,10 @@ def summary(shape: Shape, runs: dict[str, list[dict]]) -> dict:
         "seconds": {part: each(lambda run, part=part: run["seconds"][part]) for part in ("rollout", "score", "update")},
         "optimizer_steps_per_rollout": shape.minibatches,
         "spread": max(timed) / min(timed),
-        **on_gpu(runs["ours"]),
+        **gpu_figures(runs["ours"]),
         "weights": "random" if isinstance(shape.model, dict) else "pretrained",
         "threads": runs["ours"][0]["threads"],
         "work": {k: v for k, v in dataclasses.asdict(shape).items() if k not in ("name", "model")},
-    }
-
-
-def on_gpu(runs: list[dict]) -> dict:
-    """The speed of our update on a GPU, absolute and as a share of what the GPU can do."""
-    if not torch.cuda.is_available():
-        return {}
-    speeds = [run["update_flops"] / run["seconds"]["update"] for run in runs]
-    shares = [speed / run["gpu_flops_per_s"] for speed, run in zip(speeds, runs, strict=True)]
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "gpu_tflops_per_s": statistics.median(run["gpu_flops_per_s"] for run in runs) / 1e12,
-        "update_tflops_per_s": statistics.median(speeds) / 1e12,
-        "update_peak_fraction": statistics.median(shares),
     }
 
 
@@ -183,7 +170,7 @@ def in_own_process(side: str, shape: Shape) -> dict:
 
 
 def measure(side: str, shape: Shape) -> dict:
-    """One run of one side: seconds of each rollout but the first, their parts, and memory before and at its peak."""
+    """One run of one side: seconds of each rollout but the first and their parts, and memory before and at its peak."""
     before = memory(peak=False)
     set_seed(0)
     clock, steps = Clock(), []
@@ -202,43 +189,13 @@ def measure(side: str, shape: Shape) -> dict:
         "response_tokens": lengths.tokens,
         "adapter_parameters": sum(adapters),
         "threads": torch.get_num_threads(),
-        "update_flops": update_flops(trainer, shape, lengths) if side == "ours" else None,
-        "gpu_flops_per_s": gpu_flops_per_s(),
+        "update_flops": update_flops(trainer.model.language_model, lengths.of) if side == "ours" else None,
+        "gpu_flops_per_s": matmul_flops_per_s(),
     }
 
 
-def update_flops(trainer: PPOTrainer, shape: Shape, lengths: "Lengths") -> float:
-    """What an update has to compute: 2 operations for each weight and token, forward and backward, policy and value.
-
-    Of frozen weights backward gives gradients of activations only. The minibatch that is trained on first has been
-    passed forward by the time. Attention, adapters, padding and what activation checkpoints compute again do not count.
-    """
-    lm = trainer.model.language_model
-    body = sum(m.weight.numel() for m in getattr(lm, lm.base_model_prefix).modules() if isinstance(m, torch.nn.Linear)
-               and m.weight.shape[0] > LORA_R < m.weight.shape[1])  # fmt: skip
-    responses = sum(lengths.of.values())
-    tokens = responses + sum(map(len, lengths.of))
-    passes = 2 - 1 / shape.minibatches
-    return 2 * passes * (2 * body * tokens + lm.get_output_embeddings().weight.numel() * responses)
-
-
-def gpu_flops_per_s(size: int = 8192) -> float | None:
-    """Operations per second of a large product in bfloat16."""
-    if not torch.cuda.is_available():
-        return None
-    a, b = torch.randn(2, size, size, dtype=torch.bfloat16, device="cuda")
-    times = []
-    for _ in range(20):
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(times)
-
-
 class Clock(TrainerCallback):
-    """When rollouts end, and for TRL's trainer, which measures nothing itself, when sampling and update begin."""
+    """Takes the times at which rollouts end and, for TRL's trainer, at which sampling and update begin."""
 
     def __init__(self):
         self.ends: list[float] = []
@@ -262,7 +219,7 @@ class Clock(TrainerCallback):
         }
 
     def watch(self, trainer) -> None:
-        """Takes the time at TRL's `batch_generation`, and at the first forward that training makes after it."""
+        """Takes the time of TRL's `batch_generation`, and of the first training forward after it."""
         module = sys.modules[type(trainer).__module__]
         generate = module.batch_generation
 
@@ -283,7 +240,7 @@ class Clock(TrainerCallback):
 
 
 class Lengths:
-    """The length of the response to each prompt, and the tokens that were sampled at these lengths."""
+    """The fixed response length of each prompt, and the number of tokens sampled at these lengths."""
 
     def __init__(self, shape: Shape, prompts: list[list[int]], eos: int):
         longest, n = shape.response_length, len(prompts)
@@ -294,13 +251,13 @@ class Lengths:
         self.eos, self.tokens = eos, 0
 
     def look_up(self, prompts: list[list[int]], device: torch.device) -> torch.Tensor:
-        """Lengths [B] of the responses to prompts, which may be padded; no prompt has PAD in it."""
-        found = [self.of[tuple(i for i in row if i != PAD)] for row in prompts]
-        self.tokens += sum(found)
-        return torch.tensor(found, device=device)
+        """Lengths [B] of the responses to prompts, which may be padded; no prompt contains PAD."""
+        lengths = [self.of[tuple(i for i in row if i != PAD)] for row in prompts]
+        self.tokens += sum(lengths)
+        return torch.tensor(lengths, device=device)
 
     def in_ours(self) -> None:
-        """Puts the EOS where it is due while sampling, so that the row may leave."""
+        """Puts the EOS at its position while sampling, so that the row may leave the batch."""
         module = sys.modules["rlhf.generation.sampler"]
 
         def forcing(decode):
@@ -320,7 +277,7 @@ class Lengths:
         module.decode_continuously = forcing(module.decode_continuously)
 
     def in_trl(self) -> None:
-        """Puts the EOS where it is due after sampling: `generate` keeps rows that have ended, so the work is equal."""
+        """Puts the EOS at its position after sampling: `generate` keeps ended rows, so the work is equal."""
         module = sys.modules["trl.experimental.ppo.ppo_trainer"]
         generate = module.batch_generation
 
@@ -413,7 +370,7 @@ def lora(**kwargs) -> LoraConfig:
 def language_model(shape: Shape):
     if isinstance(shape.model, dict):
         config = LlamaConfig(**shape.model)
-        with torch.device(device()):  # random numbers for a billion weights take a CPU long
+        with torch.device(device()):  # a CPU takes long to draw a billion weights
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
     else:
         model = load_base(ModelConfig(model_name_or_path=shape.model, dtype=shape.dtype))
@@ -423,7 +380,7 @@ def language_model(shape: Shape):
 
 
 def classifier(policy):
-    """The policy's body with a random score."""
+    """The policy's body with a random score head."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     with torch.device(device()):
@@ -457,7 +414,7 @@ def device() -> str:
 
 
 def memory(peak: bool) -> float:
-    """MB of this process on the device that trains: of the GPU's allocator, or resident in main memory."""
+    """MB of this process: of the GPU's allocator, or resident in main memory."""
     if torch.cuda.is_available():
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -465,16 +422,11 @@ def memory(peak: bool) -> float:
 
 
 def reset_peak() -> None:
-    """From here on: what it took to load the models is not what it takes to train."""
+    """Starts the peak anew, so that loading the models does not count."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -486,7 +438,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of models and arithmetic; default: the shape's"
     )
-    parser.add_argument("--micro_batch", type=int, help="rows that pass our update at a time")
+    parser.add_argument("--micro_batch", type=int, help="rows that pass our update at a time; default: the shape's")
     parser.add_argument("--smollm2", help="folder or Hub id of SmolLM2-135M; without it, random weights of its shape")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)  # of the processes it starts
     parser.add_argument("--shape", help=argparse.SUPPRESS)
