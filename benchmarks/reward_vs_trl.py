@@ -1,15 +1,16 @@
-"""Training steps of the K-wise reward trainer beside TRL's RewardTrainer on all pairs: same weights, same pairs.
+"""Compares training steps of the K-wise reward trainer and of TRL's RewardTrainer on the same weights and pairs.
 
     python benchmarks/reward_vs_trl.py
     python benchmarks/reward_vs_trl.py --k 9 --hidden_size 576 --layers 30 --prompt_tokens 256   # SmolLM2-135M's shape
 
 A step is forward, backward and optimizer step on `--prompts` prompts with all their pairs, through each trainer's own
-`training_step`, with LoRA on all linear layers of a Llama of random weights. Completions have a quarter of the prompt's
-length, both vary by a quarter around the mean. TRL gets the pairs of a prompt next to each other, which spares it
-padding. The trainers take turns, and the learning rate is 0, so that every step compares losses at equal weights.
+`training_step`, with LoRA on all linear layers of a Llama with random weights. Completions have a quarter of the
+prompt's length; both lengths vary by a quarter around their mean. TRL gets the pairs of a prompt next to each other,
+which saves it padding. The trainers take turns, and the learning rate is 0, so every step compares losses at equal
+weights.
 
-The last line is JSON, one object for each K: `speedup` is the ratio of comparisons (prompts with all their pairs) per
-second, from the medians; `speedup_of_sharing` the same against ours with prompts not shared.
+The last line is JSON, one object for each K. `speedup` is the ratio of comparisons (prompts with all their pairs) per
+second, from the medians, ours to TRL's; `speedup_of_sharing` is ours to ours without shared prompts.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def compare(k: int, args: argparse.Namespace) -> dict[str, float]:
-    """Both trainers on the same `prompts` prompts with K completions, in turns."""
+    """Runs both trainers in turns on the same prompts with K completions."""
     rows = comparisons(k, args)
     pairs = k * (k - 1) // 2
     size = max(n for n in range(1, args.pairs_per_batch + 1) if args.prompts * pairs % n == 0)
@@ -75,7 +76,7 @@ def compare(k: int, args: argparse.Namespace) -> dict[str, float]:
 
 
 class Step:
-    """One optimizer step on a trainer's whole training set, in its own micro-batches; returns loss and seconds."""
+    """One optimizer step on a trainer's training set, in the trainer's micro-batches; returns loss and seconds."""
 
     def __init__(self, trainer, batch_size: int, num_items: torch.Tensor | None, shares_prompts: bool = True):
         rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
@@ -97,7 +98,7 @@ class Step:
 
 
 def comparisons(k: int, args: argparse.Namespace) -> list[dict]:
-    """Rows as `tokenize_comparisons` gives them, of random tokens."""
+    """Returns rows of random tokens, in the form of `tokenize_comparisons`."""
     rng = random.Random(k)
 
     def tokens(mean: int) -> list[int]:
@@ -133,7 +134,7 @@ def trl_trainer(rows: list[dict], args: argparse.Namespace, pairs_per_batch: int
 
 
 def settings() -> dict:
-    """What both trainers get."""
+    """Returns the arguments that both trainers share."""
     plain = dict(bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=not torch.cuda.is_available())
     return dict(output_dir=tempfile.mkdtemp(), learning_rate=0.0, max_length=None, disable_tqdm=True, **plain)
 
@@ -153,13 +154,13 @@ def model(args: argparse.Namespace):
     peft_model = get_peft_model(LlamaForSequenceClassification(config), lora)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
-            if "lora_B" in name or "score" in name:  # zero and next to zero: all losses would be log 2
+            if "lora_B" in name or "score" in name:  # (nearly) zero at the start, where all losses are log 2
                 parameter.normal_(std=0.05)
     return peft_model
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Never used on text; the trainers ask it for its pad token."""
+    """Returns a tokenizer for its pad token alone; no text passes it."""
     words = {"<pad>": PAD, **{str(i): i for i in range(1, VOCABULARY)}}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="1")), pad_token="<pad>", eos_token="1"
@@ -173,10 +174,10 @@ def synchronize() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--k", type=int, nargs="+", default=[2, 4, 9])
-    parser.add_argument("--prompts", type=int, default=8, help="prompts in a step")
-    parser.add_argument("--prompt_tokens", type=int, default=128, help="mean length; completions have a quarter")
-    parser.add_argument("--pairs_per_batch", type=int, default=8, help="TRL's batch size, its default")
+    parser.add_argument("--k", type=int, nargs="+", default=[2, 4, 9], help="completions per prompt")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per step")
+    parser.add_argument("--prompt_tokens", type=int, default=128, help="mean per prompt; completions have a quarter")
+    parser.add_argument("--pairs_per_batch", type=int, default=8, help="TRL's batch size at most, its default")
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)

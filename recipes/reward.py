@@ -3,10 +3,10 @@
     accelerate launch recipes/reward.py --config recipes/sandbox/reward.yaml --sft_model_path runs/sandbox/sft
     make reward ARGS="--cross_validate labelers"
 
-Leaves in output_dir the adapter with its score head, calibration.json, the tokenizer, and result.json with pairwise
-accuracy overall, by K, by labeler group and by margin, the calibration of its margins and the part that length plays;
-report.md and reliability.svg show the same. `--cross_validate` leaves its result in a folder of its own below, and
-every fold's as it ends, after which `--resume_from_checkpoint true` goes on.
+Writes to output_dir the adapter with its score head, calibration.json, the tokenizer, and result.json with pairwise
+accuracy overall, by K, by labeler group and by margin, the calibration of the margins and the length bias; report.md
+and reliability.svg show the same. `--cross_validate` writes to a subfolder of its own, each fold as it ends;
+`--resume_from_checkpoint true` resumes after the last finished fold.
 """
 
 import copy
@@ -46,7 +46,7 @@ def main() -> None:
     if args.sft_model_path is not None:
         check_sft_start(args.sft_model_path, model_args)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
-    if args.cross_validate:  # the model that may be in output_dir already stays as it is
+    if args.cross_validate:  # a subfolder, so that a model in output_dir stays as it is
         args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
         args.save_strategy = "no"
     else:
@@ -73,7 +73,7 @@ def main() -> None:
     trainer = make_trainer(args, model_args, tokenizer, rows["train"], rows["validation"], callbacks)
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
 
-    # The bias is there before the adapter: one without it would be taken for calibrated.
+    # The bias is written before the adapter: an adapter without bias would pass for calibrated.
     calibration = calibrate(trainer, demonstrations)
     if is_first_process():
         remove_adapter(args.output_dir)
@@ -113,9 +113,9 @@ def run_folds(
     rows: dict[str, Dataset],
     started: float,
 ) -> None:
-    """Trains a model without each fold in turn; prints the table and writes it to report.md."""
+    """Trains one model without each fold, prints the table and writes it to report.md."""
     train, validation = rows["train"], rows["validation"]
-    if args.cross_validate == "prompts":  # these folds need no rows beside them, so all that may be seen are in them
+    if args.cross_validate == "prompts":  # these folds need no validation rows, so they divide all rows
         train, validation = concatenate_datasets([train, validation]), validation.select([])
     settings = resolved_config(args) | resolved_config(model_args) | resolved_config(data_args)
     resume = str(settings.pop("resume_from_checkpoint", False)).lower() == "true"
@@ -123,8 +123,8 @@ def run_folds(
     if args.sft_model_path is not None:
         settings["sft_adapter"] = adapter_digest(adapter_folder(args.sft_model_path))
         logger.warning(
-            "the folds start from %s, which must not have learned demonstrations of the conversations that are held "
-            'out; --sft_model_path "" starts from the base',
+            "the folds start from %s, which must not have been trained on demonstrations of the conversations that "
+            'are held out; pass --sft_model_path "" to start from the base model',
             args.sft_model_path,
         )
 
@@ -132,7 +132,7 @@ def run_folds(
         return make_trainer(copy.copy(args), model_args, tokenizer, train, evaluation, callbacks=[])
 
     finished = FinishedFolds(args.output_dir, settings, resume)
-    start_run(args.output_dir, args, model_args, data_args, stage="reward")  # not if resuming was refused
+    start_run(args.output_dir, args, model_args, data_args, stage="reward")  # not if FinishedFolds refused to resume
     result = cross_validate(fold_trainer, train, validation, args.cross_validate, finished)
     write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
     if is_first_process():

@@ -32,7 +32,7 @@ def batches(draw):
     ranks = [draw(st.lists(st.integers(0, k - 1), min_size=k, max_size=k)) for k in sizes]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     scores = torch.randn(sum(sizes), generator=generator) * 3
-    return scores, torch.tensor([rank for group in ranks for rank in group]), torch.tensor(sizes)
+    return scores, torch.tensor([rank for prompt_ranks in ranks for rank in prompt_ranks]), torch.tensor(sizes)
 
 
 @settings(deadline=None, max_examples=50)
@@ -46,7 +46,7 @@ def test_loss_and_gradient_equal_the_loop_over_pairs(batch):
     if torch.is_tensor(expected) and expected.requires_grad:
         expected.backward()
         torch.testing.assert_close(ours.grad.double(), plain.grad, atol=1e-6, rtol=1e-6)
-    else:  # nothing but ties
+    else:  # ties only
         assert ours.grad.abs().max() == 0
 
 
@@ -69,11 +69,11 @@ def test_pairs_never_cross_prompts():
     ]
 
 
-def test_parts_of_a_batch_sum_to_its_loss():
+def test_losses_of_micro_batches_sum_to_the_loss_of_the_batch():
     scores, ranks, sizes = torch.randn(9), torch.tensor([0, 1, 2, 3, 1, 0, 2, 2, 0]), torch.tensor([4, 2, 3])
-    whole = kwise_loss(scores, ranks, sizes)
-    parts = kwise_loss(scores[:4], ranks[:4], sizes[:1], 3) + kwise_loss(scores[4:], ranks[4:], sizes[1:], 3)
-    torch.testing.assert_close(whole, parts)
+    loss = kwise_loss(scores, ranks, sizes)
+    micro_losses = kwise_loss(scores[:4], ranks[:4], sizes[:1], 3), kwise_loss(scores[4:], ranks[4:], sizes[1:], 3)
+    torch.testing.assert_close(loss, sum(micro_losses))
 
 
 def test_half_precision_scores_give_a_float32_loss():

@@ -1,4 +1,4 @@
-"""Prompts shared by their completions against the plain computation, one completion a row."""
+"""Prompts shared by their completions against the plain computation with one completion per row."""
 
 import logging
 
@@ -65,7 +65,7 @@ def trainer(architecture, folder, lora=True, attn="sdpa", **kwargs):
     if lora:
         config = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", modules_to_save=["score"])
         model = get_peft_model(model, config)
-    with torch.no_grad():  # an untrained model's attention is all but uniform, and LoRA's B is zero
+    with torch.no_grad():  # an untrained model's attention is nearly uniform, and LoRA's B is zero
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape) * 0.2)
@@ -122,7 +122,7 @@ def test_scores_loss_and_gradient_are_those_of_the_plain_computation(architectur
         torch.testing.assert_close(gradient[name], expected, atol=1e-5 * max(1.0, scale.item()), rtol=1e-4, msg=name)
 
 
-def test_each_token_stands_in_the_row_once():
+def test_each_token_is_in_the_row_once():
     rows = [
         {"completions_ids": [[7, 8, 1], [7, 8, 2, 3]], "ranks": [0, 1], "prompt_length": 2},
         {"completions_ids": [[9, 4], [9, 0], [9, 6, 6]], "ranks": [0, 1, 2], "prompt_length": 1},
@@ -137,7 +137,7 @@ def test_each_token_stands_in_the_row_once():
 
 
 def test_the_cost_grows_with_k_and_not_with_the_prompt_times_k(tmp_path):
-    """Tokens that pass a linear layer: P + K C, so that a completion more costs its own tokens."""
+    """A linear layer processes P + K C tokens, so one more completion costs its own C tokens."""
     ours = trainer("llama", tmp_path)
     seen = []
     ours.model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda m, x, y: seen.append(x[0].shape))
@@ -159,7 +159,9 @@ def test_the_cost_grows_with_k_and_not_with_the_prompt_times_k(tmp_path):
         ("mistral", {"max_length": 129}, "sliding window of 128"),
     ],
 )
-def test_where_prompts_cannot_be_shared_it_says_so_and_computes_plainly(architecture, kwargs, reason, tmp_path, caplog):
+def test_prompts_that_cannot_be_shared_are_a_warning_and_the_plain_computation(
+    architecture, kwargs, reason, tmp_path, caplog
+):
     with caplog.at_level(logging.WARNING, logger="rlhf.reward.trainer"):
         ours = trainer(architecture, tmp_path, **kwargs)
     assert not ours.shares_prompts
@@ -170,6 +172,6 @@ def test_where_prompts_cannot_be_shared_it_says_so_and_computes_plainly(architec
 
 def test_a_layer_that_does_not_see_the_shared_prompts_is_an_error(tmp_path):
     ours = trainer("llama", tmp_path)
-    ours.model.config.num_hidden_layers = 3  # as if one of three layers were no attention
+    ours.model.config.num_hidden_layers = 3  # as if one of three layers had no attention
     with pytest.raises(RuntimeError, match="2 of 3 layers"):
         ours.score(ours.model, ours.data_collator(list(ours.train_dataset)))

@@ -54,7 +54,7 @@ def config(tmp_path, **kwargs):
 def trainer(base, tokenizer, tmp_path, rows=None, seed=0, **kwargs):
     torch.manual_seed(seed)
     model = load_reward_start(ModelConfig(base, lora_r=4, lora_dropout=0.0), tokenizer)
-    with torch.no_grad():  # LoRA's B is zero at first, which would hide its part in gradients
+    with torch.no_grad():  # LoRA's B starts at zero, where A has no gradient
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
@@ -124,13 +124,15 @@ def test_kwise_loss_of_the_model_is_the_pairwise_loss_of_its_scores(base, tokeni
     assert ours.compute_loss(ours.model, batch).item() == pytest.approx(np.mean(losses), abs=1e-6)
 
 
-@pytest.mark.parametrize("part", [1, 3, 1000])
-def test_parts_and_padding_change_nothing(base, tokenizer, tmp_path, part):
-    whole, parted = (trainer(base, tokenizer, tmp_path, completions_per_forward=n) for n in (1000, part))
-    rows = [whole.train_dataset[i] for i in range(6)]
+@pytest.mark.parametrize("completions_per_forward", [1, 3, 1000])
+def test_forward_size_and_padding_change_nothing(base, tokenizer, tmp_path, completions_per_forward):
+    single, divided = (
+        trainer(base, tokenizer, tmp_path, completions_per_forward=n) for n in (1000, completions_per_forward)
+    )
+    rows = [single.train_dataset[i] for i in range(6)]
     padded = KWiseCollator(tokenizer.pad_token_id, pad_to_multiple_of=64)(rows)
-    expected, gradient = loss_and_gradient(whole, whole.data_collator(rows))
-    loss, other_gradient = loss_and_gradient(parted, padded)
+    expected, gradient = loss_and_gradient(single, single.data_collator(rows))
+    loss, other_gradient = loss_and_gradient(divided, padded)
     assert loss == pytest.approx(expected, abs=1e-6)
     assert largest_difference(gradient, other_gradient) < 1e-6
 
@@ -138,11 +140,11 @@ def test_parts_and_padding_change_nothing(base, tokenizer, tmp_path, part):
 def test_order_of_prompts_and_of_completions_changes_nothing(base, tokenizer, tmp_path):
     ours = trainer(base, tokenizer, tmp_path)
     rows = [ours.train_dataset[i] for i in range(5)]
-    turned = [
+    reversed_rows = [
         {**row, "completions_ids": row["completions_ids"][::-1], "ranks": row["ranks"][::-1]} for row in rows[::-1]
     ]
     loss, gradient = loss_and_gradient(ours, ours.data_collator(rows))
-    other_loss, other_gradient = loss_and_gradient(ours, ours.data_collator(turned))
+    other_loss, other_gradient = loss_and_gradient(ours, ours.data_collator(reversed_rows))
     assert loss == pytest.approx(other_loss, abs=1e-6)
     assert largest_difference(gradient, other_gradient) < 1e-6
 
@@ -160,7 +162,7 @@ def test_a_sampled_pad_token_at_the_end_is_a_token(base, tokenizer):
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_small_steps_move_the_head_of_a_base_in_16_bit(base, tokenizer, tmp_path, quantized):
-    """Steps of 2e-5 on weights of about 0.02, where numbers of bfloat16 are 1.2e-4 apart: most would be lost."""
+    """Bfloat16 numbers near the weights, 0.02, are 1.2e-4 apart, so most steps of 2e-5 would be lost."""
     if quantized:
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
@@ -182,7 +184,7 @@ def test_small_steps_move_the_head_of_a_base_in_16_bit(base, tokenizer, tmp_path
 
 
 def test_accumulation_changes_nothing(base, tokenizer, tmp_path):
-    """11 prompts in steps of 8: the last step has 3, which do not fill its micro-batches of 2."""
+    """11 prompts in steps of 8: the last step has 3 prompts, which do not fill its micro-batches of 2."""
     results = []
     for batch, accumulation in ((8, 1), (2, 4), (1, 8)):
         run = trainer(
@@ -207,20 +209,20 @@ def test_accumulation_changes_nothing(base, tokenizer, tmp_path):
 
 def test_resuming_gives_the_run_that_never_stopped(base, tokenizer, tmp_path):
     sizes = dict(per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, save_steps=1)
-    whole = trainer(base, tokenizer, tmp_path / "whole", **sizes)
-    whole.train()
-    assert whole.state.global_step == 3
+    unbroken = trainer(base, tokenizer, tmp_path / "unbroken", **sizes)
+    unbroken.train()
+    assert unbroken.state.global_step == 3
     resumed = trainer(base, tokenizer, tmp_path / "resumed", seed=1, **sizes)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
-    assert largest_difference(trained(whole), trained(resumed)) == 0.0
+    resumed.train(resume_from_checkpoint=str(tmp_path / "unbroken" / "checkpoint-1"))
+    assert largest_difference(trained(unbroken), trained(resumed)) == 0.0
 
 
 def test_evaluation_reports_accuracy_by_k_and_labeler_group(base, tokenizer, tmp_path):
     ours = trainer(base, tokenizer, tmp_path, per_device_eval_batch_size=5)
     metrics = ours.evaluate()
     report = ours.report()
-    whole = ours.compute_loss(ours.model.eval(), ours.data_collator(list(ours.eval_dataset))).item()
-    assert report["eval_loss"] == metrics["eval_loss"] == pytest.approx(whole, abs=1e-6)
+    loss = ours.compute_loss(ours.model.eval(), ours.data_collator(list(ours.eval_dataset))).item()
+    assert report["eval_loss"] == metrics["eval_loss"] == pytest.approx(loss, abs=1e-6)
     assert metrics["eval_accuracy"] == pytest.approx(report["accuracy"])
     assert metrics["eval_accuracy_k3"] == pytest.approx(report["accuracy_by_k"]["3"]["accuracy"])
     assert metrics["eval_accuracy_heldout"] == pytest.approx(report["accuracy_by_group"]["heldout"]["accuracy"])
@@ -278,18 +280,18 @@ def test_starts_from_the_sft_adapter(base, tokenizer, tmp_path):
 def test_shuffled_pairs_are_rows_of_their_own(base, tokenizer, tmp_path):
     rows = comparisons(4)
     ours = trainer(base, tokenizer, tmp_path, rows, shuffled_pairs=True)
-    whole = trainer(base, tokenizer, tmp_path, rows)
+    kwise = trainer(base, tokenizer, tmp_path, rows)
     expected = [
-        [whole_row["completions_ids"][i], whole_row["completions_ids"][j]]
-        for whole_row in whole.train_dataset
-        for i, a in enumerate(whole_row["ranks"])
-        for j, b in enumerate(whole_row["ranks"])
+        [row["completions_ids"][i], row["completions_ids"][j]]
+        for row in kwise.train_dataset
+        for i, a in enumerate(row["ranks"])
+        for j, b in enumerate(row["ranks"])
         if a < b
     ]
     assert len(expected) > len(rows)
     assert sorted(ours.train_dataset["completions_ids"]) == sorted(expected)
     assert all(ranks == [0, 1] for ranks in ours.train_dataset["ranks"])
-    assert len(ours.eval_dataset) == len(rows)  # accuracy is measured on the comparisons as they are
+    assert len(ours.eval_dataset) == len(rows)  # accuracy is measured on all completions of a comparison
     pairs = ours.data_collator(list(ours.train_dataset))
     loss = ours.compute_loss(ours.model, pairs)
     with torch.no_grad():
@@ -310,12 +312,12 @@ def test_a_gap_between_labelers_is_logged_at_evaluation(base, tokenizer, tmp_pat
     assert lengths[1][:3].tolist() == [len(ids) - row["prompt_length"] for ids in row["completions_ids"]]
 
 
-def test_a_completion_beyond_max_length_is_reported(base, tokenizer, tmp_path):
+def test_a_completion_beyond_max_length_is_an_error(base, tokenizer, tmp_path):
     with pytest.raises(InputError, match="max_length 10"):
         trainer(base, tokenizer, tmp_path, max_length=10)
 
 
-def test_scores_that_are_not_finite_are_no_accuracy(base, tokenizer, tmp_path):
+def test_scores_that_are_not_finite_are_an_error(base, tokenizer, tmp_path):
     ours = trainer(base, tokenizer, tmp_path)
     with torch.no_grad():
         ours.model.get_base_model().score.modules_to_save["default"].weight.fill_(float("nan"))
@@ -336,7 +338,7 @@ def test_demonstrations_beyond_max_length_are_not_calibrated_with(tokenizer, tmp
     assert "scores are left uncalibrated" in caplog.text
 
 
-def test_calibration_takes_so_many_validation_demonstrations(tokenizer, tmp_path):
+def test_calibration_size_limits_the_validation_demonstrations(tokenizer, tmp_path):
     data = DataArguments("sandbox", dataset_eval_size=50)
     rows = load_calibration_rows(config(tmp_path, calibration_size=3), data, tokenizer)
     first = load_demonstrations(data, "validation").select(range(3))

@@ -84,7 +84,7 @@ def reward(home, sft):
     return home / "reward"
 
 
-def test_sft_leaves_the_epoch_of_least_validation_loss(sft):
+def test_sft_keeps_the_epoch_with_the_lowest_validation_loss(sft):
     result = read_result(sft)
     assert [row["epoch"] for row in result["epochs"]] == [1.0, 2.0, 3.0]
     best = min(result["epochs"], key=lambda row: row["eval_loss"])
@@ -116,7 +116,7 @@ def test_pretraining_text_is_mixed_in(home, sft, tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
     result, plain = read_result(tmp_path / "run"), read_result(sft)
     tokenizer = AutoTokenizer.from_pretrained(sft)
-    # max_length 64, so 63 predicted tokens a block; half of all: as many as the responses with their EOS.
+    # max_length 64 means 63 predicted tokens per block. A mix of 0.5: as many as in the responses with their EOS.
     responses = sum(len(tokenizer(" " + demonstration(i)["completion"])["input_ids"]) + 1 for i in range(24))
     assert result["n_text_blocks"] == round(responses / 63) > 0
     assert (result["n_train"], result["n_validation"]) == (plain["n_train"], plain["n_validation"]) == (24, 10)
@@ -132,7 +132,7 @@ def test_reward_learns_reports_and_calibrates(home, reward):
     assert result["low"] <= result["accuracy"] <= result["high"]
     assert set(result["accuracy_by_k"]) == {"2", "3", "4", "5"}
     assert set(result["accuracy_by_group"]) == {"training", "heldout"}
-    assert sum(part["n_pairs"] for part in result["accuracy_by_k"].values()) == result["n_pairs"]
+    assert sum(row["n_pairs"] for row in result["accuracy_by_k"].values()) == result["n_pairs"]
     assert sum(row["n_pairs"] for row in result["reliability"]) == result["n_pairs"]
     assert json.loads((reward / "calibration.json").read_text())["bias"] == result["calibration"]["bias"]
 
@@ -159,7 +159,7 @@ def test_reward_draws_what_it_reports(reward):
 def test_cross_validation_by_labelers(home, tmp_path):
     options = ["--cross_validate", "labelers", "--num_train_epochs", 6, "--gradient_accumulation_steps", 1]
     config = yaml.safe_load((home / "reward.yaml").read_text())
-    config["sft_model_path"] = ""  # takes back what a recipe says
+    config["sft_model_path"] = ""  # overrides the path of a recipe
     config["output_dir"] = str(tmp_path / "reward")
     (tmp_path / "reward.yaml").write_text(yaml.safe_dump(config))
     process = launch("reward", tmp_path / "reward.yaml", *options)
@@ -187,7 +187,7 @@ def test_cross_validation_by_labelers(home, tmp_path):
     other = ["--resume_from_checkpoint", "true", "--learning_rate", 0.5]
     process = launch("reward", tmp_path / "reward.yaml", *options, *other)
     assert process.returncode and "was trained with learning_rate" in process.stderr, process.stderr[-3000:]
-    assert (folder / "config.yaml").read_text() == settings  # of the result that is there
+    assert (folder / "config.yaml").read_text() == settings  # as of the result in the folder
 
 
 def test_reward_loads_with_plain_peft(home, reward):
@@ -209,7 +209,7 @@ def test_choosing_by_reward_afterwards(home, sft, reward):
     assert (sft / "adapter_model.safetensors").read_bytes() == chosen
 
 
-def test_two_processes_train_what_one_does(home, tmp_path):
+def test_two_processes_train_as_one_does(home, tmp_path):
     """24 prompts with K = 2..5, in the same order: the two processes have different numbers of completions."""
     options = ["--train_sampling_strategy", "sequential", "--adam_epsilon", 1e-3, "--completions_per_forward", 3]
     options += ["--num_train_epochs", 2, "--save_strategy", "no"]
@@ -238,7 +238,7 @@ def test_two_processes_train_what_one_does(home, tmp_path):
 
 
 def refused(recipe, config, *options, capsys, monkeypatch):
-    """Runs a recipe that must end in one sentence and exit code 2; returns the sentence."""
+    """Runs a recipe that must end with one error line and exit code 2; returns the line."""
     monkeypatch.setattr(sys, "argv", [recipe, "--config", str(config), *map(str, options)])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as exit:
@@ -263,7 +263,7 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
     cases = [
         ("sft", ["--resume_from_checkpoint", "true", "--output_dir", tmp_path / "new"], "no checkpoint to resume from"),
         ("sft", ["--reward_model_path", tmp_path / "none"], "does not exist"),
-        ("sft", ["--max_length", 12], "more than max_length 12"),
+        ("sft", ["--max_length", 12], "more than max_length (12 tokens"),
         ("sft", ["--learning_rat", 1], "learning_rate"),
         ("sft", ["--pretrain_mix", 0.1], "needs both pretrain_mix and pretrain_dataset_name"),
         ("sft", ["--pretrain_dataset_name", home / "documents"], "needs both pretrain_mix and pretrain_dataset_name"),
@@ -272,9 +272,9 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
         ("reward", ["--sft_model_path", tmp_path / "none"], "does not exist"),
         ("reward", ["--model_name_or_path", other_base], "was trained on"),
         ("reward", ["--lora_r", 8], "lora_r 4, not 8"),
-        ("reward", ["--max_length", 12], "more than max_length 12"),
+        ("reward", ["--max_length", 12], "more than max_length (12 tokens"),
         ("reward", ["--calibration_dataset", tmp_path / "none"], "does not exist"),
-        ("reward", ["--calibration_size", 0], "calibration_size is 0; it has to be at least 1"),
+        ("reward", ["--calibration_size", 0], "calibration_size is 0; it must be at least 1"),
         ("reward", ["--completions_per_forward", 0], "completions_per_forward is 0"),
         ("reward", ["--cross_validate", "labels"], "invalid choice"),
         ("reward", ["--cross_validate", "labelers", "--resume_from_checkpoint", "runs/x"], "every finished fold"),
@@ -305,5 +305,5 @@ def test_long_rows_are_skipped_and_listed_if_wanted(home, tmp_path):
     process = launch("sft", home / "sft.yaml", *options, "--num_train_epochs", 1)
     assert process.returncode == 0, process.stderr[-3000:]
     (record,) = [json.loads(line) for line in (tmp_path / "run" / "skipped_rows.jsonl").read_text().splitlines()]
-    assert "more than max_length 64" in record["reason"]
+    assert "more than max_length (64 tokens" in record["reason"]
     assert read_result(tmp_path / "run")["n_train"] == 7

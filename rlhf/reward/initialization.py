@@ -1,4 +1,4 @@
-"""The model that is trained: the SFT model with its unembedding replaced by a scalar head (section 3.5)."""
+"""Start of reward training: the SFT model, with a scalar head in place of its unembedding (paper, section 3.5)."""
 
 import types
 
@@ -15,10 +15,10 @@ from rlhf.reward.prefix import shared_hidden_states
 
 
 def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
-    """Refuses, before anything is loaded, an SFT adapter that the reward model's LoRA could not start from.
+    """Checks, before a model is loaded, that the reward model's LoRA can start from the SFT adapter.
 
     Raises:
-        InputError: no adapter there, one trained on another base, or one of other LoRA settings.
+        InputError: there is no adapter, or it has another base or other LoRA settings.
     """
     sft = check_adapter(sft_model_path, resolve_model_name(model_args.model_name_or_path))
     ours = lora_config(model_args, "SEQ_CLS")
@@ -27,15 +27,18 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
         if theirs != wanted:
             option = "lora_r" if name == "r" else name
             raise InputError(
-                f"the reward model starts from the LoRA weights of {sft_model_path}, which has {option} {theirs}, not "
-                f"{wanted}; set {option} to {theirs} or leave sft_model_path out."
+                f"{sft_model_path} has {option} {theirs}, not {wanted}, and the reward model starts from its LoRA "
+                f"weights. Set {option} to {theirs}, or drop sft_model_path."
             )
 
 
 def load_reward_start(
     model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase, sft_model_path: str | None = None
 ) -> PeftModel:
-    """The base with fresh LoRA layers and a random head (seed before), LoRA weights from the SFT adapter if given."""
+    """Loads the base with a random head and LoRA weights: those of the SFT adapter if given, else fresh ones.
+
+    The caller sets the seed.
+    """
     base = load_sequence_classifier(model_args, tokenizer)
     model = get_peft_model(base, lora_config(model_args, "SEQ_CLS"))
     if sft_model_path is not None:
@@ -44,10 +47,10 @@ def load_reward_start(
 
 
 def copy_lora(model: PeftModel, sft_model_path: str) -> None:
-    """Copies the LoRA weights of a causal LM's adapter, whose backbone has the same names, into the classifier's.
+    """Copies the LoRA weights of a causal LM's adapter into the classifier, whose backbone has the same names.
 
     Raises:
-        InputError: the adapter's layers are not those of the model.
+        InputError: the adapter has other layers or shapes than the model.
     """
     weights, _ = read_adapter(adapter_folder(sft_model_path))
     theirs = {key: weight for key, weight in weights.items() if ".lora_" in key}
@@ -56,30 +59,30 @@ def copy_lora(model: PeftModel, sft_model_path: str) -> None:
     differing |= {key for key in theirs.keys() & ours.keys() if theirs[key].shape != ours[key].shape}
     if differing:
         raise InputError(
-            f"the LoRA weights of {sft_model_path} do not fit the reward model, e.g. {min(differing)}; give both "
+            f"The LoRA weights of {sft_model_path} do not fit the reward model, e.g. {min(differing)}. Give both "
             "stages the same lora_target_modules and lora_r."
         )
     set_peft_model_state_dict(model, ours | theirs)
 
 
 def pool_at_last_token(model: PreTrainedModel) -> None:
-    """Lets `model(..., last_token=positions)` return the score at those positions, and take shared prompts.
+    """Makes `model(..., last_token=positions)` return the scores at those positions, and accept shared prompts.
 
-    The classifiers of transformers look for the last token that is not the pad token, which is the wrong one where a
+    The classifiers of transformers score the last token that is not the pad token, which is the wrong token if a
     response ends in a sampled pad token. The forward is replaced on the instance, as TRL's SFTTrainer does for its
     chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
     `last_token` the forward is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
 
-    The head becomes float32, whatever the base is. PEFT casts LoRA's weights, but leaves a head, which is trained in
-    full, in the precision of the base, and TRL casts all that is trained on a quantized base to bfloat16. Numbers of
-    the size of a head's weights are 1e-4 apart there, and small steps of Adam are rounded away.
+    The head becomes float32, whatever the dtype of the base. PEFT casts LoRA weights to float32, but leaves the fully
+    trained head in the dtype of the base, and TRL casts all trained weights on a quantized base to bfloat16. Bfloat16
+    numbers of the size of the head's weights are 1e-4 apart, so small steps of Adam would be rounded away.
 
     Args:
-        model: a decoder with a linear head called `score`, any wrapper of PEFT removed.
+        model: a decoder with a linear head called `score`, without PEFT's wrapper.
     """
     original_forward = model.forward
     model.score.float()
-    # FSDP and DeepSpeed may put it into another precision again.
+    # FSDP and DeepSpeed may cast the head to another dtype later.
     model.score.register_forward_pre_hook(lambda head, args: (args[0].to(next(head.parameters()).dtype),))
 
     def forward(self, input_ids=None, attention_mask=None, last_token=None, shared_prompts=None, **kwargs):
@@ -91,7 +94,7 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
             last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_token]  # [N, H]
         else:
             last_hidden = shared_hidden_states(self.base_model, input_ids, shared_prompts, **kwargs)[0, last_token]
-        # The head is one dot product: in full precision it costs nothing, and bfloat16 would round the margins.
+        # The head is one dot product: float32 costs nothing here, and bfloat16 would round the margins.
         with torch.autocast(last_hidden.device.type, enabled=False):
             scores = self.score(last_hidden)
         return SequenceClassifierOutput(logits=scores.float())  # [N, 1]

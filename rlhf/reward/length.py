@@ -1,4 +1,4 @@
-"""What length alone explains: of the model's scores, and of the labelers' choices."""
+"""Length bias: how far length alone explains the model's scores and the labelers' choices."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ import numpy as np
 def length_bias(
     scores: np.ndarray, lengths: np.ndarray, present: np.ndarray, margins: np.ndarray, length_differences: np.ndarray
 ) -> dict[str, Any]:
-    """How scores go with length, and who prefers the longer of two completions.
+    """Correlation of score and length, and how often labelers and model choose the longer completion.
 
     Args:
         scores, lengths, present: [R, K]; `lengths` in tokens of the completion, `present` is False where a prompt has
             fewer than K completions.
-        margins, length_differences: [P], of the labelers' choice over the other.
+        margins, length_differences: [P], score and length of the labelers' choice minus those of the other.
 
     Returns:
-        `correlation` of score and length over all completions, `correlation_within_prompts` of their deviations from
-        the prompt's means; `labelers_choose_longer` and `model_chooses_longer`: share of the pairs of different
-        lengths, the model's equal scores counted half. None where nothing varies.
+        `correlation` of score and length over all completions; `correlation_within_prompts`: of their deviations from
+        the prompt's means; `labelers_choose_longer` and `model_chooses_longer`: shares of the pairs with different
+        lengths, equal scores of the model counted half. None where nothing varies.
     """
     count = np.maximum(present.sum(1, keepdims=True), 1)
     score = np.where(present, scores, 0.0).astype(float)
@@ -35,15 +35,15 @@ def length_bias(
 
 
 def fit_length_model(length_differences: np.ndarray) -> float:
-    """w of the logistic regression  P(chosen) = sigmoid(w * length difference)  on pairs, by Newton's method.
+    """Fits w of the logistic regression  P(chosen) = sigmoid(w * length difference)  on pairs, by Newton's method.
 
-    The regression has no intercept: which of two completions is named first means nothing.
+    There is no intercept, because the order of the two completions carries no information.
 
     Args:
         length_differences: [P] tokens of the labeler's choice minus tokens of the other.
 
     Returns:
-        the weight per token; 0 where all lengths are equal.
+        w per token; 0 if all lengths are equal.
     """
     scale = float(np.abs(length_differences).max(initial=0))
     if scale == 0:
@@ -52,7 +52,7 @@ def fit_length_model(length_differences: np.ndarray) -> float:
     w = 0.0
     for _ in range(50):
         p = 1.0 / (1.0 + np.exp(-w * x))
-        # A trace of a prior (variance 100): where the longer always wins, w has no maximum without it.
+        # A weak Gaussian prior (variance 100): without it, w diverges if the longer completion always wins.
         gradient, curvature = ((1 - p) * x).sum() - w / 100, (p * (1 - p) * x * x).sum() + 1 / 100
         step = gradient / curvature
         w += float(np.clip(step, -5, 5))
@@ -62,7 +62,7 @@ def fit_length_model(length_differences: np.ndarray) -> float:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson's; None where one of the two does not vary."""
+    """Pearson's correlation; None if one of the two does not vary."""
     if len(a) < 2 or np.ptp(a) < 1e-12 or np.ptp(b) < 1e-12:
         return None
     return float(np.corrcoef(a, b)[0, 1])

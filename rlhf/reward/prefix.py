@@ -1,19 +1,19 @@
-"""The prompt that K completions share, computed once.
+"""Computes the prompt of K completions once.
 
-The completions of a prompt differ only after it, and what a decoder computes for the prompt's tokens does not depend on
-what follows. So a batch becomes one row without padding, each prompt in it once:
+The completions of a prompt share it as a prefix, and a decoder's hidden states of the prompt do not depend on later
+tokens. So a batch becomes one row without padding, with each prompt once:
 
     [prompt 1 | ... | prompt B | completion 1 | ... | completion N]
 
-Only attention mixes tokens; all other layers take this row as it is. Attention is computed in two parts, prompts on
-themselves and completions on their prompt and themselves. Gradients reach the prompt through all of its completions.
-For K completions of C tokens after P tokens of prompt, of one layer:
+Only attention mixes tokens; all other layers process this row as it is. Attention is computed in two steps: prompts
+attend to themselves, completions attend to their prompt and themselves. Gradients reach the prompt through all of its
+completions. Cost of one layer for K completions of C tokens after a prompt of P tokens:
 
                       linear layers, tokens     attention, pairs of tokens
     each with prompt  K (P + C)                 K (P + C)^2
     prompt shared     P + K C                   P^2 + K C (P + C)
 
-Both grow with K, neither is ever more than without sharing, so there is nothing to choose.
+Sharing never costs more, so there is no option to turn it off.
 """
 
 import inspect
@@ -28,24 +28,24 @@ NAME = "sdpa_shared_prompts"
 
 
 class SharedPrompts:
-    """Where the tokens of a row stand, for `shared_prompt_attention`.
+    """Positions of prompts and completions in a row, for `shared_prompt_attention`.
 
     Attributes:
-        prompts: [B, P] int64, positions in the row of the tokens of each prompt, 0 (any) after its end.
+        prompts: [B, P] int64, positions in the row of the tokens of each prompt; any valid position in padding.
         completions: [N, C] int64, the same of each completion.
-        prompt_of: [N] int64, which of the B prompts a completion answers.
+        prompt_of: [N] int64, index in 0..B-1 of each completion's prompt.
         row: [T] int64, position of each token of the row in the B P + N C entries of the two grids.
-        mask: [N, 1, C, P + C] bool, what each token of a completion attends to.
-        layers: how many attention layers have used it.
+        mask: [N, 1, C, P + C] bool, True where a token of a completion attends.
+        layers: number of attention layers that have used it.
     """
 
-    # A plain class: FSDP and DDP rebuild dataclasses that pass through them, and `layers` is counted on this very one.
+    # Not a dataclass: FSDP and DDP copy dataclasses that they pass on, and `layers` must be counted on this object.
     def __init__(self, prompt_lengths: torch.Tensor, completion_lengths: torch.Tensor, prompt_of: torch.Tensor):
         in_prompt, in_completion = _up_to(prompt_lengths), _up_to(completion_lengths)
         flat = torch.cat([in_prompt.flatten(), in_completion.flatten()])
-        place = flat.cumsum(0).sub(1).clamp(min=0)  # a pad's is any valid position, and is never looked at
-        self.prompts = place[: in_prompt.numel()].view_as(in_prompt)
-        self.completions = place[in_prompt.numel() :].view_as(in_completion)
+        positions = flat.cumsum(0).sub(1).clamp(min=0)  # padding gets any valid position; nothing attends to it
+        self.prompts = positions[: in_prompt.numel()].view_as(in_prompt)
+        self.completions = positions[in_prompt.numel() :].view_as(in_completion)
         self.prompt_of = prompt_of
         self.row = flat.nonzero().squeeze(1)
         n, c = in_completion.shape
@@ -56,13 +56,13 @@ class SharedPrompts:
 
 
 def _up_to(lengths: torch.Tensor) -> torch.Tensor:
-    """[R, longest] bool, True in the first `lengths[r]` entries of row r."""
+    """Returns [R, longest] bool, True in the first `lengths[r]` entries of row r."""
     return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
 
 
 @dataclass
 class SharedBatch:
-    """Inputs of one pass: `input_ids`, `position_ids` [1, T], `last_token` [N] in the row, and where tokens stand."""
+    """Inputs of one forward pass: `input_ids`, `position_ids` [1, T], `last_token` [N] in the row, `shared_prompts`."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -76,10 +76,10 @@ def share_prompts(
     prompt_lengths: torch.Tensor,
     completions_per_prompt: torch.Tensor,
 ) -> SharedBatch:
-    """A right-padded batch as one row in which each prompt stands once.
+    """Packs a right-padded batch into one row that has each prompt once.
 
     Args:
-        input_ids: [N, T] prompt and completion, those of one prompt next to each other.
+        input_ids: [N, T] prompt and completion, the completions of one prompt next to each other.
         last_token: [N] position of each last token.
         prompt_lengths, completions_per_prompt: [B] tokens of each prompt, and number of its completions.
     """
@@ -105,14 +105,14 @@ def share_prompts(
 def shared_prompt_attention(
     module, query, key, value, attention_mask, shared_prompts: SharedPrompts | None = None, **kw
 ):
-    """transformers' sdpa attention; on a row of `share_prompts` in two parts.
+    """Computes the sdpa attention of transformers; on a row of `share_prompts`, in two steps.
 
     Args:
-        query, key, value: [1, heads, T, size of a head]; fewer heads of key and value are repeated, as sdpa does.
-        attention_mask: as transformers has it; on a row with shared prompts not used.
+        query, key, value: [1, heads, T, head size]; key and value may have fewer heads, as in sdpa.
+        attention_mask: passed on to sdpa; not used on a row of `share_prompts`.
 
     Returns:
-        [1, T, heads, size of a head], None
+        [1, T, heads, head size], None
     """
     if shared_prompts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kw)
@@ -120,7 +120,7 @@ def shared_prompt_attention(
     tokens = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, heads, size]
     prompt_q, prompt_k, prompt_v = (_grid(x, shared_prompts.prompts) for x in tokens)
     own_q, own_k, own_v = (_grid(x, shared_prompts.completions) for x in tokens)
-    # Padding stands after the prompt's tokens, so causality hides it, and no mask is needed.
+    # Padding is on the right, where causal attention never looks, so no mask is needed.
     of_prompts, _ = sdpa_attention_forward(module, prompt_q, prompt_k, prompt_v, None, **kw)  # [B, P, heads, size]
     keys, values = (
         torch.cat([prompt.index_select(0, shared_prompts.prompt_of), own], dim=2)
@@ -141,12 +141,12 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def enable_shared_prompts(model: PreTrainedModel, max_length: int | None) -> str | None:
-    """Lets `model` take rows of `share_prompts`; returns why it cannot, or None if it can.
+    """Enables rows of `share_prompts` on `model`; returns None, or the reason if the model cannot take them.
 
-    Needs sdpa (transformers' default) and an architecture whose attention layers call transformers' attention interface
-    and see all tokens before: of the common ones Llama, Mistral, Qwen 2 and 3, GPT-2, GPT-NeoX, OPT, Phi, OLMo, SmolLM.
-    Not Falcon, BLOOM, GPT-J (attention of their own), Mamba and hybrids (state instead of attention), nor sliding
-    windows (Gemma) shorter than `max_length`.
+    Sharing needs sdpa (the default of transformers) and an architecture whose attention layers call the attention
+    interface of transformers and see all earlier tokens: Llama, Mistral, Qwen 2 and 3, GPT-2, GPT-NeoX, OPT, Phi, OLMo,
+    SmolLM. Not supported: Falcon, BLOOM, GPT-J (attention of their own), Mamba and hybrids (state in place of
+    attention), and sliding windows (Gemma) shorter than `max_length`.
     """
     config, backbone = model.config.get_text_config(), model.base_model
     implementation = config._attn_implementation
@@ -166,17 +166,17 @@ def enable_shared_prompts(model: PreTrainedModel, max_length: int | None) -> str
 
 
 def shared_hidden_states(backbone: PreTrainedModel, input_ids, shared_prompts: SharedPrompts, **kwargs) -> torch.Tensor:
-    """Last hidden states [1, T, H] of a row of `share_prompts`.
+    """Returns the last hidden states [1, T, H] of a row of `share_prompts`.
 
     Raises:
-        RuntimeError: the architecture has layers to which nobody passed `shared_prompts`.
+        RuntimeError: `shared_prompts` did not reach all layers of the architecture.
     """
-    # Any 4-D mask keeps transformers from building one for T x T tokens; the attention above has its own.
+    # Any 4-D mask stops transformers from building a T x T mask; `shared_prompt_attention` has its own.
     output = backbone(input_ids=input_ids, attention_mask=shared_prompts.mask, shared_prompts=shared_prompts, **kwargs)
     layers = backbone.config.get_text_config().num_hidden_layers
     if shared_prompts.layers != layers:
         raise RuntimeError(
             f"{shared_prompts.layers} of {layers} layers of {type(backbone).__name__} have "
-            "used the shared prompts; compute them apart with attn_implementation: eager."
+            "used the shared prompts. Set attn_implementation to eager, which computes prompts separately."
         )
     return output.last_hidden_state

@@ -1,4 +1,4 @@
-"""TRL's RewardTrainer over K ranked completions a prompt (arXiv 2203.02155, section 3.5)."""
+"""TRL's RewardTrainer for K ranked completions per prompt (arXiv 2203.02155, section 3.5)."""
 
 import logging
 from itertools import permutations
@@ -25,7 +25,7 @@ from rlhf.runs.checkpoints import AtomicCheckpoints
 
 logger = logging.getLogger(__name__)
 
-NO_GROUP = -1
+NO_LABELER_GROUP = -1
 COLUMNS = ["completions_ids", "ranks", *PER_PROMPT]
 
 
@@ -34,52 +34,52 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
 
     Rows are comparisons: `prompt`, `completions` (K of them, two or more), `ranks` (K integers, 0 is the best, equal is
     a tie) and optionally `labeler_group`; TRL's `prompt`, `chosen`, `rejected` is K = 2. Each completion passes the
-    model once, and so does its prompt where the architecture allows (`rlhf.reward.prefix`); all pairs of a prompt are
-    one element of the batch, and the loss is the mean over the prompts of a step, however these are spread over devices
-    and accumulation. Evaluation reports pairwise accuracy overall, by K and by
-    labeler group. Takes the arguments of TRL's RewardTrainer, with `args` a `KWiseRewardConfig`.
+    model once, and so does each prompt if the architecture allows it (`rlhf.reward.prefix`). All pairs of a prompt are
+    one element of the batch. The loss is the mean over the prompts of an optimizer step, however they are divided over
+    devices and micro-batches. Evaluation reports pairwise accuracy overall, by K and by labeler group. Takes the
+    arguments of TRL's RewardTrainer, with `args` a `KWiseRewardConfig`.
     """
 
-    # compute_loss divides by the prompts of the whole accumulated batch; the Trainer must not divide again.
+    # compute_loss divides by the prompts of the whole accumulated batch, so the Trainer must not divide again.
     loss_is_scaled_for_ga = True
 
     def __init__(self, model, args: KWiseRewardConfig | None = None, **kwargs):
         self.labeler_groups: list[str] = []  # labeler_group_id -> name, filled by _prepare_dataset
-        self.training_groups: frozenset[str] = frozenset()  # those whose rankings are trained on
+        self.training_groups: frozenset[str] = frozenset()  # labeler groups in the training data
         args = KWiseRewardConfig() if args is None else args
         kwargs.setdefault("compute_metrics", self._compute_metrics)
         data_collator = kwargs.pop("data_collator", None)
         super().__init__(model, args, **kwargs)
         self.loss_is_scaled_for_ga = True
-        # Only now has TRL's constructor settled the pad token.
+        # Built here, because TRL's constructor sets the pad token.
         self.data_collator = data_collator or KWiseCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
         classifier = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         pool_at_last_token(classifier)
         obstacle = enable_shared_prompts(classifier, args.max_length)
         self.shares_prompts = obstacle is None
         if obstacle:
-            logger.warning("a prompt is computed again for each of its completions, since %s", obstacle)
+            logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """K-wise loss; `num_items_in_batch` counts the prompts of the step over all devices and micro-batches."""
+        """K-wise loss. `num_items_in_batch`: prompts of the optimizer step on all devices and micro-batches."""
         scores = self.score(model, inputs)  # [N]
         batch = (scores, inputs["ranks"], inputs["completions_per_prompt"], num_items_in_batch)
         loss = kwise_loss(*batch)
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * center_penalty(*batch)
         if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes; the sum is wanted
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients, but here they must add up
         if self.model.training:
             self._record(scores.detach(), inputs)
         return (loss, {"scores": scores}) if return_outputs else loss
 
     def score(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Scores [N] float32 of all completions of a batch, passed in parts of similar length to save padding."""
+        """Scores [N] float32 of all completions of a batch, computed in parts of similar length to save padding."""
         return self._score_with_shared_prompts(model, inputs) if self.shares_prompts else self._score(model, inputs)
 
     def _score_with_shared_prompts(self, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         sizes, last_token = inputs["completions_per_prompt"], inputs["last_token"]
-        rows_of = torch.arange(len(last_token), device=sizes.device).split(sizes.tolist())
+        rows_of = torch.arange(len(last_token), device=sizes.device).split(sizes.tolist())  # one [K] per prompt
         parts = inputs["prompt_length"].argsort().tensor_split(self._num_parts(inputs, most=len(sizes)))
         order, scores = [], []
         for prompts in parts:
@@ -95,7 +95,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         last_token = inputs["last_token"]
         order = last_token.argsort()
         scores = []
-        # No device has fewer than 2 B completions, so no part is empty.
+        # Every device has at least 2 B completions, so no part is empty.
         for rows in order.tensor_split(self._num_parts(inputs, most=2 * len(inputs["completions_per_prompt"]))):
             longest = int(last_token[rows[-1]]) + 1
             longest += -longest % (self.args.pad_to_multiple_of or 1)
@@ -109,10 +109,10 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         return torch.cat(scores)[order.argsort()]
 
     def _num_parts(self, inputs: dict[str, torch.Tensor], most: int) -> int:
-        """In how many parts, `most` at most, the batch passes the model: the same number on every device.
+        """Number of forward passes for the batch, at most `most`; the same on every device.
 
-        DDP and FSDP communicate in each forward, and K differs from prompt to prompt, so devices must agree. B is the
-        same on all.
+        DDP and FSDP communicate in each forward pass, so devices must agree, although their numbers of completions
+        differ. B is the same on all.
         """
         wanted = torch.tensor(-(-len(inputs["last_token"]) // self.args.completions_per_forward))
         if self.accelerator.num_processes > 1:
@@ -120,7 +120,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         return min(int(wanted), most)
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """Prompts in all micro-batches of a step on all devices, the divisor of the loss."""
+        """Prompts of an optimizer step on all devices and micro-batches, the divisor of the loss."""
         prompts = torch.tensor(sum(len(batch["completions_per_prompt"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(prompts).sum()
 
@@ -146,24 +146,24 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         return accuracy_report(predictions, self.labeler_groups, self.training_groups)
 
     def predictions(self, dataset: Dataset) -> Predictions:
-        """Scores of a prepared dataset (`train_dataset`, `eval_dataset`) beside its labels; logs the plain numbers.
+        """Scores of a prepared dataset (`train_dataset`, `eval_dataset`) beside its labels; logs the metrics.
 
         Raises:
-            InputError: scores are not finite, so the model orders nothing.
+            InputError: scores are not finite, so they order nothing.
         """
         output = self.predict(dataset, metric_key_prefix="eval")
         if not np.isfinite(output.predictions).all():
-            raise InputError("the reward model's scores are not finite: training diverged; lower learning_rate.")
+            raise InputError("The reward model's scores are not finite: training diverged. Lower learning_rate.")
         self.log(output.metrics)
         return Predictions(output.predictions, *output.label_ids)
 
     def report(self) -> dict[str, Any]:
-        """Evaluates on `eval_dataset`: `eval_loss` and the report of `rlhf.reward.accuracy`; logs the plain numbers."""
+        """Evaluates on `eval_dataset`: `eval_loss` and the report of `rlhf.reward.accuracy`; logs the metrics."""
         report = self._report(self.predictions(self.eval_dataset))
         return {"eval_loss": report.pop("loss"), **report}
 
     def _record(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        """The training metrics of TRL's RewardTrainer, over this step's completions and pairs."""
+        """Records the training metrics of TRL's RewardTrainer over the completions and pairs of a micro-batch."""
         winners, losers, _ = ranked_pairs(inputs["ranks"], inputs["completions_per_prompt"])
         margins = scores[winners] - scores[losers]
         correct = (margins > 0).float() + 0.5 * (margins == 0).float()
@@ -183,7 +183,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
             metrics["margin"].append(margin / pairs)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args, dataset_name: str) -> Dataset:
-        """Tokenises comparisons, unless `tokenize_comparisons` has done it, and numbers the labeler groups."""
+        """Tokenizes comparisons, unless `tokenize_comparisons` has done it, and numbers the labeler groups."""
         if "labeler_group_id" in dataset.column_names:
             return dataset
         if "completions_ids" not in dataset.column_names:
@@ -191,11 +191,11 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         if dataset_name == "train" and args.shuffled_pairs:
             dataset = as_pairs(dataset)
         _check_lengths(dataset, args.max_length, dataset_name)
-        groups = dataset["labeler_group"]
-        self.labeler_groups += sorted(set(groups) - {""} - set(self.labeler_groups))
+        labeler_groups = dataset["labeler_group"]
+        self.labeler_groups += sorted(set(labeler_groups) - {""} - set(self.labeler_groups))
         if dataset_name == "train":
             self.training_groups = frozenset(self.labeler_groups)
-        ids = [self.labeler_groups.index(group) if group else NO_GROUP for group in groups]
+        ids = [self.labeler_groups.index(name) if name else NO_LABELER_GROUP for name in labeler_groups]
         return dataset.add_column("labeler_group_id", ids).select_columns(COLUMNS)
 
     def _set_signature_columns_if_needed(self):
@@ -204,12 +204,12 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
 
 
 def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Comparisons as rows of token ids.
+    """Tokenizes comparisons.
 
     Returns:
         columns `completions_ids` (K lists: prompt, completion, EOS), `ranks`, `prompt_length` in tokens, `prompt_id`
         (`conversation_id`: equal for conversations that begin with the same message, which are one cluster),
-        `labeler_id` and `labeler_group` (empty where the comparison has none).
+        `labeler_id` and `labeler_group` ("" if the comparison has none).
     """
 
     def encode(row, number):
@@ -227,7 +227,7 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
 
 
 def as_pairs(dataset: Dataset) -> Dataset:
-    """Each strictly ordered pair of each comparison as a row of its own, for the ablation `shuffled_pairs`.
+    """Makes each strictly ordered pair of each comparison a row of its own, for the ablation `shuffled_pairs`.
 
     Args:
         dataset: rows of `tokenize_comparisons`.
@@ -251,11 +251,11 @@ def as_pairs(dataset: Dataset) -> Dataset:
 
 
 def _check_lengths(dataset: Dataset, max_length: int | None, dataset_name: str) -> None:
-    """TRL drops rows beyond `max_length` without a word; here they are an InputError."""
+    """Raises InputError for rows longer than `max_length`, which TRL would drop silently."""
     longest = [max(map(len, ids)) for ids in dataset["completions_ids"]]
     if max_length is not None and longest and max(longest) > max_length:
         row = int(np.argmax(longest))
         raise InputError(
             f"row {row + 1} of the {dataset_name} comparisons has a completion that ends at token {longest[row]}, "
-            f"beyond max_length {max_length}; raise max_length or leave such rows out."
+            f"beyond max_length {max_length}. Raise max_length or remove the row."
         )
