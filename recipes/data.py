@@ -1,9 +1,9 @@
-"""Raw prompts to a prepared data set and its card (arXiv 2203.02155, section 3.2 and appendix A.2).
+"""Prepares a data set of prompts, with a card, from raw prompts (arXiv 2203.02155, section 3.2, appendix A.2).
 
     make data RECIPE=sandbox
     python recipes/data.py --dataset_name path/to/prompts --model_name_or_path me/model --output_dir runs/mine/data
 
-Reads the train split of any source that stages read, and leaves in output_dir: prompts/ with train, validation and test
+Reads the train split of any source that stages read. Writes to output_dir: prompts/ with train, validation and test
 as Parquet files (a dataset_name for PPO), card.md, result.json with the card's numbers, and skipped_rows.jsonl.
 """
 
@@ -32,12 +32,14 @@ def main() -> None:
     args, data_args = parse(PrepareArguments, DataArguments)
     splits, split = find_rows("prompts", data_args), data_args.dataset_train_split
     if split not in splits:
-        raise InputError(f"{data_args.dataset_name} has no split {split}, only {', '.join(splits)}.")
+        raise InputError(
+            f"{data_args.dataset_name} has no split {split}, only {', '.join(splits)}; set dataset_train_split."
+        )
     personal = PersonalData(args.phone_region) if args.personal_data == "drop" else None
     tokenizer = load_tokenizer(args.model_name_or_path)
     start_run(args.output_dir, args, data_args, stage="data")
 
-    # Row by row
+    # Decide row by row
     folder = Path(args.output_dir)
     unfinished = folder / "prompts.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -52,12 +54,12 @@ def main() -> None:
         writer.close()
     bad_rows.report()
 
-    # What it came to
+    # Publish and report
     empty = [name for name in SPLITS if not card.kept[name]]
     if empty:
         raise InputError(
-            f"no prompts are left for {' and '.join(empty)}: {card.kept.total()} of {bad_rows.rows_read} rows were "
-            "kept; give prompts of more users, or a larger held_out_share."
+            f"No prompts are left for {' and '.join(empty)}: {card.kept.total()} of {bad_rows.rows_read} rows were "
+            "kept. Give prompts of more users, or a larger held_out_share."
         )
     shutil.rmtree(folder / "prompts", ignore_errors=True)
     unfinished.rename(folder / "prompts")

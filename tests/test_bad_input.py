@@ -1,7 +1,7 @@
-"""What users get wrong, through the recipes: one sentence, exit code 2, no traceback, before a model is loaded.
+"""Wrong input to the recipes: one sentence, exit code 2, no traceback, before a model is loaded.
 
-The recipes run in this process, since each start of Python with torch takes seconds; the last tests start them as the
-README does.
+The recipes run in this process, since each start of Python with torch takes seconds; the last tests start them like the
+README.
 """
 
 import importlib.util
@@ -18,12 +18,12 @@ from rlhf.cli import run
 from rlhf.runs.artifacts import write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-LONG = "Tell me all about the river and the sea. " * 40  # more tokens than the toys' context of 256
+LONG = "Tell me all about the river and the sea. " * 40  # longer than the toys' context of 256 tokens
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two bases, the stages of a run on the first one, an SFT adapter on the second, and a good file for each stage."""
+    """Two bases, the stages of a run on the first, an SFT adapter on the second, and a good file for each stage."""
     root = tmp_path_factory.mktemp("world")
     save_toy(root / "base")
     save_toy(root / "other-base", seed=1)
@@ -64,7 +64,7 @@ def write_rows(path: Path, rows: list) -> Path:
 
 
 def command_line(world: Path, tmp_path: Path, recipe: str, options: str = "") -> list[str]:
-    """Options that work, then those of the test, which override them."""
+    """Options that work, followed by those of the test, which override them."""
     names = {name: world / name for name in ("base", "sft", "reward", "other-base", "other-sft")}
     names |= {f"{stage}_file": world / f"{stage}.jsonl" for stage in GOOD} | {
         "root": world,
@@ -72,12 +72,12 @@ def command_line(world: Path, tmp_path: Path, recipe: str, options: str = "") ->
         "tmp": tmp_path,
     }
     text = OPTIONS[recipe] + (CPU if recipe in TRAINING else "") + " " + options
-    return [part.format(**names) for part in text.split()]
+    return [word.format(**names) for word in text.split()]
 
 
 @pytest.fixture
 def refusal(world, tmp_path, monkeypatch, capsys):
-    """Runs a recipe that has to refuse its input, and returns its one sentence."""
+    """Runs a recipe that must refuse its input, and returns its one sentence."""
 
     def refuse(recipe: str, options: str = "", loads: bool = False) -> str:
         def loaded(*args, **kwargs):
@@ -100,7 +100,7 @@ def refusal(world, tmp_path, monkeypatch, capsys):
 
 
 def one_sentence(stderr: str) -> str:
-    """The sentence of the one line that begins with `error: `, after which nothing may follow."""
+    """Returns the sentence after `error: `, which must be the last line, and the only one of its kind."""
     assert "Traceback" not in stderr
     lines = stderr.rstrip("\n").split("\n")
     assert [line.startswith("error: ") for line in lines].count(True) == 1, stderr
@@ -262,7 +262,7 @@ def test_push_without_a_name(refusal, recipe):
 def test_bad_rows_can_be_skipped(refusal, tmp_path):
     rows = [{"prompt": f"{i}", "completion": ""} for i in range(20)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    assert_names(refusal("sft", f"--dataset_name {path} --on_bad_rows skip"), "rows.jsonl")  # none is left
+    assert_names(refusal("sft", f"--dataset_name {path} --on_bad_rows skip"), "rows.jsonl")  # no row remains
 
 
 def start(world, tmp_path, *program: str, recipe: str, options: str) -> subprocess.CompletedProcess:
@@ -276,7 +276,7 @@ def test_as_a_program(world, tmp_path):
     done = start(world, tmp_path, sys.executable, recipe="reward", options="--dataset_name {tmp}/rows.jsonl")
     assert done.returncode == 2
     assert_names(one_sentence(done.stderr), "rows.jsonl", "line 1", "UTF-8")
-    assert done.stderr.count("\n") == 1  # no library has a word of its own to say before
+    assert done.stderr.count("\n") == 1  # no library prints a line of its own
 
 
 @pytest.mark.slow
@@ -284,6 +284,6 @@ def test_through_the_launcher_of_the_makefile(world, tmp_path):
     launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet"]
     launch += ["--config_file", "accelerate_configs/cpu.yaml"]
     done = start(world, tmp_path, *launch, recipe="sft", options="--reward_model_path {sft}")
-    assert done.returncode != 0  # the launcher's own code is 1
+    assert done.returncode != 0  # the launcher returns 1
     assert_names(one_sentence(done.stderr), "not a reward model")
     assert done.stderr.count("\n") == 1

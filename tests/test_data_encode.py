@@ -1,4 +1,4 @@
-"""Canonical encoding: prompt ids are a prefix, completions end in exactly one EOS, for every kind of tokenizer."""
+"""Encoding: prompt ids are a prefix, completions end in exactly one EOS, for every kind of tokenizer."""
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system rol
 
 
 def byte_tokenizer(template: str | None = CHATML, bos: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with merges across letters, spaces and newlines, so that borders can merge."""
+    """Byte-level BPE with merges across letters, spaces and newlines, which may span the border of two texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,11 +56,13 @@ def test_conversational_completion_ends_in_one_eos_without_the_templates_newline
     assert completion.count(tokenizer.eos_token_id) == 1
 
 
-def test_joint_ids_are_those_of_the_whole_conversation():
+def test_joint_ids_are_those_of_the_conversation():
     tokenizer = byte_tokenizer()
     joint = encode_prompt(tokenizer, USER) + encode_completion(tokenizer, USER, "hello there")
-    whole = tokenizer.apply_chat_template([*USER, {"role": "assistant", "content": "hello there"}], tokenize=False)
-    assert joint == tokenizer(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    conversation = tokenizer.apply_chat_template(
+        [*USER, {"role": "assistant", "content": "hello there"}], tokenize=False
+    )
+    assert joint == tokenizer(conversation.removesuffix("\n"), add_special_tokens=False)["input_ids"]
 
 
 def test_text_and_message_completions_are_the_same():
@@ -72,14 +74,14 @@ def test_text_and_message_completions_are_the_same():
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_plain_text_takes_no_template_and_the_tokenizers_bos(bos):
-    tokenizer = byte_tokenizer(bos=bos)  # this one also appends EOS to every text
+    tokenizer = byte_tokenizer(bos=bos)  # with bos, it also appends EOS to every text
     assert tokenizer.decode(encode_prompt(tokenizer, "hello")) == ("<s>hello" if bos else "hello")
     assert tokenizer.decode(encode_completion(tokenizer, "hello", " world")) == " world<|im_end|>"
 
 
 def test_token_across_the_border_is_not_used():
     tokenizer = byte_tokenizer()
-    assert len(tokenizer("hello")["input_ids"]) == 1  # or this test shows nothing
+    assert len(tokenizer("hello")["input_ids"]) == 1  # otherwise this test would show nothing
     prompt, completion = encode_prompt(tokenizer, "hel"), encode_completion(tokenizer, "hel", "lo")
     assert tokenizer("hello")["input_ids"][: len(prompt)] != prompt
     assert tokenizer.decode(prompt + completion) == "hello<|im_end|>"

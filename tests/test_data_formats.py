@@ -1,4 +1,4 @@
-"""Published formats: rows as their authors publish them become the rows that our schemas want, without being told."""
+"""Published formats: rows as their authors publish them are recognized and become rows of our schemas."""
 
 import gzip
 import json
@@ -220,9 +220,9 @@ def write(path: Path, rows: list[dict]) -> DataArguments:
 @pytest.mark.parametrize(("name", "rows", "expected"), CASES, ids=IDS)
 def test_rows_as_published(tmp_path, name, rows, expected, suffix):
     args = write(tmp_path / f"rows.{suffix}", rows)
-    for kind, wanted in expected.items():
-        # Of at most two conversations nothing can be held out: they are all train rows.
-        assert [dict(row) for row in LOADERS[kind](args, "train")] == wanted, kind
+    for kind, converted in expected.items():
+        # Nothing can be held out of one or two conversations: all rows are train rows.
+        assert [dict(row) for row in LOADERS[kind](args, "train")] == converted, kind
 
 
 @pytest.mark.parametrize(("name", "rows", "expected"), CASES, ids=IDS)
@@ -265,7 +265,7 @@ def test_ultrachat_200k_is_a_demonstration(tmp_path):
 
 
 def test_prompts_are_those_of_the_same_rows_demonstrations_and_comparisons(tmp_path):
-    """PPO must ask as SFT was taught: with all turns, a system message, and the chat template."""
+    """PPO prompts like SFT: with all turns, a system message, and the chat template."""
     system = {"role": "system", "content": "Be brief."}
     talk = {"prompt": "Hi", "messages": [system, *CONVERSATION, assistant("Bye!")]}
     pair = {"prompt": "Hi", "chosen": [*CONVERSATION, assistant("A")], "rejected": [*CONVERSATION, assistant("B")]}
@@ -312,16 +312,16 @@ def test_rows_that_belong_together_may_be_in_two_files(tmp_path):
     assert got == {"prompt": "Q", "completions": ["yes", "no"], "ranks": [0, 1]}
 
 
-def test_a_format_can_be_named_and_a_wrong_name_is_said(tmp_path):
+def test_a_format_can_be_named_and_a_wrong_name_is_an_error(tmp_path):
     args = write(tmp_path / "a.jsonl", [{"instruction": "Add.", "output": "3"}])
     args.dataset_format = "dolly"
-    with pytest.raises(InputError, match="column response; add it; its columns are those of alpaca, and dataset_f"):
+    with pytest.raises(InputError, match="column response; add it; its columns are those of alpaca, but dataset_f"):
         load_demonstrations(args, "train")
-    with pytest.raises(InputError, match="dataset_format dollies is unknown; it is one of oasst, oasst_messages, hh_"):
+    with pytest.raises(InputError, match=r"dataset_format dollies is unknown. Choose from oasst, oasst_messages, hh_"):
         DataArguments(dataset_name="a", dataset_format="dollies")
 
 
-def test_what_a_format_does_not_have_is_said(tmp_path):
+def test_a_kind_that_a_format_does_not_have_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"a.jsonl holds Dolly instructions, which have no comparisons"):
         load_comparisons(write(tmp_path / "a.jsonl", [DOLLY]), "train")
     with pytest.raises(InputError, match=r"a.jsonl holds hh-rlhf transcripts, which have no pretraining"):
@@ -370,7 +370,7 @@ def every_row(load, args, output_dir=None):
     return [row for split in ("train", "validation", "test") for row in load(args, split, output_dir)]
 
 
-@pytest.mark.skipif(not (REAL / "hh_rlhf").exists(), reason="the hh-rlhf sample is not here")
+@pytest.mark.skipif(not (REAL / "hh_rlhf").exists(), reason="needs the hh-rlhf sample")
 def test_real_hh_rlhf(tmp_path):
     (path,) = (REAL / "hh_rlhf").glob("*.gz")
     args = DataArguments(dataset_name=str(path), on_bad_rows="skip")
@@ -382,14 +382,14 @@ def test_real_hh_rlhf(tmp_path):
     assert all(row["ranks"] == [0, 1] and row["prompt"][-1]["role"] == "user" for row in rows)
 
 
-@pytest.mark.skipif(not (REAL / "self_instruct").exists(), reason="the self-instruct tasks are not here")
+@pytest.mark.skipif(not (REAL / "self_instruct").exists(), reason="needs the self-instruct tasks")
 @pytest.mark.parametrize(("name", "count"), [("seed_tasks", 175), ("user_oriented_instructions", 252)])
 def test_real_self_instruct(name, count):
     rows = every_row(load_demonstrations, DataArguments(dataset_name=str(REAL / "self_instruct" / f"{name}.jsonl")))
     assert len(rows) >= count and all(row["completion"][0]["content"].strip() for row in rows)
 
 
-@pytest.mark.skipif(not (REAL / "truthfulqa").exists(), reason="TruthfulQA is not here")
+@pytest.mark.skipif(not (REAL / "truthfulqa").exists(), reason="needs TruthfulQA")
 def test_real_prompt_completion():
     args = DataArguments(dataset_name=str(REAL / "truthfulqa" / "finetune_truth.jsonl"))
     rows = every_row(load_demonstrations, args)

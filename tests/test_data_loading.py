@@ -1,4 +1,4 @@
-"""Files of every kind to data sets: the same rows from each, splits without overlap, bad rows reported by place."""
+"""Loading: the same rows from every kind of file, splits without overlap, bad rows reported by place."""
 
 import csv
 import gzip
@@ -71,8 +71,8 @@ def test_files_of_a_folder_are_split_by_their_names(tmp_path):
     assert prompts == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
 
 
-def test_a_file_of_no_split_beside_others_is_not_trained_on_in_silence(tmp_path):
-    """As in a clone of HelpSteer2, whose preference/preference.jsonl has rows of both splits."""
+def test_a_file_without_a_split_beside_files_with_one_is_an_error(tmp_path):
+    """A clone of HelpSteer2 has such a file: preference/preference.jsonl, with rows of both splits."""
     write_jsonl(tmp_path / "validation.jsonl", [{"prompt": "b"}])
     (tmp_path / "v1-training").mkdir()
     write_jsonl(tmp_path / "v1-training" / "validation.jsonl", [{"prompt": "c"}])  # its own name comes first
@@ -80,13 +80,15 @@ def test_a_file_of_no_split_beside_others_is_not_trained_on_in_silence(tmp_path)
     assert load_prompts(arguments(tmp_path), "train")["prompt"][:] == ["d"]
     assert load_prompts(arguments(tmp_path), "validation")["prompt"][:] == ["c", "b"]
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}])
-    with pytest.raises(InputError, match=r"files of its splits, such as .*train.jsonl, and .*more.jsonl of none; give"):
+    with pytest.raises(
+        InputError, match=r"files named after a split \(.*train.jsonl\) and a file that names none \(.*more.jsonl\)"
+    ):
         load_prompts(arguments(tmp_path), "train")
 
 
 def test_names_that_no_file_can_have():
     for name in ("~nobody-of-that-name/data.jsonl", "a" * 5000):
-        with pytest.raises(InputError, match="is no path and no name on the Hub"):
+        with pytest.raises(InputError, match="is neither a path nor a name on the Hub"):
             load_prompts(arguments(name), "train")
 
 
@@ -106,10 +108,10 @@ def test_lists_and_indices_in_csv_cells(tmp_path):
     assert load_prompts(arguments(tmp_path / "text.csv"), "train")["prompt"][:] == ["[{ is a bracket"]
 
 
-def test_one_odd_row_at_the_beginning_does_not_cost_all_others(tmp_path):
+def test_a_first_row_unlike_all_others_is_an_error(tmp_path):
     messages = [{"prompt": [{"role": "user", "content": f"Q{i}"}]} for i in range(5)]
     args = arguments(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "odd"}, *messages]), on_bad_rows="skip")
-    with pytest.raises(InputError, match="1 are as the first row is, and 5 are not; write all in one way"):
+    with pytest.raises(InputError, match=r"1 rows are like the first one, 5 are not. Write all in one way"):
         load_prompts(args, "train")
     write_jsonl(tmp_path / "a.jsonl", [*messages, {"prompt": "odd"}])
     assert sum(len(load_prompts(args, split)) for split in ("train", "validation", "test")) == 5
@@ -120,7 +122,7 @@ def test_a_loading_script_on_the_hub(monkeypatch):
         raise RuntimeError("Dataset scripts are no longer supported, but found summarize.py")
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    with pytest.raises(InputError, match=r"no longer supported.*download the Hub's Parquet conversion"):
+    with pytest.raises(InputError, match=r"no longer supported.*Download the Hub's Parquet conversion"):
         load_prompts(DataArguments(dataset_name="openai/summarize"), "train")
 
 
@@ -131,7 +133,7 @@ def test_transcripts_in_a_text_prompt_are_one_conversation():
 
 
 def test_columns_that_only_late_rows_have(tmp_path):
-    """More rows than are written at a time; the first of them do not show all the columns."""
+    """The first batch that is written does not have all the columns."""
     rows = [{"prompt": f"Q{i}"} | ({"user_id": i} if i > 2000 else {}) for i in range(2500)]
     train = load_prompts(arguments(write_jsonl(tmp_path / "train.jsonl", rows), dataset_test_split="test"), "train")
     assert train.column_names == ["prompt", "user_id"]
@@ -164,9 +166,9 @@ def test_held_out_splits_share_no_conversation_and_lose_no_row(count):
         return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)][: 2 * turns]
 
     rows = [{"prompt": messages(i, turns)} for i in range(count) for turns in (1, 2)]
-    parts = {s: select_split(rows, s, {"validation", "test"}) for s in ("train", "validation", "test")}
-    firsts = {s: {row["prompt"][1]["content"] for row in part} for s, part in parts.items()}
-    assert sum(map(len, parts.values())) == len(rows) and all(parts.values())
+    splits = {s: select_split(rows, s, {"validation", "test"}) for s in ("train", "validation", "test")}
+    firsts = {s: {row["prompt"][1]["content"] for row in members} for s, members in splits.items()}
+    assert sum(map(len, splits.values())) == len(rows) and all(splits.values())
     assert sum(map(len, firsts.values())) == count
     if count == 1000:
         assert 70 < len(firsts["validation"]) < 130 and 70 < len(firsts["test"]) < 130
@@ -208,7 +210,7 @@ def test_bad_row_ends_the_run_or_is_skipped_and_listed(tmp_path, caplog, line, r
     assert str(caught.value).startswith(str(path)) and "--on_bad_rows skip" in str(caught.value)
 
     out = tmp_path / "out"
-    for split in ("train", "validation"):  # reads the same rows twice, lists them once
+    for split in ("train", "validation"):  # the rows are read twice, and listed once
         load_prompts(arguments(path, on_bad_rows="skip"), split, str(out))
     (record,) = map(json.loads, (out / "skipped_rows.jsonl").read_text().splitlines())
     assert record["file"] == str(path) and record["row"] == "line 2"
@@ -216,7 +218,7 @@ def test_bad_row_ends_the_run_or_is_skipped_and_listed(tmp_path, caplog, line, r
     assert "skipped 1 of 4 rows" in caplog.text
 
 
-def test_list_of_skipped_rows_forgets_rows_that_were_mended(tmp_path):
+def test_list_of_skipped_rows_forgets_rows_that_were_corrected(tmp_path):
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     good = [{"prompt": c} for c in "abcd"]
     for path in (first, second):
@@ -248,7 +250,7 @@ def test_nothing_left_is_an_error(tmp_path):
         ("a.parquet", b"PAR1 no parquet", r"a.parquet is not a readable Parquet file"),
         ("a.jsonl", b"", r"has no prompts in its train split"),
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), r"line 1: not UTF-8 text"),
-        ("a.xlsx", b"", r"a.xlsx is of an unknown type; data files end in .jsonl"),
+        ("a.xlsx", b"", r"a.xlsx is of an unknown type. Data files must end in .jsonl"),
     ],
 )
 def test_unreadable_files(tmp_path, name, data, reason):
@@ -286,7 +288,7 @@ def test_the_seed_draws_the_rows_of_the_sandbox():
     assert first == again != other
 
 
-def test_arguments_that_cannot_be_meant():
+def test_arguments_out_of_range():
     for wrong in ({"dataset_size": 0}, {"dataset_eval_size": -1}, {"dataset_test_split": "train"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             DataArguments(dataset_name="sandbox", **wrong)
@@ -315,7 +317,7 @@ ROWS = st.lists(
 
 
 def loads_or_explains(path: Path, **kwargs) -> None:
-    """Every loader gives a data set that can be read and keyed, or an InputError of one sentence."""
+    """Every loader returns a data set with a key for each row, or raises an InputError that ends in a full stop."""
     for load in LOADERS:
         try:
             for row in load(arguments(path, **kwargs), "train"):

@@ -1,4 +1,4 @@
-"""OpenAssistant trees: what becomes a row, what is left out, and that a tree stays on one side."""
+"""OpenAssistant trees: conversion to rows, messages that are left out, one split per tree."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from rlhf.data.schemas import RowError
 from rlhf.errors import InputError
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "oasst_trees" / "en_100_tree.jsonl"
-real = pytest.mark.skipif(not REAL.exists(), reason="the OpenAssistant sample is not here")
+real = pytest.mark.skipif(not REAL.exists(), reason="needs the OpenAssistant sample")
 
 
 def message(text, role, replies=(), **fields):
@@ -22,7 +22,7 @@ def message(text, role, replies=(), **fields):
 
 
 def tree():
-    """Root question; three ranked answers, the best of which has a follow-up with one unranked answer."""
+    """A question with three ranked answers; the best has a follow-up with one unranked answer."""
     follow_up = message("And then?", "prompter", [message("Nothing.", "assistant")])
     answers = [
         message("Second.", "assistant", rank=1),
@@ -122,7 +122,7 @@ def trees(count):
         yield one
 
 
-def test_trees_are_recognised_and_stay_on_one_side(tmp_path):
+def test_trees_are_recognized_and_stay_in_one_split(tmp_path):
     args = write(tmp_path / "trees.jsonl", trees(40))
     first = {s: {row["prompt"][0]["content"] for row in load_prompts(args, s)} for s in ("train", "validation", "test")}
     assert sum(map(len, first.values())) == 40 and all(first.values())
@@ -131,7 +131,7 @@ def test_trees_are_recognised_and_stay_on_one_side(tmp_path):
             assert {row["prompt"][0]["content"] for row in load(args, split)} == questions
 
 
-def test_what_is_no_tree_in_a_file_of_trees(tmp_path):
+def test_a_row_that_is_no_tree_in_a_file_of_trees(tmp_path):
     args = write(tmp_path / "trees.jsonl", [*trees(5), {"prompt": "a"}])
     with pytest.raises(InputError, match=r"line 6: column prompt is text in some rows"):
         load_prompts(args, "train")
@@ -139,7 +139,7 @@ def test_what_is_no_tree_in_a_file_of_trees(tmp_path):
     with pytest.raises(InputError, match=r"line 6: not an OpenAssistant tree"):
         load_prompts(args, "train")
     args.dataset_format = "oasst_messages"
-    with pytest.raises(InputError, match=r"line 1: .*; its columns are those of oasst, and dataset_format is oasst_"):
+    with pytest.raises(InputError, match=r"line 1: .*; its columns are those of oasst, but dataset_format is oasst_"):
         load_prompts(args, "train")
     args.dataset_format = "oasst"
     with pytest.raises(InputError, match="holds OpenAssistant trees, which have no pretraining"):
@@ -147,31 +147,31 @@ def test_what_is_no_tree_in_a_file_of_trees(tmp_path):
 
 
 def flat(tree, parent_id=None):
-    """The rows of the table of messages that hold a tree, depth first, with the columns of the Hub's Parquet files."""
+    """Yields a tree as rows of the table of messages, depth first, with the columns of the Hub's Parquet files."""
     message = dict(tree["prompt"])
     replies = message.pop("replies")
-    whole = {"message_tree_id": tree["message_tree_id"], "tree_state": tree["tree_state"]}
-    yield message | whole | {"parent_id": parent_id, "synthetic": False, "emojis": None, "labels": {"name": ["spam"]}}
+    common = {"message_tree_id": tree["message_tree_id"], "tree_state": tree["tree_state"]}
+    yield message | common | {"parent_id": parent_id, "synthetic": False, "emojis": None, "labels": {"name": ["spam"]}}
     for reply in replies:
-        yield from flat(whole | {"prompt": reply}, message["message_id"])
+        yield from flat(common | {"prompt": reply}, message["message_id"])
 
 
 def numbered_trees(count):
-    """Trees whose ids differ, as published ones do."""
+    """Yields trees with different ids."""
     for i, one in enumerate(trees(count)):
         yield json.loads(json.dumps(one).replace('"id of ', f'"{i} ').replace('"t"', f'"tree {i}"'))
 
 
 @pytest.mark.parametrize("load", [load_demonstrations, load_comparisons, load_prompts])
 def test_the_table_of_messages_holds_the_same_as_the_trees(tmp_path, load):
-    whole = write(tmp_path / "trees.jsonl", numbered_trees(30))
+    as_trees = write(tmp_path / "trees.jsonl", numbered_trees(30))
     rows = [row for one in numbered_trees(30) for row in flat(one)]
     table = write(tmp_path / "flat.jsonl", rows)
     shuffled = write(tmp_path / "shuffled.jsonl", rows[:1] + random.Random(0).sample(rows[1:], len(rows) - 1))
-    expected = sorted(map(json.dumps, load(whole, "train")))
+    expected = sorted(map(json.dumps, load(as_trees, "train")))
     for args in (table, shuffled):
         as_sets = [row | {"completions": 0, "ranks": 0} if "ranks" in row else row for row in load(args, "train")]
-        wanted = [row | {"completions": 0, "ranks": 0} if "ranks" in row else row for row in load(whole, "train")]
+        wanted = [row | {"completions": 0, "ranks": 0} if "ranks" in row else row for row in load(as_trees, "train")]
         assert sorted(map(json.dumps, as_sets)) == sorted(map(json.dumps, wanted))
     assert sorted(map(json.dumps, load(table, "train"))) == expected  # siblings in their order too
 

@@ -1,4 +1,4 @@
-"""Raw prompts to a prepared data set: each rule by itself, then the command as a whole."""
+"""make data: each rule by itself, then the command."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def settings(**kwargs):
 
 
 def decisions(rows, personal=None, **kwargs):
-    """Reasons, with words as tokens."""
+    """Decides on rows, with words as tokens."""
     return list(decide(rows, settings(**kwargs), lambda prompt: len(prompt.split()), personal))
 
 
@@ -64,10 +64,10 @@ def test_the_prefix_of_a_conversation_is_that_of_its_last_message():
     assert prefix_key(hello, 5) == prefix_key([{"role": "user", "content": "hello there"}], 5)
 
 
-def test_a_user_has_at_most_so_many_kept_prompts():
+def test_at_most_max_per_user_prompts_of_a_user_are_kept():
     rows = [{"prompt": f"Q{i // 2}", "user_id": "u"} for i in range(6)] + [{"prompt": "R", "user_id": "v"}]
     assert reasons(rows, max_per_user=2) == [None, DUPLICATE, None, DUPLICATE, TOO_MANY, TOO_MANY, None]
-    assert reasons([{"prompt": f"Q{i}"} for i in range(300)]) == [None] * 300  # nobody's prompts are not one user's
+    assert reasons([{"prompt": f"Q{i}"} for i in range(300)]) == [None] * 300  # no user_id: no limit
 
 
 def test_a_prompt_that_was_dropped_makes_no_other_a_duplicate():
@@ -76,16 +76,16 @@ def test_a_prompt_that_was_dropped_makes_no_other_a_duplicate():
 
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(0, 50)), max_size=30))
-def test_no_user_is_on_two_sides(asked):
+def test_no_user_is_in_two_splits(asked):
     rows = [{"prompt": text or "Q", "user_id": str(user)} for text, user in asked]
-    sides = {}
+    splits = {}
     for decision in decisions(rows):
-        assert sides.setdefault(decision.row["user_id"], decision.split) == decision.split
+        assert splits.setdefault(decision.row["user_id"], decision.split) == decision.split
 
 
 def test_shares_of_the_splits():
-    sides = [user_split({"prompt": "Q", "user_id": str(i)}, 0.1) for i in range(5000)]
-    assert 420 < sides.count("validation") < 580 and 420 < sides.count("test") < 580
+    splits = [user_split({"prompt": "Q", "user_id": str(i)}, 0.1) for i in range(5000)]
+    assert 420 < splits.count("validation") < 580 and 420 < splits.count("test") < 580
     texts = [user_split({"prompt": f"Q{i}"}, 0.1) for i in range(5000)]
     assert 420 < texts.count("validation") < 580
 
@@ -109,7 +109,7 @@ HARMLESS = [
     "router 192.168.0.1, loopback 127.0.0.1",
     "mail @home or a@b",
     "the years 1950-2010",
-    "about 6.67 x 10-11 Nm2/kg2",  # x is how an extension is written
+    "about 6.67 x 10-11 Nm2/kg2",  # an x may precede an extension
     "",
 ]
 
@@ -120,7 +120,7 @@ def test_personal_data_is_found_and_masked(personal, text, masked):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_only_looks_like_personal_data(personal, text):
+def test_text_that_only_looks_like_personal_data(personal, text):
     assert personal.find(text) == []
 
 
@@ -128,10 +128,10 @@ def test_what_only_looks_like_personal_data(personal, text):
 def test_any_text_can_be_searched_and_masked(text):
     pytest.importorskip("phonenumbers")
     pytest.importorskip("stdnum")
-    found = PersonalData("US").find(text)
-    assert all(0 <= one.start < one.end <= len(text) for one in found)
-    assert all(one.end <= other.start for one, other in itertools.pairwise(found))
-    mask(text, found)
+    spans = PersonalData("US").find(text)
+    assert all(0 <= span.start < span.end <= len(text) for span in spans)
+    assert all(span.end <= following.start for span, following in itertools.pairwise(spans))
+    mask(text, spans)
 
 
 def test_a_region_that_does_not_exist(personal):
@@ -165,7 +165,7 @@ def test_the_card_masks_what_it_shows(personal):
     assert card.counts()["kept"] == {"train": 1, "test": 1}
 
 
-def test_the_card_shows_what_was_found_wherever_it_stands(personal):
+def test_the_card_shows_personal_data_in_the_middle_of_a_long_text(personal):
     text = "x" * 900 + " call (212) 555-0123 " + "y" * 900
     card = DataCard()
     for decision in decisions([{"prompt": text, "user_id": user_on("train")}], personal=personal):
@@ -195,7 +195,7 @@ def test_shards_hold_all_rows_in_files_of_bounded_size(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [{"max_per_user": 0}, {"held_out_share": 0.5}, {"duplicate_prefix": -1}])
-def test_settings_that_cannot_be_meant(wrong):
+def test_settings_out_of_range(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         settings(**wrong)
 
@@ -215,7 +215,7 @@ def test_the_command(monkeypatch, tmp_path, toy_folder):
         "dataset_name": tmp_path / "raw.jsonl", "model_name_or_path": toy_folder, "output_dir": tmp_path / "out",
         "personal_data": "keep", "max_per_user": 4, "max_prompt_length": 100, "on_bad_rows": "skip",
     }  # fmt: skip
-    for _ in range(2):  # once more over its own output: the same, and nothing of the first run left beside it
+    for _ in range(2):  # the second run replaces the output of the first
         prepare(monkeypatch, **options)
         result = json.loads((tmp_path / "out" / "result.json").read_text())
         assert result["rows_read"] == 302 and result["bad_rows"] == 1
@@ -233,12 +233,12 @@ def test_the_command(monkeypatch, tmp_path, toy_folder):
     assert set(loaded["train"]["category"]) == {"open_qa"}
 
 
-def test_a_split_without_users_is_said(monkeypatch, capsys, tmp_path, toy_folder):
+def test_a_split_without_users_is_an_error(monkeypatch, capsys, tmp_path, toy_folder):
     (tmp_path / "raw.jsonl").write_text('{"prompt": "Q", "user_id": "u"}\n')
     with pytest.raises(SystemExit):
         prepare(
             monkeypatch, dataset_name=tmp_path / "raw.jsonl", model_name_or_path=toy_folder,
             output_dir=tmp_path / "out", personal_data="keep",
         )  # fmt: skip
-    assert "give prompts of more users, or a larger held_out_share" in capsys.readouterr().err
+    assert "Give prompts of more users, or a larger held_out_share" in capsys.readouterr().err
     assert not (tmp_path / "out" / "prompts").exists()

@@ -1,4 +1,4 @@
-"""The pretraining stream: nothing lost or repeated within a pass, shares as asked, and a position that is exact."""
+"""The pretraining stream: nothing is lost or repeated within a pass, weights are shares, the position is exact."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from rlhf.errors import InputError
 
 
 def documents(count=9, words=4, first=4) -> Dataset:
-    """Documents of 1 to `words` words, of words w{first}, w{first+1}, ... each in one document only."""
+    """Documents of 1 to `words` words w{first}, w{first+1}, ..., each in one document only."""
     names = iter(range(first, 40))
     return Dataset.from_dict(
         {"text": [" ".join(f"w{next(names)}" for _ in range(1 + i % words)) for i in range(count)]}
@@ -23,9 +23,9 @@ def documents(count=9, words=4, first=4) -> Dataset:
 
 
 def streamed(tmp_path, rows: Dataset):
-    """The rows as the Hub would stream them, from two files."""
-    for part in range(2):
-        rows.shard(2, part, contiguous=True).to_json(tmp_path / f"{part}.jsonl")
+    """The rows as a stream of two files, as from the Hub."""
+    for shard in range(2):
+        rows.shard(2, shard, contiguous=True).to_json(tmp_path / f"{shard}.jsonl")
     return load_dataset("json", data_files=str(tmp_path / "*.jsonl"), split="train", streaming=True)
 
 
@@ -45,13 +45,13 @@ def test_blocks_are_the_documents_end_to_end(source):
     stream = PretrainingStream(source, word_tokenizer(), length, buffer_size=4)
     orders = []
     for block in take(stream, 3):
-        found = [[]]
+        split = [[]]
         for token in block:
-            found.append([]) if token == EOS else found[-1].append(token)
-        assert found.pop() == []
-        assert sorted(found) == sorted(texts)
-        orders.append([texts.index(document) for document in found])
-    assert len(set(map(tuple, orders))) == 3, "each pass has an order of its own"
+            split.append([]) if token == EOS else split[-1].append(token)
+        assert split.pop() == []
+        assert sorted(split) == sorted(texts)
+        orders.append([texts.index(document) for document in split])
+    assert len(set(map(tuple, orders))) == 3, "each pass has its own order"
     assert orders[0] != sorted(orders[0])
 
 
@@ -60,7 +60,7 @@ def test_the_position_is_exact(source, done):
     def stream():
         return PretrainingStream([source, documents(5)], word_tokenizer(), 7, weights=[2, 1], seed=3, buffer_size=4)
 
-    whole = take(stream(), 20)  # several passes over each source
+    blocks = take(stream(), 20)  # several passes over each source
     first = stream()
     take(first, done)
     state = json.loads(json.dumps(first.state_dict()))
@@ -68,7 +68,7 @@ def test_the_position_is_exact(source, done):
     again = stream()
     take(again, 4)
     again.load_state_dict(state)
-    assert take(again, 20 - done) == whole[done:]
+    assert take(again, 20 - done) == blocks[done:]
 
 
 def test_the_seed_decides(source):
@@ -85,10 +85,10 @@ def test_weights_are_shares_of_tokens():
     assert counts[4] / 400 == pytest.approx(0.75, abs=0.06)
 
 
-def test_refusals(tmp_path):
+def test_arguments_that_are_refused(tmp_path):
     with pytest.raises(InputError, match="for 1 sources"):
         PretrainingStream(documents(), word_tokenizer(), 8, weights=[1, 2])
-    with pytest.raises(InputError, match="one positive each"):
+    with pytest.raises(InputError, match="one positive number each"):
         PretrainingStream(documents(), word_tokenizer(), 8, weights=[0])
     with pytest.raises(InputError, match="at least 2"):
         PretrainingStream(documents(), word_tokenizer(), 1)
@@ -106,7 +106,7 @@ def test_refusals(tmp_path):
 
 
 def test_blank_documents_of_a_stream_are_left_out_if_asked(monkeypatch):
-    """As in the wikitext sets of the Hub; and a resumed stream goes on as one that was never stopped."""
+    """The Hub's wikitext sets have blank rows. A resumed stream continues like one that was never stopped."""
     texts = [text for row in documents(12, 3) for text in ("", row["text"], " ")]
     rows = Dataset.from_dict({"text": texts}).to_iterable_dataset()
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: rows)
@@ -118,12 +118,11 @@ def test_blank_documents_of_a_stream_are_left_out_if_asked(monkeypatch):
 
     with pytest.raises(InputError, match=r"row 1 of the pretraining text: column text is empty.* --on_bad_rows skip"):
         next(stream("error"))
-    whole = stream("skip")
-    blocks = [next(whole) for _ in range(30)]
-    part = stream("skip")
-    assert [next(part) for _ in range(11)] == blocks[:11]
+    blocks = take(stream("skip"), 30)
+    stopped = stream("skip")
+    assert take(stopped, 11) == blocks[:11]
     resumed = stream("skip")
-    resumed.load_state_dict(json.loads(json.dumps(part.state_dict())))
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
     assert [next(resumed) for _ in range(19)] == blocks[11:]
 
 
@@ -145,7 +144,7 @@ def test_sources_by_name(tmp_path, monkeypatch):
     assert [len(list(rows)) for rows in sources] == [3, 3, 3]
     assert asked == {"name": "owner/corpus", "config": "en", "split": "train", "streaming": True}
     assert open_sources(PretrainingArguments(), DataArguments(dataset_name="sandbox")) is None
-    (tmp_path / "train.jsonl").rename(tmp_path / "all.jsonl")  # nothing is evaluated on it, so nothing is held out
+    (tmp_path / "train.jsonl").rename(tmp_path / "all.jsonl")  # nothing is held out of pretraining text
     args = PretrainingArguments(pretrain_dataset_name=[str(tmp_path)])
     assert [len(rows) for rows in open_sources(args, DataArguments(dataset_name="sandbox"))] == [12]
     with pytest.raises(InputError, match="2 pretrain_dataset_config for 1"):

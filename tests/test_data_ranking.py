@@ -1,4 +1,4 @@
-"""Ratings, best-worst and votes to ranks: by hand, and that ranks never say more or less than the votes."""
+"""Ratings, best-worst and votes to ranks: by hand; ranks claim neither more nor less than the votes."""
 
 import json
 from itertools import combinations
@@ -40,7 +40,7 @@ def test_majorities_that_order_everything_are_ranks():
 
 def test_circles_and_gaps_have_no_ranks():
     assert vote_ranks([(0, 1, False), (1, 2, False), (2, 0, False)], 3) is None
-    assert vote_ranks([(0, 1, False), (1, 2, False)], 3) is None  # that 0 is above 2 nobody said
+    assert vote_ranks([(0, 1, False), (1, 2, False)], 3) is None  # no vote on 0 and 2
     assert vote_ranks([(0, 1, False), (0, 2, True), (1, 2, True)], 3) is None  # ties that contradict a preference
 
 
@@ -123,6 +123,6 @@ def test_single_votes_keep_their_labelers(tmp_path):
         ([{"tied": [0]}], r"a vote is on \[0\]"),
     ],
 )
-def test_votes_that_cannot_be_meant(tmp_path, votes, reason):
+def test_votes_that_are_refused(tmp_path, votes, reason):
     with pytest.raises(InputError, match=f"line 1: {reason}"):
         load_comparisons(write(tmp_path / "votes.jsonl", [RANKED | {"votes": votes}]), "train")

@@ -1,4 +1,4 @@
-"""What each kind of row has to be, which spellings are read as it, and what is said about the others."""
+"""The schema of each kind of row: spellings that are read, and messages about rows that are not."""
 
 import pytest
 
@@ -70,7 +70,7 @@ RANKED = {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]}
         ("prompt", {"prompt": []}, "column prompt is an empty list"),
         ("prompt", {"prompt": None}, "no column prompt"),
         ("prompt", {"prompt": ["Q"]}, r"prompt\[0\] is not a message"),
-        ("prompt", {"prompt": [USER, ANSWER]}, "ends in a message of the assistant; it has to end in the user's"),
+        ("prompt", {"prompt": [USER, ANSWER]}, "ends in a message of the assistant; it must end in the user's"),
         ("prompt", {"prompt": [{"role": "user", "content": " "}]}, "last message of column prompt is empty"),
         ("prompt", {"prompt": [{"role": "tool", "content": "x"}, USER]}, "role 'tool'; one of system, user, assistant"),
         ("prompt", {"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "content of prompt.* is a list"),

@@ -1,4 +1,4 @@
-"""Demonstrations, comparisons, prompts and pretraining text in the schemas that all stages read.
+"""Loads demonstrations, comparisons, prompts and pretraining text in the schemas that all stages read.
 
 name of the source -> rows of files or of the Hub (sources, files) -> published format (formats) -> schema (schemas)
 -> split (splits) -> `datasets.Dataset` (loading)

@@ -1,4 +1,4 @@
-"""What happens to rows that cannot be used: the run ends at the first, or they are counted and listed in a file."""
+"""Handling of rows that cannot be used: the first one ends the run, or all are counted and listed in a file."""
 
 import json
 import logging
@@ -16,11 +16,11 @@ FILE_NAME = "skipped_rows.jsonl"
 
 
 class BadRows:
-    """Bad rows of one reading of some files.
+    """Bad rows in one pass over some files.
 
     Args:
-        on_bad_rows: "error" makes the first bad row an `InputError`; "skip" collects them for `report`.
-        output_dir: folder for `skipped_rows.jsonl` with file, row and reason of each; None writes no file.
+        on_bad_rows: "error" raises `InputError` at the first bad row, "skip" collects bad rows for `report`.
+        output_dir: folder for `skipped_rows.jsonl`, with file, row and reason of each. None writes no file.
     """
 
     def __init__(self, on_bad_rows: Literal["error", "skip"], output_dir: str | Path | None):
@@ -41,16 +41,16 @@ class BadRows:
         self.files.add(row.file)
 
     def add(self, row: SourceRow, reason: str) -> None:
-        """Raises or collects, as `on_bad_rows` says."""
+        """Raises `InputError` for a bad row or collects it, depending on `on_bad_rows`."""
         if self.on_bad_rows == "error":
-            raise InputError(f"{row.file}, {row.place}: {reason}, or leave bad rows out with --on_bad_rows skip.")
+            raise InputError(f"{row.file}, {row.place}: {reason}, or leave out bad rows with --on_bad_rows skip.")
         record = {"file": row.file, "row": row.place, "reason": reason}
         self._first = self._first or record
         self.count += 1
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def report(self) -> None:
-        """Logs how many rows were skipped and lists them; of a file read before, the list is replaced."""
+        """Logs the number of skipped rows and lists them in place of the rows listed earlier for the same files."""
         if self._first is not None:
             logger.warning(
                 "skipped %d of %d rows, the first being %s, %s: %s",

@@ -1,7 +1,7 @@
-"""Text to token ids, once for all stages, so that SFT, PPO and the reward model see the same ids of the same text.
+"""Converts text to token ids in one way, so that SFT, PPO and the reward model see the same ids of the same text.
 
 A prompt is plain text or a list of messages. The ids of `encode_prompt` are always a prefix of prompt + completion, so
-a completion that was sampled after them can be trained on as sampled.
+a completion sampled after them is trained on exactly as it was sampled.
 """
 
 import json
@@ -18,11 +18,11 @@ Completion = str | Sequence[Message]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids after which the model answers.
+    """Returns the token ids after which the model answers.
 
     Args:
-        tokenizer: with a chat template if prompts are messages (`rlhf.models.loading.load_tokenizer` sees to that).
-        prompt: plain text is taken as it is, with the tokenizer's BOS if it adds one (as TRL does); messages go through
+        tokenizer: has a chat template if prompts are messages (`rlhf.models.loading.load_tokenizer` adds one).
+        prompt: plain text is encoded as it is, with the tokenizer's BOS if it adds one (as in TRL); messages go through
             the chat template up to and including the generation prompt.
 
     Returns:
@@ -35,10 +35,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion) -> list[int]:
-    """Ids that follow `encode_prompt(tokenizer, prompt)`, ending in exactly one EOS.
+    """Returns the ids that follow `encode_prompt(tokenizer, prompt)`, ending in exactly one EOS.
 
-    What the template writes after its EOS (SmolLM2's newline) is dropped, since sampling stops at EOS too; so is all
-    that follows an EOS inside the completion's own text.
+    Sampling stops at EOS, so everything after the first EOS is dropped: the rest of a completion that contains one, and
+    the template's own text (SmolLM2's newline).
 
     Args:
         completion: text, or a list of one assistant message.
@@ -52,9 +52,9 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
 def encode_prompt_and_completions(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[Completion]
 ) -> tuple[list[int], list[list[int]]]:
-    """`encode_prompt`, and `encode_completion` of each of several completions: the prompt is tokenised once."""
+    """Returns `encode_prompt`, and `encode_completion` of each completion; the prompt is tokenized once."""
     if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no EOS token; set eos_token in its tokenizer_config.json.")
+        raise InputError("The tokenizer has no EOS token. Set eos_token in its tokenizer_config.json.")
     is_text = isinstance(prompt, str)
     start = _render_prompt(tokenizer, prompt)
     rests = [
@@ -66,24 +66,24 @@ def encode_prompt_and_completions(
     for rest, ids in zip(rests, joint_ids, strict=True):
         if ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
-        else:  # a token of the joint text spans the border: the model never sees that token after this prompt
+        else:  # a token spans the border of prompt and completion; after this prompt the model never sees it
             ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
         encoded.append(_end_at_eos(ids, tokenizer.eos_token_id))
     return prompt_ids, encoded
 
 
 def completion_text(completion: Completion) -> str:
-    """The answer's text, be it text or one assistant message."""
+    """Returns the text of an answer that is text or one assistant message."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Canonical JSON of a prompt: equal exactly if role and content of every message (or the plain text) are."""
+    """Returns canonical JSON: equal exactly if role and content of every message (or the plain texts) are equal."""
     return json.dumps(prompt if isinstance(prompt, str) else plain_messages(prompt), ensure_ascii=False)
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The prompt for a reader: plain text, the only user message, or one paragraph `Role: content` per message."""
+    """Returns the prompt for a reader: the text or the only message, else one paragraph `Role: content` per message."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -92,7 +92,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Role and content only; `datasets` fills other columns of a message with None, which some templates print."""
+    """Returns role and content alone: `datasets` fills other keys of messages with None, which some templates print."""
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -103,12 +103,12 @@ def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
 
 def _render_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, start: str, completion: Completion) -> str:
-    """What the template writes after the rendered prompt `start` for this completion, EOS included if it has one."""
+    """Returns the text after the rendered prompt `start`, with the template's EOS if it has one."""
     text = completion_text(completion)
-    whole = _apply_template(tokenizer, [*plain_messages(prompt), {"role": "assistant", "content": text}])
-    if not whole.startswith(start):  # e.g. a generation prompt that opens a <think> block
+    conversation = _apply_template(tokenizer, [*plain_messages(prompt), {"role": "assistant", "content": text}])
+    if not conversation.startswith(start):  # e.g. a generation prompt that opens a <think> block
         return text
-    rest = whole[len(start) :]
+    rest = conversation[len(start) :]
     return rest if tokenizer.eos_token in rest else rest.rstrip()  # a newline between turns is not part of the answer
 
 
@@ -117,14 +117,14 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise InputError(f"the tokenizer's chat template refuses messages with roles {roles}: {error}") from error
+        raise InputError(f"The tokenizer's chat template refuses messages with roles {roles}: {error}") from error
 
 
 def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_text: bool) -> list[list[int]]:
-    found = tokenizer(texts, add_special_tokens=is_text)["input_ids"]  # a template writes its special tokens itself
+    encoded = tokenizer(texts, add_special_tokens=is_text)["input_ids"]  # templates write special tokens themselves
     if not is_text:
-        return found
-    return [_without_appended_eos(tokenizer, text, ids) for text, ids in zip(texts, found, strict=True)]
+        return encoded
+    return [_without_appended_eos(tokenizer, text, ids) for text, ids in zip(texts, encoded, strict=True)]
 
 
 def _without_appended_eos(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:

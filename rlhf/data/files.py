@@ -1,4 +1,4 @@
-"""Rows of json, jsonl, csv, parquet and txt files, each with the line it stands on, so that a bad one can be found."""
+"""Reads rows of json, jsonl, csv, parquet and txt files, each with its line, so that a bad row can be found."""
 
 import csv
 import gzip
@@ -17,21 +17,21 @@ import pyarrow.parquet
 from rlhf.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".txt", ".txt.gz")
-JSON_COLUMNS = ("messages", "completions", "ranks", "ratings", "votes")  # lists, which a csv cell holds as JSON
-MAYBE_MESSAGES = ("prompt", "completion", "chosen", "rejected")  # text, or such a list
+JSON_COLUMNS = ("messages", "completions", "ranks", "ratings", "votes")  # lists, as JSON in a csv cell
+MAYBE_MESSAGES = ("prompt", "completion", "chosen", "rejected")  # text, or a list of messages as JSON
 INDICES = ("best", "worst")
 csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long document
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row as it was read.
+    """A row as it was read.
 
     Attributes:
         file: path, or name of the Hub dataset and its split.
-        place: "line 7" of a text file, "row 7" of anything else; both count from 1.
-        content: the columns; None if the row cannot be read.
-        fault: why it cannot be read.
+        place: "line 7" of a text file, "row 7" of other sources, from 1.
+        content: columns; None if the row cannot be read.
+        fault: reason why it cannot be read, and the remedy.
     """
 
     file: str
@@ -41,9 +41,9 @@ class SourceRow:
 
 
 def read_rows(path: Path) -> Iterator[SourceRow]:
-    """Rows of one file in order, read as they are asked for; empty lines are left out.
+    """Yields the rows of a file in order, without empty lines.
 
-    A line that is not UTF-8 or not JSON comes as a row with a fault, and reading goes on after it.
+    A line that is not UTF-8 or not JSON becomes a row with a fault, and reading continues after it.
 
     Raises:
         InputError: the file as a whole cannot be read.
@@ -61,12 +61,12 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the file's name ends in one of `SUFFIXES`."""
+    """True if the file's name ends in one of `SUFFIXES`."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | None, str | None]]:
-    """(number, text, fault) of each line; exactly one of text and fault is None."""
+    """Yields (number, text, fault) of each line; exactly one of text and fault is None."""
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
@@ -74,7 +74,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None, str | None]]:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8"), None
                 except UnicodeDecodeError as error:
                     byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
-                    yield number, None, f"not UTF-8 text ({byte} of the line); save the file in that encoding"
+                    yield number, None, f"not UTF-8 text ({byte} of the line); save the file as UTF-8"
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -126,16 +126,16 @@ def _json_array_rows(path: Path) -> Iterator[SourceRow]:
     try:
         values = json.loads("".join(text))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno} is not valid JSON ({error.msg}); correct it there.") from error
+        raise InputError(f"{path}, line {error.lineno} is not valid JSON ({error.msg}). Correct it there.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not usable JSON ({error}); write one JSON object a line instead.") from error
+        raise InputError(f"{path} is not usable JSON ({error}). Write one JSON object per line instead.") from error
     for number, value in enumerate(values, 1):
         content, fault = _object(value)
         yield SourceRow(str(path), f"row {number}", content, fault)
 
 
 def _text_rows(path: Path) -> Iterator[SourceRow]:
-    """One document a line, as `datasets` reads text files."""
+    """Yields one document per line, as `datasets` reads text files."""
     for number, line, fault in _lines(path):
         if fault or line.strip():
             yield SourceRow(str(path), f"line {number}", None if fault else {"text": line.strip()}, fault)
@@ -152,12 +152,12 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
             elif cells:
                 yield _csv_row(path, first, header, cells)
     except csv.Error as error:
-        raise InputError(f"{path}, line {last + 1} is not valid CSV ({error}); check its quotes.") from error
+        raise InputError(f"{path}, line {last + 1} is not valid CSV ({error}). Check its quotes.") from error
 
 
 def _decoded(path: Path) -> Iterator[str]:
     for number, line, fault in _lines(path):
-        if fault:  # a quoted cell may span lines, so reading cannot go on after a lost one
+        if fault:  # a quoted cell may span lines, so reading cannot continue after a lost line
             raise InputError(f"{path}, line {number}: {fault}.")
         yield line
 
@@ -194,4 +194,4 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
                     yield SourceRow(str(path), f"row {number}", content)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a readable Parquet file ({reason}); write it again.") from error
+        raise InputError(f"{path} is not a readable Parquet file ({reason}). Write it again.") from error

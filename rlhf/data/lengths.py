@@ -30,7 +30,7 @@ def drop_long_rows(
         name: source and split, for messages, which count the rows of `dataset` from 1.
         on_bad_rows: "error" ends the run at the first long row, "skip" drops long rows and logs their number.
         output_dir: the run's folder, in which skipped rows are listed.
-        option: what sets `max_length`, for messages.
+        option: name of the limit, for messages.
 
     Raises:
         InputError: a row is too long while `on_bad_rows` is "error", or all rows are.

@@ -1,8 +1,8 @@
-"""One split of a source as a `datasets.Dataset`, every row of it checked; on disk, mapped into memory.
+"""Loads one split of a source as a `datasets.Dataset`: all rows checked, on disk, mapped into memory.
 
-`split` is "train" or "validation", which stand for the splits that `dataset_train_split` and `dataset_test_split` name,
-or any split that the source has. A source that has nothing but train rows gets a validation and a test split held out
-of them; a source that has others, but not the one to evaluate on, gets that one.
+`split` is "train" or "validation", for the splits named by `dataset_train_split` and `dataset_test_split`, or the name
+of any split of the source. From a source with train rows alone, a validation and a test split are held out; from a
+source with other splits, the split to evaluate on, if it is missing.
 """
 
 import itertools
@@ -44,11 +44,11 @@ COMPARISON_FEATURES = {
 
 
 def load_demonstrations(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
-    """Columns `prompt`, `completion`: both text, or both messages.
+    """Returns columns `prompt`, `completion`: both text, or both messages.
 
     Args:
-        args: the source and how much of it.
-        split: see the module.
+        args: source and number of rows.
+        split: see the top of this module.
         output_dir: the run's folder, in which skipped rows are listed (`skipped_rows.jsonl`).
 
     Raises:
@@ -58,22 +58,22 @@ def load_demonstrations(args: DataArguments, split: str, output_dir: str | None 
 
 
 def load_comparisons(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
-    """Columns `prompt`, `completions` (K texts), `ranks` (K integers, 0 = best); arguments as for demonstrations."""
+    """Returns columns `prompt`, `completions` (K texts), `ranks` (K integers, 0 = best); see `load_demonstrations`."""
     return _load("comparisons", args, split, output_dir)
 
 
 def load_prompts(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
-    """Column `prompt`; arguments as for demonstrations."""
+    """Returns column `prompt`; see `load_demonstrations`."""
     return _load("prompts", args, split, output_dir)
 
 
 def load_pretraining(
     args: DataArguments, split: str, output_dir: str | None = None, hold_out: bool = True
 ) -> datasets.Dataset:
-    """Column `text`; arguments as for demonstrations.
+    """Returns column `text`; see `load_demonstrations`.
 
     Args:
-        hold_out: whether a source without validation and test rows gives up some of its train rows for them.
+        hold_out: holds validation and test rows out of the train rows of a source that has none.
     """
     return _load("pretraining", args, split, output_dir, hold_out)
 
@@ -97,7 +97,8 @@ def _load(
     if dataset is None:
         chosen = f" with dataset_config {args.dataset_config}" if args.dataset_config is not None else ""
         raise InputError(
-            f"{args.dataset_name} has no {kind} in its {origin} split{chosen} ({len(bad_rows)} rows were skipped)."
+            f"{args.dataset_name} has no {kind} in its {origin} split{chosen} ({len(bad_rows)} rows were skipped). "
+            "Give a source or split with usable rows."
         )
     if hashes:
         dataset = dataset.select(split_indices(hashes, split, held_out, args.dataset_name))
@@ -105,7 +106,7 @@ def _load(
 
 
 def find_rows(kind: str, args: DataArguments) -> Splits:
-    """The splits that the source has itself; call one for its rows as they were read.
+    """Returns the source's own splits; call one for its rows as read.
 
     Raises:
         InputError: no such source.
@@ -118,7 +119,7 @@ def find_rows(kind: str, args: DataArguments) -> Splits:
 
 
 def _sandbox(kind: str, split: str, size: int | None, seed: int) -> datasets.Dataset:
-    from rlhf.sandbox import datasets as sandbox  # here, so that real data does not load the world
+    from rlhf.sandbox import datasets as sandbox  # not at the top: real data needs no sandbox
 
     return getattr(sandbox, {"votes": "comparisons"}.get(kind, kind))(split, size=size, seed=seed)
 
@@ -128,7 +129,7 @@ def _sandbox_rows(kind: str, split: str, args: DataArguments) -> Iterator[Source
 
 
 def _open_split(kind: str, args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:
-    """The splits of the source, the one that `split` is read from, and those to be held out of the train rows.
+    """Returns the splits of the source, the split that has the rows of `split`, and the splits to hold out of train.
 
     Raises:
         InputError: no such source or split.
@@ -145,48 +146,46 @@ def _open_split(kind: str, args: DataArguments, split: str) -> tuple[Splits, str
 
 
 def checked_rows(kind: str, rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows) -> Iterator[Row]:
-    """Rows of the schema, one by one; a row of a published format may hold several, or none.
+    """Yields rows of the schema; a row of a published format may hold several, or none.
 
     Args:
         kind: key of `CHECKS`.
-        rows: as they were read.
-        bad_rows: told of every row that was read, and of those that cannot be used.
+        rows: rows as read.
+        bad_rows: gets every row that is read, and the rows that cannot be used.
     """
-    style, kept, of_other_style = None, 0, 0
-    for row, form, content in _units(rows, args, bad_rows):
+    prompt_type, num_like_first, num_others = None, 0, 0
+    for row, form, content in _conversion_inputs(rows, args, bad_rows):
         try:
-            checked = [CHECKS[kind](one) for one in _converted(kind, row, form, content, args)]
-            styles = {type(one.get("prompt")) for one in checked} | ({style} if style else set())
-            if len(styles) > 1:
-                of_other_style += 1
-                raise RowError(
-                    "column prompt is text in some rows and messages in others; one of them is needed in all"
-                )
+            checked = [CHECKS[kind](converted) for converted in _converted(kind, row, form, content, args)]
+            types = {type(row.get("prompt")) for row in checked} | ({prompt_type} if prompt_type else set())
+            if len(types) > 1:
+                num_others += 1
+                raise RowError("column prompt is text in some rows and messages in others; write all in one way")
         except RowError as error:
             bad_rows.add(row, _reason(error, row, args))
             continue
-        style = next(iter(styles), None)
-        kept += len(checked)
+        prompt_type = next(iter(types), None)
+        num_like_first += len(checked)
         yield from checked
-    if of_other_style > kept:  # the first row decides for all, and was the odd one
+    if num_others > num_like_first:  # the first row decides for all, and was the exception
         raise InputError(
-            f"column prompt of {args.dataset_name} is text in some rows and messages in others: {kept} are as the "
-            f"first row is, and {of_other_style} are not; write all in one way."
+            f"column prompt of {args.dataset_name} is text in some rows and messages in others: {num_like_first} rows "
+            f"are like the first one, {num_others} are not. Write all in one way."
         )
 
 
 def _held_out(source: Splits, args: DataArguments) -> set[str]:
-    """Splits that have to be taken out of the train rows."""
+    """Returns the splits to hold out of the train rows."""
     if args.dataset_train_split not in source:
         return set()
     missing = set(HELD_OUT) - source.keys()
     return missing if len(source) == 1 else missing & {args.dataset_test_split}
 
 
-def _units(
+def _conversion_inputs(
     rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows
 ) -> Iterator[tuple[SourceRow, Format | None, Row | list[Row]]]:
-    """(where it stands, its format, content): of one row, or at the end, of all the rows that belong together."""
+    """Yields (row, format, content) of single rows, then (first row, format, contents) of assembled rows."""
     assembler = RowAssembler()
     for row in rows:
         bad_rows.read(row)
@@ -207,7 +206,7 @@ def _units(
 
 
 def _converted(kind: str, row: SourceRow, form: Format | None, content: Any, args: DataArguments) -> Iterable[Row]:
-    """The row itself, or what it holds in a published format."""
+    """Returns the rows that the conversion makes of `content`; without a format, `content` itself."""
     if form is None:
         return [content]
     convert = form.kinds.get(kind) or (form.kinds.get("comparisons") if kind == "votes" else None)
@@ -219,11 +218,11 @@ def _converted(kind: str, row: SourceRow, form: Format | None, content: Any, arg
 
 
 def _reason(error: RowError, row: SourceRow, args: DataArguments) -> str:
-    """What is wrong with a row; perhaps it is of another format than the one that was insisted on."""
+    """Returns the error, with a hint if the row looks like another format than `dataset_format`."""
     other = detect(row.content) if args.dataset_format is not None else None
     if other in (None, args.dataset_format):
         return str(error)
-    return f"{error}; its columns are those of {other}, and dataset_format is {args.dataset_format}"
+    return f"{error}; its columns are those of {other}, but dataset_format is {args.dataset_format}"
 
 
 def _with_hashes(rows: Iterable[Row], hashes: array) -> Iterator[Row]:
@@ -233,7 +232,7 @@ def _with_hashes(rows: Iterable[Row], hashes: array) -> Iterator[Row]:
 
 
 def _write(kind: str, rows: Iterator[Row]) -> datasets.Dataset | None:
-    """The rows on disk, with the columns that some row has; None if there are no rows."""
+    """Writes rows to disk, without the columns that no row has; returns None if there are no rows."""
     first = next(rows, None)
     if first is None:
         return None
@@ -249,7 +248,7 @@ def _write(kind: str, rows: Iterator[Row]) -> datasets.Dataset | None:
 
 
 def row_features(kind: str, row: Row) -> datasets.Features:
-    """All columns that a kind may have, since whether a row has one shows only when it is read."""
+    """Returns all columns that a kind may have: the columns of later rows are not known yet."""
     if kind == "pretraining":
         return datasets.Features({"text": TEXT})
     prompt = MESSAGES if isinstance(row["prompt"], list) else TEXT

@@ -1,8 +1,8 @@
-"""Personal data in text: what identifies or reaches a person by its form alone.
+"""Finds personal data in text that has a recognizable form, such as telephone numbers.
 
-phonenumbers (Google's rules for every country) knows telephone numbers, python-stdnum the check digits of cards and
-accounts; both are small, kept up and work offline. Names and postal addresses have no form: finding those takes a
-language model of its own, and a person's look at the data.
+phonenumbers (Google's rules for every country) recognizes telephone numbers, python-stdnum verifies the check digits of
+cards and accounts; both are small, maintained and work offline. Names and postal addresses have no form: finding them
+takes a language model, and a person who looks at the data.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ CARD = re.compile(r"(?<!\d)[3-6](?:[ -]?\d){12,18}(?!\d)")
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 US_SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
 IP_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
-LOCAL_NUMBER = re.compile(r"[\d\s()+-]*\d[-)][\d\s()+-]*")  # no "6.67 x 10-11", of which x would be an extension
+LOCAL_NUMBER = re.compile(r"[\d\s()+-]*\d[-)][\d\s()+-]*")  # not "6.67 x 10-11", where x reads as an extension
 SEVEN_DIGITS = re.compile(r"\d(?:\D{0,3}\d){6}")  # the shortest telephone number, however it is written
 
 
@@ -47,11 +47,11 @@ class PersonalData:
             from stdnum.us import ssn
         except ImportError as error:
             raise InputError(
-                "finding personal data needs two packages: pip install 'instruct-rlhf[data]', "
-                "or keep it with --personal_data keep."
+                "Finding personal data needs two packages. Run pip install 'instruct-rlhf[data]', "
+                "or keep personal data with --personal_data keep."
             ) from error
         if region not in phonenumbers.SUPPORTED_REGIONS:
-            raise InputError(f"phone_region {region} is not a country code such as US or DE.")
+            raise InputError(f"phone_region {region} is not a country code. Set it to one, such as US or DE.")
         self.region = region
         self._phonenumbers = phonenumbers
         self._patterns: list[tuple[str, re.Pattern, Callable[[str], bool]]] = [
@@ -63,14 +63,14 @@ class PersonalData:
         ]
 
     def find(self, text: str) -> list[PersonalSpan]:
-        """All that was found, in order and without overlap."""
+        """Returns all personal data in order, without overlaps."""
         if "@" not in text and not any(map(str.isdigit, text)):
-            return []  # everything below has one or the other
-        found: list[PersonalSpan] = []
+            return []  # every kind has an @ or a digit
+        spans: list[PersonalSpan] = []
         for candidate in self._candidates(text):
-            if all(candidate.end <= other.start or candidate.start >= other.end for other in found):
-                found.append(candidate)
-        return sorted(found, key=lambda one: one.start)
+            if all(candidate.end <= other.start or candidate.start >= other.end for other in spans):
+                spans.append(candidate)
+        return sorted(spans, key=lambda span: span.start)
 
     def _candidates(self, text: str) -> Iterator[PersonalSpan]:
         for kind, pattern, is_valid in self._patterns:
@@ -84,20 +84,20 @@ class PersonalData:
     def _telephones(self, text: str) -> Iterator[PersonalSpan]:
         numbers = self._phonenumbers
         for match in numbers.PhoneNumberMatcher(text, self.region, leniency=numbers.Leniency.POSSIBLE):
-            # A number within its town (555-0142) is never valid by itself; hyphens tell it from any other number.
+            # A local number (555-0142) is never valid by itself; its hyphen tells it from other numbers.
             if numbers.is_valid_number(match.number) or LOCAL_NUMBER.fullmatch(match.raw_string):
                 yield PersonalSpan("telephone number", match.start, match.end)
 
 
-def mask(text: str, found: list[PersonalSpan]) -> str:
-    """The text with what was found replaced by its kind: "Write to [email address]."."""
-    for one in reversed(found):
-        text = f"{text[: one.start]}[{one.kind}]{text[one.end :]}"
+def mask(text: str, spans: list[PersonalSpan]) -> str:
+    """Returns the text with each span replaced by its kind: "Write to [email address]."."""
+    for span in reversed(spans):
+        text = f"{text[: span.start]}[{span.kind}]{text[span.end :]}"
     return text
 
 
 def _valid_end(text: str, is_valid: Callable[[str], bool]) -> int:
-    """Length of the longest valid beginning that ends before a space; 0 if there is none."""
+    """Returns the length of the longest valid part from the start, cut at spaces; 0 if there is none."""
     while not is_valid(text):
         text, space, _ = text.rpartition(" ")
         if not space:

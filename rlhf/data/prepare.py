@@ -1,14 +1,14 @@
-"""Prompts as the paper prepared them (section 3.2, appendix A.2), from a source of any size.
+"""Prepares prompts as in the paper (section 3.2, appendix A.2), from a source of any size.
 
-Each prompt is looked at once, in the order of the source, and dropped for the first of these reasons:
+Each prompt is read once, in the order of the source, and dropped for the first reason that applies:
 
     longer than max_prompt_length tokens
     personal data, in the training split
-    shares a long common prefix with an earlier prompt
+    long prefix in common with an earlier prompt
     its user has max_per_user prompts already
 
-The split is by a hash of the user, so no user is on two sides, and a user is on the same side in every data set that is
-prepared so. What has to be remembered of earlier prompts, 16 bytes of each, is in a temporary file.
+A hash of the user decides the split. So no user is in two splits, and a user is in the same split of every data set
+prepared here. A temporary file keeps 16 bytes of each earlier prompt.
 """
 
 import hashlib
@@ -32,40 +32,47 @@ TOO_LONG, PERSONAL, DUPLICATE, TOO_MANY = REASONS = (
 
 @dataclass
 class PrepareArguments:
-    """How prompts are prepared; the defaults are the paper's where it names them."""
+    """Options of `make data`; the defaults are the paper's where it names them."""
 
     output_dir: str = field(metadata={"help": "Folder for the prepared prompts and their card."})
     model_name_or_path: str = field(metadata={"help": "Model whose tokenizer counts the tokens of a prompt."})
-    max_prompt_length: int = field(default=1000, metadata={"help": "Longest prompt in tokens, template included."})
-    max_per_user: int = field(default=200, metadata={"help": "Most prompts of one user_id."})
+    max_prompt_length: int = field(
+        default=1000, metadata={"help": "Longest prompt, in tokens, chat template included."}
+    )
+    max_per_user: int = field(default=200, metadata={"help": "Prompts to keep of one user_id, at most."})
     duplicate_prefix: int = field(
         default=200,
-        metadata={"help": "Prompts that share their first N characters (or all, if shorter) are duplicates."},
+        metadata={"help": "Characters. Prompts with the same first N (or the same text, if shorter) are duplicates."},
     )
-    held_out_share: float = field(default=SHARE, metadata={"help": "Share of the users in validation, and in test."})
+    held_out_share: float = field(
+        default=SHARE, metadata={"help": "Share of the users in validation, and the same in test."}
+    )
     personal_data: Literal["drop", "keep"] = field(
-        default="drop", metadata={"help": "drop: training prompts with personal data are left out."}
+        default="drop",
+        metadata={"help": "drop: leave out training prompts with personal data. keep: do not look for it."},
     )
-    phone_region: str = field(default="US", metadata={"help": "Country of telephone numbers without a country code."})
+    phone_region: str = field(
+        default="US", metadata={"help": "Country code (US, DE) of telephone numbers that have none."}
+    )
 
     def __post_init__(self):
         require_at_least(self, 1, "max_prompt_length", "max_per_user", "duplicate_prefix")
         if not 0 < self.held_out_share < 0.5:
             raise InputError(
-                f"held_out_share is {self.held_out_share}; two such shares have to leave some for training."
+                f"held_out_share is {self.held_out_share}, for validation and test each. Set it above 0 and below 0.5."
             )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a prompt.
+    """The decision on a prompt.
 
     Attributes:
-        row: of the schema of prompts.
+        row: row of the schema of prompts.
         split: train, validation or test.
         tokens: length of the encoded prompt.
         reason: one of `REASONS` if it is dropped, None if it is kept.
-        personal_data: its personal data, if it was looked for; positions in `prompt_text` of the prompt.
+        personal_data: spans of `prompt_text` of the prompt, if it was searched.
     """
 
     row: dict[str, Any]
@@ -81,11 +88,11 @@ def decide(
     count_tokens: Callable[[Prompt], int],
     personal: PersonalData | None,
 ) -> Iterator[Decision]:
-    """A decision for every row, in the order of the rows.
+    """Yields a decision for each row, in order.
 
     Args:
-        rows: of the schema of prompts.
-        count_tokens: length of an encoded prompt.
+        rows: rows of the schema of prompts.
+        count_tokens: returns the number of tokens of an encoded prompt.
         personal: finds personal data in training prompts; None leaves it in.
     """
     seen = _Seen()
@@ -106,27 +113,28 @@ def decide(
 
 
 def user_split(row: dict[str, Any], share: float) -> str:
-    """Side of the row's user, or where it has none, of its conversation, by a hash."""
+    """Returns the split of the row's user, or of its conversation if no user is known, by a hash."""
     user = row.get("user_id")
     value = conversation_hash(row) if user is None else hash_share(f"user {user}")
     return next((name for i, name in enumerate(HELD_OUT, 1) if value < i * share), "train")
 
 
 def prefix_key(prompt: Prompt, length: int) -> str:
-    """Equal for duplicates: prompts whose last messages begin with the same `length` characters, or if shorter, are
-    the same, after the same conversation. Case and the amount of white space do not count.
+    """Returns a key that is equal for duplicates.
+
+    Duplicates have the same conversation before the last message, and last messages with the same first `length`
+    characters (or the same text, if shorter). Case and the amount of white space do not count.
     """
     before, last = ([], prompt) if isinstance(prompt, str) else (plain_messages(prompt[:-1]), prompt[-1]["content"])
     return prompt_key(before) + " ".join(last.casefold().split())[:length]
 
 
 class _Seen:
-    """Prefixes of the prompts kept so far, and users, in a temporary file."""
+    """Prefixes of the prompts kept so far, and counts of users, in a temporary file."""
 
     def __init__(self):
-        self._table = sqlite3.connect(
-            "", isolation_level=None
-        )  # a file that SQLite deletes, its recent pages in memory
+        # "": a file that SQLite deletes, with the recent pages in memory
+        self._table = sqlite3.connect("", isolation_level=None)
         self._table.execute("BEGIN")
         self._table.execute("CREATE TABLE prefixes (hash PRIMARY KEY) WITHOUT ROWID")
         self._table.execute("CREATE TABLE users (hash PRIMARY KEY, prompts) WITHOUT ROWID")
@@ -138,7 +146,7 @@ class _Seen:
         self._table.execute("INSERT INTO prefixes VALUES (?)", (_digest(key),))
 
     def count_user(self, user: str) -> int:
-        """How often the user was asked for, this time included."""
+        """Counts this call, and returns the number of calls for this user."""
         add = "INSERT INTO users VALUES (?, 1) ON CONFLICT DO UPDATE SET prompts = prompts + 1 RETURNING prompts"
         ((count,),) = self._table.execute(add, (_digest(user),)).fetchall()
         return count

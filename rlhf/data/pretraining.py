@@ -1,8 +1,8 @@
-"""Pretraining text as an endless stream of packed blocks of token ids that can be stopped and gone on with anywhere.
+"""Packs pretraining text into an endless stream of blocks of token ids, which can be stopped and resumed anywhere.
 
-Documents are shuffled, tokenised when their turn comes, closed with EOS and laid end to end; every `length` tokens are
-a block. The n-th block is a function of (sources, tokenizer, length, weights, seed, n) alone, and `state_dict` says
-where the stream is without holding any text.
+Documents are shuffled, tokenized when their turn comes, closed with EOS and concatenated; every `length` tokens are a
+block. The n-th block depends on (sources, tokenizer, length, weights, seed, n) alone. `state_dict` holds a position,
+not text.
 """
 
 import copy
@@ -24,18 +24,18 @@ Rows = Dataset | IterableDataset
 
 
 class PretrainingStream:
-    """An endless iterator over blocks: lists of `length` token ids, EOS between the documents in them.
+    """An endless iterator over blocks: lists of `length` token ids, with EOS between documents.
 
-    A block comes from one source. Which one is drawn by the weights, so these are shares of the tokens, however long
-    the documents of each source are. A source that ends starts again in another order.
+    Each block comes from one source, drawn by the weights. Weights are thus shares of the tokens, however long the
+    documents are. A source that ends starts again in another order.
 
     Args:
         sources: rows with `text`; one or several, each in memory or streamed.
-        tokenizer: has an EOS token; adds BOS to each document if it does so to every text.
-        length: tokens in a block.
-        weights: one positive number per source, of any sum; None: equal.
-        seed: of the order of the documents and of the draw of sources.
-        buffer_size: a streamed source is shuffled within so many documents at a time; one in memory as a whole.
+        tokenizer: has an EOS token. If it adds BOS to every text, each document begins with BOS.
+        length: tokens per block.
+        weights: one positive number per source, with any sum. None: equal weights.
+        seed: seed of the order of the documents and of the draw of sources.
+        buffer_size: documents among which a streamed source is shuffled. Sources in memory are shuffled as a whole.
 
     Raises:
         InputError: arguments that cannot be used; while iterating, a row without text or a source without rows.
@@ -54,11 +54,13 @@ class PretrainingStream:
         sources = [sources] if isinstance(sources, Rows) else list(sources)
         weights = [1.0] * len(sources) if weights is None else list(weights)
         if len(weights) != len(sources) or any(weight <= 0 for weight in weights):
-            raise InputError(f"weights {weights} for {len(sources)} sources of pretraining text: one positive each.")
+            raise InputError(
+                f"weights {weights} for {len(sources)} sources of pretraining text; give one positive number each."
+            )
         if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no EOS token to put between documents of pretraining text.")
+            raise InputError("The tokenizer has no EOS token, which separates documents of pretraining text. Set one.")
         if length < 2:
-            raise InputError(f"blocks of pretraining text have {length} tokens; they need at least 2.")
+            raise InputError(f"Blocks of pretraining text have {length} tokens; they must have at least 2.")
         self.tokenizer, self.length, self.weights, self.seed = tokenizer, length, weights, seed
         self.documents = [
             ShuffledRows(rows, (seed, number))
@@ -83,25 +85,25 @@ class PretrainingStream:
         return ids[: self.length]
 
     def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, verbose=False)["input_ids"]  # longer than the context is no mistake here
+        ids = self.tokenizer(text, verbose=False)["input_ids"]  # verbose would warn of texts longer than the context
         eos = self.tokenizer.eos_token_id
         return ids if ids[-1:] == [eos] else [*ids, eos]
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as JSON can hold it."""
+        """Returns the position of the stream, in types that JSON has."""
         documents = [documents.state_dict() for documents in self.documents]
         return {"blocks": self.blocks, "rest": [list(ids) for ids in self.rest], "documents": documents}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after the last block that was taken before `state_dict()`.
+        """Continues after the last block taken before `state_dict()`.
 
         Raises:
-            InputError: the state is that of another number of sources.
+            InputError: the state has another number of sources.
         """
         if len(state["documents"]) != len(self.documents):
             raise InputError(
-                f"the checkpoint has the position in {len(state['documents'])} sources of pretraining text, and there "
-                f"are {len(self.documents)}; resume with the same sources."
+                f"The checkpoint has positions in {len(state['documents'])} sources of pretraining text, but there are "
+                f"{len(self.documents)}. Resume with the same sources."
             )
         self.blocks, self.rest = state["blocks"], [list(ids) for ids in state["rest"]]
         for documents, position in zip(self.documents, state["documents"], strict=True):
@@ -109,11 +111,11 @@ class PretrainingStream:
 
 
 class ShuffledRows:
-    """The texts of rows in memory, in a new random order in each pass."""
+    """Texts of rows in memory, in a new random order in each pass."""
 
     def __init__(self, rows: Dataset, key: tuple[int, ...]):
         if len(rows) == 0:
-            raise InputError("a source of pretraining text has no rows.")
+            raise InputError("A source of pretraining text has no rows. Leave it out.")
         self.rows, self.key, self.read = rows, key, 0
         self.order, self.order_of = None, None
 
@@ -123,7 +125,7 @@ class ShuffledRows:
             self.order, self.order_of = permutation(len(self.rows), *self.key, epoch), epoch
         row = int(self.order[position])
         self.read += 1
-        return document_text(self.rows[row], row)
+        return _document_text(self.rows[row], row)
 
     def state_dict(self) -> dict[str, Any]:
         return {"read": self.read}
@@ -133,10 +135,10 @@ class ShuffledRows:
 
 
 class ShuffledStream:
-    """The texts of a stream, read `buffer_size` at a time and shuffled among themselves.
+    """Texts of a stream, read `buffer_size` at a time and shuffled among these.
 
-    Unlike with a buffer that is refilled one by one, a position is little: where the stream was when the buffer
-    was filled, and how many have been taken from it since. `IterableDataset.shuffle` would lose its buffer.
+    The position is small: the position of the stream when the buffer was filled, and the number of texts taken since.
+    `IterableDataset.shuffle` refills its buffer one by one, and loses it when it is resumed.
     """
 
     def __init__(self, rows: IterableDataset, key: tuple[int, ...], buffer_size: int):
@@ -150,9 +152,9 @@ class ShuffledStream:
         return self.buffer[self.taken - 1]
 
     def _open(self, epoch: int, position: dict | None, fills: int) -> None:
-        """Starts to read pass number `epoch` at `position` (None: its beginning)."""
+        """Starts reading pass number `epoch` at `position` (None: the beginning)."""
         self.epoch, self.fills = epoch, fills
-        self.passing = copy.deepcopy(self.rows)  # its position is its own; `rows` stay at their beginning
+        self.passing = copy.deepcopy(self.rows)  # a copy, so that `rows` stay at their beginning
         if position is not None:
             self.passing.load_state_dict(position)
         self.iterator = iter(self.passing)
@@ -163,7 +165,7 @@ class ShuffledStream:
         texts = self._read()
         if not texts:
             if not self.fills:
-                raise InputError("a source of pretraining text has no rows.")
+                raise InputError("A source of pretraining text has no rows. Leave it out.")
             self._open(self.epoch + 1, None, 0)
             texts = self._read()
         order = permutation(len(texts), *self.key, self.epoch, self.fills)
@@ -173,7 +175,7 @@ class ShuffledStream:
     def _read(self) -> list[str]:
         texts = []
         for row in self.iterator:
-            texts.append(document_text(row, self.fills * self.buffer_size + len(texts)))
+            texts.append(_document_text(row, self.fills * self.buffer_size + len(texts)))
             if len(texts) == self.buffer_size:
                 break
         return texts
@@ -194,20 +196,20 @@ def permutation(count: int, *key: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(count)
 
 
-def document_text(row: dict[str, Any], number: int) -> str:
+def _document_text(row: dict[str, Any], number: int) -> str:
     try:
         return pretraining(row)["text"]
     except RowError as error:
         raise InputError(
-            f"row {number + 1} of the pretraining text: {error}, or leave such rows out with --on_bad_rows skip."
+            f"row {number + 1} of the pretraining text: {error}, or leave out bad rows with --on_bad_rows skip."
         ) from error
 
 
 def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: str | None = None) -> list[Rows] | None:
-    """The sources of `args`, for `PretrainingStream`; None if there are none. Hub data sets are streamed.
+    """Opens the sources of `args` for `PretrainingStream`; None if there are none. Hub data sets are streamed.
 
     Args:
-        data: says what to do with bad rows of files, and the seed of the sandbox.
+        data: handling of bad rows, and seed of the sandbox.
         output_dir: the run's folder, in which skipped rows are listed.
 
     Raises:

@@ -1,13 +1,13 @@
-"""From what labelers said to ranks: ratings, the best and the worst, votes on pairs.
+"""Converts labelers' ratings, choices of best and worst, and votes on pairs to ranks.
 
-Ranks are integers from 0, the best; equal ranks are a tie, of which the loss learns nothing.
+Ranks are integers from 0, the best; equal ranks are a tie, from which the loss learns nothing.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-Vote = tuple[int, int, bool]  # (completion, other completion, whether they tie); without a tie the first is the better
+Vote = tuple[int, int, bool]  # (completion, other completion, tied); without a tie the first is better
 
 
 def rating_ranks(ratings: Sequence[float]) -> list[int]:
@@ -17,9 +17,9 @@ def rating_ranks(ratings: Sequence[float]) -> list[int]:
 
 
 def best_worst_ranks(best: int, worst: int, k: int) -> list[int]:
-    """Best 0, worst last, all others tied between them: nothing was said about their order.
+    """Returns 0 for the best, the last rank for the worst; the others tie between them, since nobody ordered them.
 
-    Equal indices, where one completion is called both, say nothing at all: all tie.
+    If one completion is both best and worst, all tie.
     """
     if best == worst:
         return [0] * k
@@ -27,7 +27,7 @@ def best_worst_ranks(best: int, worst: int, k: int) -> list[int]:
 
 
 def majorities(votes: Sequence[Vote]) -> dict[tuple[int, int], int]:
-    """Pair (i, j) with i < j that was voted on -> votes for i less votes for j; a vote for a tie counts 0."""
+    """Returns for each pair (i, j) with votes, i < j: votes for i minus votes for j. A vote for a tie counts 0."""
     balance: Counter[tuple[int, int]] = Counter()
     for better, worse, tied in votes:
         balance[min(better, worse), max(better, worse)] += 0 if tied else 1 if better < worse else -1
@@ -35,10 +35,10 @@ def majorities(votes: Sequence[Vote]) -> dict[tuple[int, int], int]:
 
 
 def vote_ranks(votes: Sequence[Vote], k: int) -> list[int] | None:
-    """Ranks that say of every pair what the majority of its votes says, and nothing else; None if there are none.
+    """Returns ranks that agree with the majority of the votes on every pair; None if there are none.
 
-    There are none if majorities run in a circle (a above b above c above a), or if a pair was not voted on: ranks would
-    then claim an order that nobody gave. If there are ranks, counting how many a completion beats finds them.
+    There are none if majorities run in a circle (a above b above c above a), or if a pair has no votes: ranks would
+    claim an order that nobody gave. Otherwise the number of completions that each completion beats determines them.
     """
     balance = majorities(votes)
     beaten = [0] * k

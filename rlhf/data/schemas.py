@@ -1,4 +1,4 @@
-"""The four kinds of rows: what each column has to be, and the common spellings that are read as it.
+"""Schemas of the four kinds of rows, and the common spellings that are read as them.
 
 | kind | columns |
 |---|---|
@@ -7,13 +7,13 @@
 | prompts | `prompt` |
 | pretraining | `text` |
 
-A prompt is text, or messages that end in the user's turn. Also read:
+A prompt is text, or messages that end in the user's turn. These are read, too:
 - TRL's `messages` as a demonstration of its last assistant turn;
 - `prompt`/`chosen`/`rejected`, or `chosen`/`rejected` that begin with their prompt, as a comparison with K = 2;
 - `ratings` of completions, or the indices `best` and `worst`, in place of ranks.
 
-Each function takes a row as it was read and returns the row of the schema, or raises `RowError`. Optional columns
-(`OPTIONAL_COLUMNS`, and `ratings` of a comparison) are kept; all others are left out.
+Each function takes a row as read and returns the row of the schema, or raises `RowError`. Optional columns
+(`OPTIONAL_COLUMNS`, and `ratings` of a comparison) are kept; all others are dropped.
 """
 
 import re
@@ -29,11 +29,11 @@ OPTIONAL_COLUMNS = ("user_id", "category", "source", "labeler_id", "labeler_grou
 
 
 class RowError(ValueError):
-    """Why a row cannot be used and what it needs instead: it follows the file and line in a sentence."""
+    """Reason why a row cannot be used, and what it needs; messages put the file and line before it."""
 
 
 def demonstration(row: Row) -> Row:
-    """`prompt` and `completion`; the completion is one assistant message if the prompt is messages, else text."""
+    """Returns `prompt` and `completion`: one assistant message if the prompt is messages, else text."""
     if _is_conversation(row):
         prompt, answer = _split_conversation(row["messages"], "messages")
     else:
@@ -43,9 +43,9 @@ def demonstration(row: Row) -> Row:
 
 
 def comparison(row: Row) -> Row:
-    """`prompt`, `completions` as texts and `ranks` without gaps: [1, 3, 3] becomes [0, 1, 1].
+    """Returns `prompt`, `completions` as texts, and `ranks` without gaps: [1, 3, 3] becomes [0, 1, 1].
 
-    Without ranks, higher ratings are better; without ratings too, `best` and `worst` are indices of completions.
+    Without ranks, `ratings` order the completions (higher is better); without these, the indices `best` and `worst`.
     """
     if row.get("completions") is None and row.get("chosen") is not None:
         return _chosen_rejected(row)
@@ -67,9 +67,9 @@ def comparison(row: Row) -> Row:
 
 
 def prompt(row: Row) -> Row:
-    """`prompt`; of a row that holds a conversation instead, what stands before its last assistant turn.
+    """Returns `prompt`; of a conversation, the messages up to the last one of the user.
 
-    The same as the row's demonstration and comparison have, so that all stages ask in one way.
+    The row's demonstration and comparison have the same prompt, so that all stages ask in one way.
     """
     if _is_pair_of_conversations(row):
         return {"prompt": _chosen_rejected(row)["prompt"], **_optional_columns(row)}
@@ -82,23 +82,23 @@ def prompt(row: Row) -> Row:
 
 
 def pretraining(row: Row) -> Row:
-    """`text`."""
+    """Returns `text`."""
     return {"text": check_text(_column(row, "text"), "column text")}
 
 
 def check_prompt(value: Any) -> str | list[dict[str, str]]:
-    """Text that is not blank, or messages that end in a user turn that is not blank."""
+    """Returns text that is not blank, or messages that end in a user turn that is not blank."""
     if isinstance(value, str):
         return check_text(value, "column prompt")
     messages = check_messages(value, "prompt")
     if messages[-1]["role"] != "user":
-        raise RowError(f"column prompt ends in a message of the {messages[-1]['role']}; it has to end in the user's")
+        raise RowError(f"column prompt ends in a message of the {messages[-1]['role']}; it must end in the user's")
     check_text(messages[-1]["content"], "the last message of column prompt")
     return messages
 
 
 def check_messages(value: Any, column: str) -> list[dict[str, str]]:
-    """At least one {"role", "content"} with text as content; other keys of a message are left out."""
+    """Returns at least one {"role", "content"}, with text as content; other keys are dropped."""
     if not isinstance(value, list):
         needed = "a list of messages" if column == "messages" else "text or a list of messages"
         raise RowError(f"column {column} is {_kind(value)}; {needed} is needed")
@@ -115,7 +115,7 @@ def check_messages(value: Any, column: str) -> list[dict[str, str]]:
 
 
 def check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
-    """A string that tokenizers can encode."""
+    """Returns a string that tokenizers can encode."""
     if not isinstance(value, str):
         raise RowError(f"{name} is {_kind(value)}; text is needed")
     if not may_be_blank and not value.strip():
@@ -138,7 +138,7 @@ def _column(row: Row, name: str) -> Any:
 
 
 def _answer(value: Any, name: str) -> str:
-    """Text of a completion that is text or a list of one assistant message."""
+    """Returns the text of a completion that is text or a list of one assistant message."""
     if isinstance(value, list):
         messages = check_messages(value, name)
         if len(messages) != 1 or messages[0]["role"] != "assistant":
@@ -148,7 +148,7 @@ def _answer(value: Any, name: str) -> str:
 
 
 def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
-    """What comes before the last assistant turn, and that turn; turns after it have no answer and are left out."""
+    """Returns the messages before the last assistant turn, and its text; later turns have no answer and are dropped."""
     messages = check_messages(value, column)
     while messages and messages[-1]["role"] != "assistant":
         messages = messages[:-1]
@@ -158,25 +158,25 @@ def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], 
 
 
 def _is_conversation(row: Row) -> bool:
-    """Whether a row's `messages` say all; a text `prompt` beside them is their first message, or a name of it."""
+    """True if `messages` are the whole row; a text `prompt` beside them is their first message, or a name of it."""
     return row.get("messages") is not None and (row.get("prompt") is None or row.get("completion") is None)
 
 
 def _is_pair_of_conversations(row: Row) -> bool:
-    """Whether `chosen` and `rejected` begin with their prompt."""
+    """True if `chosen` and `rejected` begin with their prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    whole = isinstance(chosen, list) and (row.get("prompt") is None or len(chosen) > 1)
-    return rejected is not None and (whole or (isinstance(chosen, str) and row.get("prompt") is None))
+    has_prompt = isinstance(chosen, list) and (row.get("prompt") is None or len(chosen) > 1)
+    return rejected is not None and (has_prompt or (isinstance(chosen, str) and row.get("prompt") is None))
 
 
 def _chosen_rejected(row: Row) -> Row:
-    """TRL's pair: with a `prompt`, or with the prompt at the beginning of both."""
+    """Returns the comparison of TRL's pair: with a `prompt` column, or with the prompt at the beginning of both."""
     chosen, rejected = _column(row, "chosen"), _column(row, "rejected")
-    whole = _is_pair_of_conversations(row)
-    if whole and isinstance(chosen, str) and isinstance(rejected, str):
+    has_prompt = _is_pair_of_conversations(row)
+    if has_prompt and isinstance(chosen, str) and isinstance(rejected, str):
         row = row | {"prompt": _common_words(chosen, rejected)}
         chosen, rejected = (text[len(row["prompt"] or "") :] for text in (chosen, rejected))
-    if whole and isinstance(chosen, list):
+    if has_prompt and isinstance(chosen, list):
         prompt, better = _split_conversation(chosen, "chosen")
         other, worse = _split_conversation(rejected, "rejected")
         if prompt != other:
@@ -184,13 +184,13 @@ def _chosen_rejected(row: Row) -> Row:
     else:
         prompt = check_prompt(_column(row, "prompt"))
         better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
-    scores = row.get("score_chosen"), row.get("score_rejected")  # binarized ratings, where the best are chosen from
+    scores = row.get("score_chosen"), row.get("score_rejected")  # of binarized ratings, which may be equal
     tied = scores[0] is not None and scores[0] == scores[1]
     return {"prompt": prompt, "completions": [better, worse], "ranks": [0, 0 if tied else 1], **_optional_columns(row)}
 
 
 def _common_words(a: str, b: str) -> str | None:
-    """The words with which both texts begin, without the space after them; None if there are none."""
+    """Returns the words with which both texts begin, without the space after them; None if there are none."""
     length = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
     spaces = [match.start() for match in re.finditer(r"\s", a[:length])]
     return (a[: spaces[-1]].rstrip() or None) if spaces else None  # not within a word
@@ -205,8 +205,8 @@ def _index(row: Row, name: str, k: int) -> int:
 
 def _ranks(ranks: Any, k: int) -> list[int]:
     if not isinstance(ranks, list) or len(ranks) != k:
-        found = f"{len(ranks)} entries" if isinstance(ranks, list) else _kind(ranks)
-        raise RowError(f"column ranks is {found} for {k} completions; a list of {k} integers is needed")
+        got = f"{len(ranks)} entries" if isinstance(ranks, list) else _kind(ranks)
+        raise RowError(f"column ranks is {got} for {k} completions; a list of {k} integers is needed")
     for rank in ranks:
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
             raise RowError(f"column ranks holds {rank!r:.40}; integers from 0 (the best) are needed")
@@ -222,12 +222,12 @@ def _ratings(ratings: Any, k: int) -> list[float]:
 
 
 def _optional_columns(row: Row) -> dict[str, str]:
-    """Optional columns as text: the ids of one source are numbers, those of another are names."""
-    labels = {name: row[name] for name in OPTIONAL_COLUMNS if row.get(name) is not None}
-    for name, value in labels.items():
+    """Returns the optional columns as text: some sources have numbers as ids, others names."""
+    values = {name: row[name] for name in OPTIONAL_COLUMNS if row.get(name) is not None}
+    for name, value in values.items():
         if not isinstance(value, str | int):
             raise RowError(f"column {name} is {_kind(value)}; text or an integer is needed")
-    return {name: check_text(str(value), f"column {name}", may_be_blank=True) for name, value in labels.items()}
+    return {name: check_text(str(value), f"column {name}", may_be_blank=True) for name, value in values.items()}
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Rows as Arrow files that live as long as this process: on disk, mapped into memory."""
+"""Writes rows to Arrow files, mapped into memory and deleted at the end of the process."""
 
 import itertools
 import tempfile
@@ -12,11 +12,11 @@ from datasets.arrow_writer import ArrowWriter
 
 
 def write_rows(name: str, rows: Iterable[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
-    """The rows, at least one, as a data set that holds none of them in memory.
+    """Returns the rows, at least one, as a data set on disk.
 
     Args:
-        name: of the file; a number is added.
-        rows: each with all columns of `features`; read one by one.
+        name: name of the file; a number is appended.
+        rows: rows with all columns of `features`, read one by one.
     """
     path = str(_folder() / f"{name}-{next(_numbers)}.arrow")
     with ArrowWriter(features=features, path=path) as writer:
@@ -31,7 +31,7 @@ _numbers = itertools.count()
 
 @cache
 def _folder() -> Path:
-    """Removed when the process ends."""
+    """Returns a folder that is removed at the end of the process."""
     folder = tempfile.TemporaryDirectory(prefix="rlhf-data-")
     _folder.keep = folder  # its removal is tied to this object
     return Path(folder.name)

@@ -1,4 +1,4 @@
-"""From the name of a data set to the splits it has and the rows of each, on this machine or on the Hub."""
+"""Finds a data set by its name, on this machine or on the Hub: its splits, and the rows of each."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ LOOKS_LOCAL = re.compile(r"^[./~]|\\")
 
 
 def find_splits(name: str, config: str | None = None) -> Splits:
-    """The splits of a source; call a split for its rows.
+    """Returns the splits of a source; call a split for its rows.
 
     A single file is a train split. In a folder, files (or sub-folders) with train, validation or test in their names
-    make these splits, and all other files are train, where none has that in its name.
+    make up these splits. All other files are train, unless a file has train in its name.
 
     Args:
-        name: local file or folder, else `owner/name` on the Hub, or `owner/name/path/to/file` on the Hub.
+        name: local file or folder, otherwise `owner/name` on the Hub, or `owner/name/path/to/file` on the Hub.
         config: configuration of a Hub data set.
 
     Raises:
@@ -37,46 +37,48 @@ def find_splits(name: str, config: str | None = None) -> Splits:
     if path.exists():
         return _file(path)
     if LOOKS_LOCAL.search(name) or (name.count("/") < 2 and is_readable(path)):
-        raise InputError(f"dataset_name {name} does not exist; give a file or folder, or a name on the Hub.")
+        raise InputError(f"dataset_name {name} does not exist. Give a file or folder, or a name on the Hub.")
     if name.count("/") >= 2 and is_readable(path):
         return _file(_download(name))
     return _hub(name, config)
 
 
 def _local(name: str) -> Path:
-    """The path that `name` is, if it is one.
+    """Returns `name` as a path, which may not exist.
 
     Raises:
-        InputError: it names the home of nobody, or is longer than a path may be.
+        InputError: ~user does not exist, or the name is longer than a path may be.
     """
     try:
         path = Path(name).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"dataset_name {name[:100]} is no path and no name on the Hub ({_brief(error)}).") from error
+        raise InputError(
+            f"dataset_name {name[:100]} is neither a path nor a name on the Hub ({_brief(error)})."
+        ) from error
     return path
 
 
 def _file(path: Path) -> Splits:
     if not is_readable(path):
-        raise InputError(f"{path} is of an unknown type; data files end in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path} is of an unknown type. Data files must end in {', '.join(SUFFIXES)}.")
     return {"train": partial(read_rows, path)}
 
 
 def _folder(folder: Path) -> Splits:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        raise InputError(f"{folder} was written by save_to_disk; write it with to_parquet or to_json to read it here.")
+        raise InputError(f"{folder} was written by save_to_disk. Write it with to_parquet or to_json instead.")
     files: dict[str | None, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and is_readable(path) and not any(part.startswith(".") for part in inside.parts):
             files.setdefault(_split_of_name(inside), []).append(path)
     if not files:
-        raise InputError(f"folder {folder} holds no data; files that end in {', '.join(SUFFIXES)} are read.")
+        raise InputError(f"folder {folder} holds no data. Give one with files that end in {', '.join(SUFFIXES)}.")
     if None in files and "train" in files:
         raise InputError(
-            f"folder {folder} has files of its splits, such as {files['train'][0]}, and {files[None][0]} of none; give "
-            "a folder without it, or that file alone."
+            f"folder {folder} has files named after a split ({files['train'][0]}) and a file that names none "
+            f"({files[None][0]}). Move it out of the folder, or give it alone."
         )
     return {split or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
 
@@ -99,21 +101,21 @@ def _download(name: str) -> Path:
         return Path(hf_hub_download(f"{owner}/{repository}", filename, repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"dataset_name {name} is neither a local file nor one on the Hub ({_brief(error)})."
+            f"dataset_name {name} is neither a local file nor one on the Hub ({_brief(error)}). Correct the name."
         ) from error
 
 
 def is_hub_dataset(name: str) -> bool:
-    """Whether `find_splits` would look for `name` on the Hub, as a data set and not as one of its files."""
+    """True if `find_splits` looks for `name` on the Hub, as a data set and not as one of its files."""
     path = _local(name)
     return not (name == "sandbox" or path.exists() or LOOKS_LOCAL.search(name) or is_readable(path))
 
 
 def stream_hub(name: str, config: str | None, split: str) -> datasets.IterableDataset:
-    """A split of a Hub data set, read while it is used.
+    """Returns a split of a Hub data set, read while it is used.
 
     Raises:
-        InputError: no data set of that name, configuration and split can be read.
+        InputError: no data set with this name, configuration and split can be read.
     """
     return _load_from_hub(name, config, split=split, streaming=True)
 
@@ -128,17 +130,18 @@ def _load_from_hub(name: str, config: str | None, **options):
         return datasets.load_dataset(name, config, **options)
     except RuntimeError as error:  # a loading script, which `datasets` no longer runs
         raise InputError(
-            f"dataset_name {name} cannot be read ({_brief(error)}); download the Hub's Parquet conversion of it (its "
+            f"dataset_name {name} cannot be read ({_brief(error)}). Download the Hub's Parquet conversion of it (its "
             "branch refs/convert/parquet) and give that folder."
         ) from error
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)})."
+            f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)}). "
+            "Correct the name, dataset_config or login."
         ) from error
 
 
 def rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[SourceRow]:
-    """Rows of a data set that is loaded, under the name that messages give it."""
+    """Yields the rows of a loaded data set, with the name that messages give it."""
     for number, content in enumerate(rows, 1):
         yield SourceRow(name, f"row {number}", content)
 

@@ -1,4 +1,4 @@
-"""Held-out splits for sources that have none: by prompt, so that no prompt is trained on and evaluated on."""
+"""Holds splits out of sources that have none: by prompt, so that no prompt is trained on and evaluated on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ SHARE = 0.1  # of the conversations, in each; the paper's share for SFT is 12 %,
 
 
 def conversation_key(row: dict[str, Any]) -> str:
-    """What must not be on two sides: all conversations that begin with the same message of the user.
+    """Returns a key that is equal for all conversations that begin with the same message of the user.
 
-    The continuations of one conversation, the replies in one tree and prompts that repeat, be it with other case or
-    spaces, thereby stay together.
+    Conversations with equal keys are in one split: continuations of a conversation, replies in a tree, and repeated
+    prompts, even with other case or spaces.
     """
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if not isinstance(prompt, str):
@@ -28,30 +28,30 @@ def conversation_key(row: dict[str, Any]) -> str:
 
 
 def conversation_id(row: dict[str, Any]) -> int:
-    """A number of 52 bits that is the same for all rows of one conversation, in every file and split."""
+    """Returns a number of 52 bits, the same for all rows of a conversation, in every file and split."""
     return _hash(conversation_key(row))
 
 
 def conversation_hash(row: dict[str, Any]) -> float:
-    """A number in [0, 1) that is the same for all rows of one conversation: eight bytes a row are all a split needs."""
+    """Returns a number in [0, 1), the same for all rows of a conversation. A split needs only these 8 bytes per row."""
     return hash_share(conversation_key(row))
 
 
 def split_indices(
     hashes: Sequence[float], split: str, held_out: set[str], name: str, share: float = SHARE
 ) -> np.ndarray:
-    """Rows of `split` when the splits `held_out` are taken out of the train rows by a hash of the conversation.
+    """Returns the rows of `split` if `held_out` are held out of the train rows by a hash of the conversation.
 
-    The hash knows only the conversation: its side stays the same when rows are added or reordered, and is the same for
-    demonstrations, comparisons and prompts of different files. Only where a split would be empty, the conversation
-    with the next hash joins it.
+    The hash depends on the conversation alone. So a conversation keeps its split when rows are added or reordered, and
+    has the same split in demonstrations, comparisons and prompts of different files. Only if a split would be empty,
+    the conversation with the next hash joins it.
 
     Args:
         hashes: [rows] `conversation_hash` of all rows of the source.
         held_out: subset of {"validation", "test"}.
-        name: of the source, for messages.
-        share: part of the conversations in each held-out split: held_out[i] has the hashes in [i * share, (i + 1) *
-            share).
+        name: name of the source, for messages.
+        share: share of the conversations in each held-out split: held_out[i] has the hashes in
+            [i * share, (i + 1) * share).
 
     Returns:
         [rows of the split] int64, ascending.
@@ -64,17 +64,17 @@ def split_indices(
     different = np.unique(hashes)
     if split in held_out and len(different) <= len(names):
         raise InputError(
-            f"{name}: no {split} split can be held out of {len(different)} different prompts; "
-            f"give at least {len(held_out) + 1} of them, or a file with {split} in its name."
+            f"{name}: no {split} split can be held out of {len(different)} different prompts. "
+            f"Give at least {len(held_out) + 1} of them, or a file with {split} in its name."
         )
     ends = _ends(different, len(names), share) if len(different) > len(names) else []
-    sides = np.searchsorted(different[ends], hashes, side="right")  # 0 is the first held-out split, len(names) train
-    side = names.index(split) if split in names else len(ends)
-    return np.flatnonzero(sides == side)
+    splits = np.searchsorted(different[ends], hashes, side="right")  # 0 is the first held-out split, len(names) train
+    number = names.index(split) if split in names else len(ends)
+    return np.flatnonzero(splits == number)
 
 
 def hash_share(key: str) -> float:
-    """A number in [0, 1) from a hash of the key; equal keys have equal numbers on every machine."""
+    """Returns a number in [0, 1) from a hash of the key, the same on every machine."""
     return _hash(key) / 16**13
 
 
@@ -83,7 +83,7 @@ def _hash(key: str) -> int:
 
 
 def _ends(different: np.ndarray, count: int, share: float) -> list[int]:
-    """Index of the first hash after each held-out split; each split and train gets one hash at least."""
+    """Returns the index of the first hash after each held-out split; each split, and train, gets at least one hash."""
     ends = []
     for i in range(count):
         end = int(np.searchsorted(different, (i + 1) * share))

@@ -1,11 +1,11 @@
-"""NVIDIA's HelpSteer2 and HelpSteer3: people's ratings of single responses, and how much they prefer one of two.
+"""NVIDIA's HelpSteer2 and HelpSteer3: ratings of single responses, and strengths of preference between two.
 
 HelpSteer2, ratings:    {"prompt", "response", "helpfulness": 0..4, "correctness", ...}, one row for each response
 HelpSteer2, preference: {"prompt", "response_1", "response_2", "preference_strength": -3..3}
 HelpSteer3, preference: {"context": messages, "response1", "response2", "overall_preference": -3..3}
 
-A negative strength prefers the first response, 0 is a tie. In HelpSteer2 a conversation of several turns is one text,
-whose turns after the first begin with a line "<extra_id_1>Assistant" or "<extra_id_1>User".
+A negative strength prefers the first response, 0 is a tie. HelpSteer2 has a conversation of several turns as one text,
+where a line "<extra_id_1>Assistant" or "<extra_id_1>User" begins each turn after the first.
 """
 
 import re
@@ -20,7 +20,7 @@ STRENGTHS = range(-3, 4)
 
 
 def rated_comparisons(rows: list[Row]) -> Iterator[Row]:
-    """All responses to one prompt, ordered by helpfulness."""
+    """Compares all responses to a prompt by their helpfulness."""
     if len(rows) >= 2:
         completions, ratings = [row["response"] for row in rows], [row["helpfulness"] for row in rows]
         yield {"prompt": _messages(rows[0]), "completions": completions, "ratings": ratings}
@@ -31,6 +31,7 @@ def rated_prompts(rows: list[Row]) -> Iterator[Row]:
 
 
 def rated_prompt(row: Row) -> str:
+    """Returns the prompt as the key of a rated response."""
     required_text(row, "response")
     if type(row.get("helpfulness")) not in (int, float):
         raise RowError(f"column helpfulness is {row.get('helpfulness')!r:.40}; a number is needed")
@@ -68,7 +69,7 @@ def _messages(row: Row) -> list[dict[str, str]]:
 
 def _context(row: Row) -> Any:
     if not isinstance(row.get("context"), list):
-        raise RowError("column context is not a list of messages; it has to be one")
+        raise RowError("column context is not a list of messages; make it one")
     return row["context"]
 
 

@@ -1,6 +1,6 @@
-"""Anthropic's hh-rlhf: {"chosen", "rejected"}, two transcripts of one conversation that differ in the last answer.
+"""Anthropic's hh-rlhf: {"chosen", "rejected"}, two transcripts of a conversation that differ in the last answer.
 
-A transcript is one text, in which every turn begins with a blank line and "Human:" or "Assistant:".
+A transcript is one text; every turn begins with a blank line and "Human:" or "Assistant:".
 """
 
 import re
@@ -21,22 +21,22 @@ def is_transcript_pair(row: Row) -> bool:
 
 
 def comparisons(row: Row) -> Iterator[Row]:
-    """The transcripts as messages; the schema finds the common prompt, and refuses the few pairs that have none."""
+    """Converts the transcripts to messages; the schema finds the common prompt, and refuses pairs without one."""
     yield {"chosen": _messages(row, "chosen"), "rejected": _messages(row, "rejected")}
 
 
 def demonstrations(row: Row) -> Iterator[Row]:
-    """The chosen transcript: an answer of a model that a person preferred, not one that a person wrote."""
+    """Takes the chosen transcript: a model wrote its answer, and a person preferred it."""
     yield {"messages": _messages(row, "chosen")}
 
 
-prompts = demonstrations  # the schema of prompts takes what stands before the last answer
+prompts = demonstrations  # the schema of prompts drops the last answer
 
 
 def _messages(row: Row, column: str) -> list[dict[str, str]]:
     before, *parts = TURN.split(required_text(row, column))
     if before.strip():
-        raise RowError(f'column {column} does not begin with "\\n\\nHuman:"; a transcript has to')
+        raise RowError(f'column {column} does not begin with "\\n\\nHuman:"; add it')
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": ROLES[speaker], "content": text.strip()} for speaker, text in turns]
 

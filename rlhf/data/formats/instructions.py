@@ -7,7 +7,7 @@ from rlhf.data.schemas import RowError
 
 
 def alpaca_demonstrations(row: Row) -> Iterator[Row]:
-    """{"instruction", "input", "output"}: the input, if any, is the second paragraph of the prompt."""
+    """{"instruction", "input", "output"}: the input, if not blank, is the second paragraph of the prompt."""
     (question,) = alpaca_prompts(row)
     yield question | {"completion": assistant(required_text(row, "output"))}
 
@@ -17,7 +17,7 @@ def alpaca_prompts(row: Row) -> Iterator[Row]:
 
 
 def dolly_demonstrations(row: Row) -> Iterator[Row]:
-    """{"instruction", "context", "response", "category"}: the context follows the instruction, in copies an `input`."""
+    """{"instruction", "context", "response", "category"}: context or, in copies, input follow the instruction."""
     (question,) = dolly_prompts(row)
     yield question | {"completion": assistant(required_text(row, "response"))}
 
@@ -30,7 +30,7 @@ def dolly_prompts(row: Row) -> Iterator[Row]:
 
 
 def seed_demonstrations(row: Row) -> Iterator[Row]:
-    """{"instruction", "instances": [{"input", "output"}]}: one row for each instance."""
+    """{"instruction", "instances": [{"input", "output"}]}: a row for each instance."""
     for prompt, instance in _instances(row):
         yield prompt | {"completion": assistant(required_text(instance, "output"))}
 
@@ -43,7 +43,7 @@ def seed_prompts(row: Row) -> Iterator[Row]:
 def _instances(row: Row) -> Iterator[tuple[Row, Row]]:
     instruction, instances = required_text(row, "instruction"), row.get("instances")
     if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
-        raise RowError("column instances is not a list of objects with input and output; it has to be one")
+        raise RowError("column instances is not a list of objects with input and output; make it one")
     for instance in instances:
         prompt = {"prompt": user(instruction, optional_text(instance, "input"))}
         yield (prompt | {"category": "classification"} if row.get("is_classification") is True else prompt), instance

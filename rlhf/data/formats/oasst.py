@@ -1,12 +1,14 @@
-"""OpenAssistant's conversations (oasst1, oasst2): whole trees, and the table with one message a row.
+"""OpenAssistant's conversations (oasst1, oasst2), as trees and as a table with one message per row.
 
-One line is one tree: {"message_tree_id", "tree_state", "prompt": message}, where a message has "message_id", "text",
+A row is a tree: {"message_tree_id", "tree_state", "prompt": message}. A message has "message_id", "text",
 "role" (prompter or assistant), "lang", "deleted", "review_result", "rank" and "replies", a list of messages of the
-other role. Labelers ranked sibling replies; rank 0 is the best. The table (the Hub's Parquet files, and
+other role. Labelers ranked sibling replies; rank 0 is the best.
+
+The table (the Hub's Parquet files, and
 `*.messages.jsonl.gz`) has the same messages with "parent_id" and "message_tree_id" instead of "replies".
 
-What never reaches training: trees that are not `ready_for_export`, and with all their replies, messages that were
-deleted or that reviewers rejected or have not reviewed.
+Left out are trees that are not `ready_for_export`, and messages that were deleted, rejected by reviewers or not yet
+reviewed, with all their replies.
 """
 
 from collections.abc import Iterator
@@ -20,17 +22,17 @@ OTHER = {"prompter": "assistant", "assistant": "prompter"}
 
 
 def is_tree(row: Row) -> bool:
-    """Whether this is a line of a trees file and certainly nothing else."""
+    """True for a line of a trees file, and for nothing else."""
     return "message_tree_id" in row and isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]
 
 
 def is_message(row: Row) -> bool:
-    """Whether this is a row of the table of messages, in which a tree is spread over many rows."""
-    return {"message_id", "message_tree_id", "text", "role"} <= row.keys()  # a root's line may leave parent_id out
+    """True for a row of the table of messages."""
+    return {"message_id", "message_tree_id", "text", "role"} <= row.keys()  # a root's line may lack parent_id
 
 
 def demonstrations(tree: Row) -> Iterator[Row]:
-    """One row for each reply that labelers ranked first, with the conversation before it as the prompt."""
+    """Yields a row for each reply that labelers ranked first, with the conversation before it as the prompt."""
     for prompt, replies in _turns(tree):
         for reply in replies:
             if reply.get("rank") == 0:
@@ -38,7 +40,7 @@ def demonstrations(tree: Row) -> Iterator[Row]:
 
 
 def comparisons(tree: Row) -> Iterator[Row]:
-    """One row for each prompter's message with at least two ranked replies."""
+    """Yields a row for each prompter's message with at least two ranked replies."""
     for prompt, replies in _turns(tree):
         ranked = [reply for reply in replies if reply.get("rank") is not None]
         if len(ranked) >= 2:
@@ -47,20 +49,20 @@ def comparisons(tree: Row) -> Iterator[Row]:
 
 
 def prompts(tree: Row) -> Iterator[Row]:
-    """One row for each prompter's message, answered or not, with the conversation before it."""
+    """Yields a row for each prompter's message, answered or not, with the conversation before it."""
     for prompt, _ in _turns(tree):
-        # Whoever began the conversation: its continuations must not be on two sides of a split by user.
+        # The user who began the conversation: a split by user must keep its continuations together.
         yield {"prompt": prompt, "user_id": tree["prompt"].get("user_id")}
 
 
 def tree_of(messages: list[Row]) -> Row:
-    """The tree of a table's messages with one `message_tree_id`, in whatever order they stand.
+    """Returns the tree of the messages with one `message_tree_id`, in any order.
 
-    Replies to a message that is not in the table are left out, as are replies to a deleted one.
+    Replies to a message that is not in the table are left out.
     """
     nodes = {message["message_id"]: message | {"replies": []} for message in messages}
     if len(nodes) < len(messages):
-        raise RowError("two messages of the tree have the same message_id; it has to be different in each")
+        raise RowError("two messages of the tree have the same message_id; give each its own")
     roots = []
     for node in nodes.values():
         siblings = roots if node.get("parent_id") is None else nodes.get(node["parent_id"], {}).get("replies")
@@ -73,7 +75,7 @@ def tree_of(messages: list[Row]) -> Row:
 
 
 def tree_id(message: Row) -> str:
-    """Key of the tree to which a message of the table belongs."""
+    """Returns the key of the tree of a message in the table."""
     for column in ("message_id", "message_tree_id"):
         if not isinstance(message.get(column), str):
             raise RowError(f"column {column} is not text; the id of the message or of its tree is needed")
@@ -86,11 +88,11 @@ def tree_id(message: Row) -> str:
 
 
 def _turns(tree: Row) -> Iterator[tuple[list[Row], list[Row]]]:
-    """(conversation that ends in a prompter's message, the usable replies to it), from the root downwards."""
+    """Yields (conversation that ends in a prompter's message, usable replies to it), from the root downwards."""
     root = _checked(_root(tree), "prompter")
     if tree.get("tree_state", "ready_for_export") != "ready_for_export" or not _is_usable(root):
         return
-    stack = [([], root)]  # not recursion: a tree may be as deep as its author likes
+    stack = [([], root)]  # no recursion: trees may be deeper than Python's stack
     while stack:
         before, message = stack.pop()
         conversation = [*before, {"role": ROLES[message["role"]], "content": message["text"]}]
@@ -120,7 +122,7 @@ def _checked(message: Any, role: str) -> Row:
     rank = message.get("rank")
     if rank is not None and (type(rank) is not int or rank < 0):
         raise RowError(f"{name} has the rank {rank!r:.40}; an integer from 0, or none, is needed")
-    if _is_usable(message):  # of a deleted message often nothing is left
+    if _is_usable(message):  # deleted messages often have no text
         check_text(message.get("text"), f"text of {name}")
     return message
 

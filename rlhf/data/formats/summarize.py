@@ -1,10 +1,10 @@
-"""openai/summarize_from_feedback: human comparisons of two summaries, and ratings of single ones on several axes.
+"""openai/summarize_from_feedback: comparisons of two summaries, and ratings of single summaries on several axes.
 
 comparisons: {"info", "summaries": [{"text", ...}, {"text", ...}], "choice": 0 or 1, "worker"}
 axis:        {"info", "summary": {"text", "axes": {"overall": 1..7, ...}}, "worker"}
 
-`info` is the post of Reddit ({"id", "post", "title", "subreddit"}) or the article ({"id", "article", "title"}). The
-prompt of a post is that of trl-lib/tldr, so that one model takes both, and so a summary begins with a space.
+`info` is a Reddit post ({"id", "post", "title", "subreddit"}) or an article ({"id", "article", "title"}). Posts get the
+prompt of trl-lib/tldr, so that one model takes both data sets; so a summary begins with a space.
 """
 
 import json
@@ -21,7 +21,7 @@ ARTICLE = "TITLE: {title}\n\nARTICLE: {article}\n\nTL;DR:"
 def comparisons(row: Row) -> Iterator[Row]:
     summaries, choice = row.get("summaries"), row.get("choice")
     if not isinstance(summaries, list) or len(summaries) != 2:
-        raise RowError("column summaries is not a list of two summaries; it has to be one")
+        raise RowError("column summaries is not a list of two summaries; make it one")
     if choice not in (0, 1) or isinstance(choice, bool | float):
         raise RowError(f"column choice is {choice!r:.40}; 0 or 1, the better summary, is needed")
     completions = [_completion(summary) for summary in summaries]
@@ -29,7 +29,7 @@ def comparisons(row: Row) -> Iterator[Row]:
 
 
 def rated_comparisons(rows: list[Row]) -> Iterator[Row]:
-    """The summaries of one post that one worker rated; the worker's overall ratings are their order."""
+    """Compares the summaries of a post that one worker rated, by their overall ratings."""
     rated = [row for row in rows if _overall(row) is not None]
     if len(rated) >= 2:
         completions = [_completion(row["summary"]) for row in rated]
@@ -45,7 +45,8 @@ def rated_prompts(rows: list[Row]) -> Iterator[Row]:
 
 
 def post_and_worker(row: Row) -> str:
-    _completion(row.get("summary"))  # a row that has none is not the fault of the others
+    """Returns the key of a rating: post and worker."""
+    _completion(row.get("summary"))  # checked here, so that one bad row does not spoil the others of its key
     _overall(row)
     return json.dumps([_asked(row)["prompt"], str(row.get("worker"))])
 
@@ -53,7 +54,7 @@ def post_and_worker(row: Row) -> str:
 def _asked(row: Row) -> Row:
     info = row.get("info")
     if not isinstance(info, dict):
-        raise RowError("column info is not an object with the post or the article; it has to be one")
+        raise RowError("column info is not an object with the post or the article; make it one")
     title = optional_text(info, "title")
     if info.get("article"):
         prompt = ARTICLE.format(title=title, article=required_text(info, "article"))
@@ -64,7 +65,7 @@ def _asked(row: Row) -> Row:
 
 def _completion(summary: Any) -> str:
     if not isinstance(summary, dict):
-        raise RowError("a summary is not an object with text; it has to be one")
+        raise RowError("a summary is not an object with text; make it one")
     return " " + required_text(summary, "text").strip()
 
 

@@ -1,8 +1,6 @@
-"""TRL's unpaired preferences: {"prompt", "completion", "label": true or false}, one completion a row.
+"""TRL's unpaired preferences: {"prompt", "completion", "label": true or false}, one completion per row.
 
-Files that have no truth values of their own spell them 1 and 0, or as words.
-
-TRL's other formats are the schemas themselves, or are read by them (`rlhf.data.schemas`).
+Files without truth values spell them 1 and 0, or as words. `rlhf.data.schemas` reads TRL's other formats.
 """
 
 import json
@@ -25,7 +23,7 @@ def _is_good(row: Row) -> bool | None:
 
 
 def comparisons(rows: list[Row]) -> Iterator[Row]:
-    """The good completions of a prompt above its bad ones, ties within; none if they are all of one kind."""
+    """Ranks the good completions of a prompt above the bad ones; no row if all are good, or all bad."""
     ranks = [0 if _is_good(row) else 1 for row in rows]
     if len(set(ranks)) == 2:
         completions = [row["completion"] for row in rows]
@@ -33,7 +31,7 @@ def comparisons(rows: list[Row]) -> Iterator[Row]:
 
 
 def demonstrations(rows: list[Row]) -> Iterator[Row]:
-    """The good completions."""
+    """Yields the good completions."""
     for row in rows:
         if _is_good(row):
             yield {"prompt": row["prompt"], "completion": row["completion"]}
@@ -43,7 +41,8 @@ def prompts(rows: list[Row]) -> Iterator[Row]:
     yield {"prompt": rows[0]["prompt"]}
 
 
-def labelled_prompt(row: Row) -> str:
+def labeled_prompt(row: Row) -> str:
+    """Returns the prompt as the key of a labeled completion."""
     if _is_good(row) is None:
         raise RowError(f"column label is {row.get('label')!r:.40}; true or false is needed")
     if row.get("prompt") is None or row.get("completion") is None:
@@ -55,5 +54,5 @@ TRL_UNPAIRED = Format(
     title="unpaired preferences",
     matches=is_unpaired,
     kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
-    assemble_by=labelled_prompt,
+    assemble_by=labeled_prompt,
 )

@@ -1,6 +1,6 @@
 """UltraChat: {"id", "data": [user's text, assistant's text, user's text, ...]}.
 
-HuggingFaceH4/ultrachat_200k has `messages` and is read as what it is, TRL's format of demonstrations.
+HuggingFaceH4/ultrachat_200k has `messages` and needs no conversion.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ def is_dialogue(row: Row) -> bool:
 
 
 def demonstrations(row: Row) -> Iterator[Row]:
-    """The last answer after the whole dialogue before it."""
+    """Takes the last answer, with the dialogue before it as the prompt."""
     turns = row.get("data")
     if not isinstance(turns, list) or not turns:
         raise RowError("column data is not a list of texts; the turns of a dialogue are needed")
     yield {"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]}
 
 
-prompts = demonstrations  # the schema of prompts takes what stands before the last answer
+prompts = demonstrations  # the schema of prompts drops the last answer
 
 ULTRACHAT = Format(
     title="UltraChat dialogues",

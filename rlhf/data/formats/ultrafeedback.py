@@ -1,7 +1,7 @@
 """openbmb/UltraFeedback: {"instruction", "completions": [{"response", "overall_score", ...} x 4]}, rated by GPT-4.
 
-Around two thousand completions of the first release carry an overall score of 10 that its own critique contradicts;
-argilla/ultrafeedback-binarized-preferences-cleaned tells which. They are read as they stand.
+About two thousand completions of the first release have an overall score of 10 that the critique contradicts;
+argilla/ultrafeedback-binarized-preferences-cleaned lists them. They are read unchanged.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rlhf.data.schemas import RowError
 
 
 def comparisons(row: Row) -> Iterator[Row]:
-    """K = 4, ordered by `overall_score`; equal scores are a tie."""
+    """Orders K = 4 completions by `overall_score`; equal scores are a tie."""
     rated = _rated(row)
     completions = [required_text(completion, "response") for completion in rated]
     ratings = [completion.get("overall_score") for completion in rated]
@@ -20,13 +20,13 @@ def comparisons(row: Row) -> Iterator[Row]:
 
 
 def demonstrations(row: Row) -> Iterator[Row]:
-    """The completion with the highest score, the first of equals."""
+    """Takes the completion with the highest score, the first of equals."""
     (compared,) = list(comparisons(row)) or [None]
     if compared is None:
         return
     ratings = compared["ratings"]
     if not all(type(rating) in (int, float) for rating in ratings):
-        raise RowError("overall_score is not a number in every completion; it has to be")
+        raise RowError("overall_score is not a number in every completion; make it one")
     yield _asked(row) | {"completion": assistant(compared["completions"][ratings.index(max(ratings))])}
 
 
@@ -40,8 +40,8 @@ def _asked(row: Row) -> Row:
 
 def _rated(row: Row) -> list[Row]:
     rated = row.get("completions")
-    if not isinstance(rated, list) or not all(isinstance(one, dict) for one in rated):
-        raise RowError("column completions is not a list of objects with response and overall_score; it has to be one")
+    if not isinstance(rated, list) or not all(isinstance(completion, dict) for completion in rated):
+        raise RowError("column completions is not a list of objects with response and overall_score; make it one")
     return rated
 
 

@@ -1,11 +1,11 @@
-"""Several labelers' votes on pairs of K completions:
+"""Votes of several labelers on pairs of K completions:
 
     {"prompt", "completions": [K texts], "votes": [{"labeler_id": "ann", "better": 0, "worse": 2},
                                                    {"labeler_id": "bob", "tied": [0, 1]}, ...]}
 
-The rule: the majority of a pair's votes decides it. If there are ranks that say exactly what the majorities say, the
-row becomes a comparison with K completions and these ranks. If there are none, because majorities run in a circle or
-some pairs were not voted on, every pair with a majority becomes a comparison with K = 2.
+The majority of its votes decides a pair. If ranks exist that agree with all majorities, the row becomes a comparison
+of K completions with these ranks. If not, because majorities run in a circle or pairs lack votes, every pair with a
+majority becomes a comparison with K = 2.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def comparisons(row: Row) -> Iterator[Row]:
 
 
 def votes(row: Row) -> Iterator[Row]:
-    """Every vote as a comparison with K = 2 by its labeler: what agreement is measured on."""
+    """Converts every vote to a comparison with K = 2 by its labeler, to measure agreement."""
     completions = _completions(row)
     for vote in _votes(row):
         i, j, tied = _vote(row, vote)
@@ -47,13 +47,13 @@ def _compared(row: Row, completions: list[Any], ranks: list[int]) -> Row:
 
 def _completions(row: Row) -> list[Any]:
     if not isinstance(row.get("completions"), list):
-        raise RowError("column completions is not a list of texts; it has to be one")
+        raise RowError("column completions is not a list of texts; make it one")
     return row["completions"]
 
 
 def _votes(row: Row) -> list[Row]:
     if not isinstance(row.get("votes"), list) or not all(isinstance(vote, dict) for vote in row["votes"]):
-        raise RowError("column votes is not a list of objects with better and worse, or with tied; it has to be one")
+        raise RowError("column votes is not a list of objects with better and worse, or with tied; make it one")
     return row["votes"]
 
 
