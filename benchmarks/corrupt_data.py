@@ -1,11 +1,10 @@
-"""Corrupted files and rows through the real loaders; the last line is JSON.
+"""Reads corrupted files and rows with the real loaders; the last line is JSON.
 
     python benchmarks/corrupt_data.py --cases 10000
 
-Every second case is a good file with one row made bad in a known place: with `on_bad_rows: skip` the loader has to
-leave out that row and no other, and name its file, its place and a reason. The other cases are good files with some
-bytes overwritten, cut or doubled anywhere: the loader has to read them or refuse them in one sentence. Anything else
-counts as a failure, of which the first ones are printed.
+Every second case is a good file with one bad row: with `on_bad_rows: skip` the loader must leave out this row and no
+other, and name its file, place and reason. The other cases are good files with some bytes overwritten, cut or doubled:
+the loader must read them or refuse them in one sentence. Anything else is a failure; the first five are printed.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no damaged name is looked up on the Hub
+os.environ["HF_HUB_OFFLINE"] = "1"  # a damaged name must not be looked up on the Hub
 
 import datasets
 
@@ -64,11 +63,11 @@ SUFFIXES = ["jsonl", "jsonl.gz", "json", "csv", "parquet", "txt"]
 
 
 class Failure(Exception):
-    """The loader did something else than it has to."""
+    """The loader neither read its input nor explained the fault."""
 
 
 def bad_row_case(rng: random.Random, folder: Path) -> str:
-    """One bad row in a good file of JSON lines has to be reported, and all others have to be read."""
+    """Requires that one bad row in a file of JSON lines is reported, and all others are read."""
     kind, count = rng.choice(sorted(LOADERS)), rng.randrange(3, 12)
     place = rng.randrange(1, count)  # not the first, which decides whether prompts are text or messages
     lines = [json.dumps(GOOD[kind](i)).encode() for i in range(count)]
@@ -85,7 +84,7 @@ def bad_row_case(rng: random.Random, folder: Path) -> str:
     read = sum(len(LOADERS[kind](args, split, str(folder))) for split in splits)
     records = [json.loads(line) for line in (folder / "skipped_rows.jsonl").read_text().splitlines()]
     if [(record["file"], record["row"]) for record in records] != [(str(path), f"line {place + 1}")]:
-        raise Failure(f"{kind}: line {place + 1} is bad, reported were {records}")
+        raise Failure(f"{kind}: line {place + 1} is bad, but {records} were reported")
     if not records[0]["reason"].strip() or "Traceback" in records[0]["reason"]:
         raise Failure(f"{kind}: no reason in {records}")
     if count > 4 and read != count - 1:
@@ -96,12 +95,12 @@ def bad_row_case(rng: random.Random, folder: Path) -> str:
         if str(path) not in str(error) or f"line {place + 1}:" not in str(error):
             raise Failure(f"{kind}: the message does not name the place: {error}") from error
     else:
-        raise Failure(f"{kind}: line {place + 1} is bad, and no error was raised")
+        raise Failure(f"{kind}: line {place + 1} is bad, but no error was raised")
     return "row"
 
 
 def damaged_file_case(rng: random.Random, folder: Path) -> str:
-    """A file with damaged bytes is read, or refused in one sentence that names it."""
+    """Requires that a file with damaged bytes is read, or refused in one sentence that names it."""
     kind, suffix = rng.choice(sorted(LOADERS)), rng.choice(SUFFIXES)
     path = folder / f"data.{suffix}"
     path.write_bytes(damage(rng, good_file(kind, suffix, folder)))
@@ -140,8 +139,8 @@ def damage(rng: random.Random, data: bytes) -> bytes:
     for _ in range(rng.randrange(1, 6)):
         start = rng.randrange(len(content) + 1)
         end = min(len(content), start + rng.choice([0, 1, 1, 8, 200]))
-        part = content[start:end]
-        content[start:end] = rng.choice([rng.randbytes(rng.randrange(9)), part + part, b"", part[::-1]])
+        cut = content[start:end]
+        content[start:end] = rng.choice([rng.randbytes(rng.randrange(9)), cut + cut, b"", cut[::-1]])
     return bytes(content)
 
 
@@ -150,7 +149,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    logging.disable(logging.WARNING)  # one warning for each case
+    logging.disable(logging.WARNING)  # a warning for each case
     datasets.disable_progress_bars()
     outcomes: Counter[str] = Counter()
     for case in range(args.cases):
@@ -158,7 +157,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 outcomes[(bad_row_case if case % 2 == 0 else damaged_file_case)(rng, Path(folder))] += 1
-            except Exception:  # whatever it is, it is what this benchmark counts
+            except Exception:  # any exception but InputError is a failure
                 outcomes["failure"] += 1
                 if outcomes["failure"] <= 5:
                     print(f"case {case}:\n{traceback.format_exc()}")

@@ -1,9 +1,10 @@
-"""Peak memory of `make data` on synthetic prompts; the last line is JSON.
+"""Measures the peak memory of `make data` on synthetic prompts; the last line is JSON.
 
     python benchmarks/prepare_memory.py --rows 1000000
 
-Writes the rows as JSON lines, one at a time, and prepares them in a process of its own, whose peak it measures: users
-of uneven diligence, one prompt in 20 a repetition, one in 40 with personal data, a few too long, one in 1,000 broken.
+Writes the rows as JSON lines, one at a time, prepares them in a separate process and measures its peak. Users have
+unequal numbers of prompts; 1 prompt in 20 is a repetition, 1 in 40 has personal data, a few are too long, and 1 in
+1,000 is broken.
 """
 
 import argparse
@@ -22,7 +23,7 @@ LIMIT_MB = 1000
 
 
 def rows(count: int, seed: int = 0):
-    """JSON lines of prompts."""
+    """Yields JSON lines of prompts."""
     rng = random.Random(seed)
     text = ""
     for i in range(count):
@@ -50,7 +51,7 @@ def main() -> None:
         seconds = time.monotonic() - started
         result = json.loads((Path(folder) / "out" / "result.json").read_text())
         size = raw.stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest child; KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # largest child; KiB on Linux
     dropped = {reason: sum(by_split.values()) for reason, by_split in result["dropped"].items()}
     report = {
         "rows": args.rows,
