@@ -1,9 +1,9 @@
-"""Kills a PPO run with SIGKILL at random moments, resumes it each time, and compares what it leaves byte by byte.
+"""Kills a PPO run with SIGKILL at random moments, resumes it each time, and compares its weights byte by byte.
 
     python benchmarks/kill_resume.py --kills 20
 
-The run is recipes/ppo.py through its own command line, on toy models, with a checkpoint after every optimizer step, so
-that it is killed in the middle of rollouts, updates and checkpoints. Prints JSON last.
+The run is recipes/ppo.py through its own command line, on toy models. It saves a checkpoint after every optimizer step,
+so the kills hit rollouts, updates and checkpoints. The last output is JSON.
 """
 
 import argparse
@@ -17,15 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from rlhf.models.shared_base import SharedBase
 from rlhf.runs.checkpoints import PARTIAL, complete_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from toys import causal, lora, prompts, word_tokenizer  # noqa: E402
+from toys import prompts, save_word_stages  # noqa: E402
 
 OPTIONS = {
     "per_device_train_batch_size": 2, "mini_batch_size": 4, "batch_size": 16, "num_ppo_epochs": 2,
@@ -38,15 +34,8 @@ COMPARED = ("adapter_model.safetensors", "raw/adapter_model.safetensors", "value
 
 
 def make_stages(folder: Path) -> dict[str, Path]:
-    """A base, an SFT and a reward adapter, prompts and pretraining text, as options of the recipe."""
-    causal().save_pretrained(folder / "base")
-    word_tokenizer().save_pretrained(folder / "base")
-    torch.manual_seed(0)
-    base = SharedBase(AutoModelForCausalLM.from_pretrained(folder / "base"))
-    base.add_adapter("sft", lora_config=lora(init_lora_weights=False))
-    base.add_adapter("reward", lora_config=lora(init_lora_weights=False), head=True)
-    base.save_adapter("sft", folder / "sft")
-    base.save_adapter("reward", folder / "reward")
+    """Writes a base, two adapters, prompts and pretraining text; returns their paths by option of the recipe."""
+    save_word_stages(folder)
     prompts(16).to_json(folder / "prompts" / "train.jsonl")
     prompts(50, seed=3).rename_column("prompt", "text").to_json(folder / "text.jsonl")
     names = {"dataset_name": "prompts", "sft_model_path": "sft", "reward_model_path": "reward"}
@@ -54,7 +43,7 @@ def make_stages(folder: Path) -> dict[str, Path]:
 
 
 def start(output_dir: Path, options: dict) -> subprocess.Popen:
-    """The recipe as a process of its own; it goes on from the last checkpoint if there is one."""
+    """Starts the recipe in its own process; it resumes from the last checkpoint, if there is one."""
     if complete_checkpoints(output_dir):
         options = {**options, "resume_from_checkpoint": True}
     arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
@@ -70,7 +59,7 @@ def finish(process: subprocess.Popen, output_dir: Path) -> None:
 
 
 def training_begins(process: subprocess.Popen, output_dir: Path, before: set) -> bool:
-    """Waits until the run has done something new in its folder; False if it has ended."""
+    """Waits until the run writes a checkpoint; returns False if it ends first."""
     while process.poll() is None:
         if {path.name for path in output_dir.glob("*checkpoint*")} != before:
             return True
@@ -79,21 +68,21 @@ def training_begins(process: subprocess.Popen, output_dir: Path, before: set) ->
 
 
 def kill_at_random(output_dir: Path, options: dict, kills: int, longest_wait: float, seed: int) -> list[dict]:
-    """Starts the run, kills it, starts it again, ... and lets it end; what each kill met."""
-    rng, met = random.Random(seed), []
-    while len(met) < kills:
+    """Kills and restarts the run `kills` times, then lets it end; returns the state of the checkpoints at each kill."""
+    rng, states = random.Random(seed), []
+    while len(states) < kills:
         before = {path.name for path in output_dir.glob("*checkpoint*")}
         process = start(output_dir, options)
         if not training_begins(process, output_dir, before):
             finish(process, output_dir)
-            sys.exit(f"the run ended after {len(met)} kills; give it more steps with --steps.")
+            sys.exit(f"the run ended after {len(states)} kills. Give it more steps with --steps.")
         time.sleep(rng.uniform(0, longest_wait))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        whole = complete_checkpoints(output_dir)
-        met.append({"last": whole[-1].name if whole else None, "partial": (output_dir / PARTIAL).exists()})
+        complete = complete_checkpoints(output_dir)
+        states.append({"last": complete[-1].name if complete else None, "partial": (output_dir / PARTIAL).exists()})
     finish(start(output_dir, options), output_dir)
-    return met
+    return states
 
 
 def main(kills: int, steps: int, seed: int, folder: Path) -> dict:
@@ -101,16 +90,16 @@ def main(kills: int, steps: int, seed: int, folder: Path) -> dict:
     began = time.monotonic()
     finish(start(folder / "whole", options), folder / "whole")
     seconds = (time.monotonic() - began) / steps
-    met = kill_at_random(folder / "killed", options, kills, longest_wait=min(0.5, 2 * seconds), seed=seed)
+    states = kill_at_random(folder / "killed", options, kills, longest_wait=min(0.5, 2 * seconds), seed=seed)
     files = {name: [(folder / run / name).read_bytes() for run in ("whole", "killed")] for name in COMPARED}
-    same = {name: whole == killed for name, (whole, killed) in files.items()}
+    identical = {name: whole == killed for name, (whole, killed) in files.items()}
     return {
         "kills": kills,
         "steps": steps,
-        "kills_while_saving": sum(kill["partial"] for kill in met),
-        "resumed_from": [kill["last"] for kill in met],
-        "identical": same,
-        "all_identical": all(same.values()),
+        "kills_while_saving": sum(state["partial"] for state in states),
+        "resumed_from": [state["last"] for state in states],
+        "identical": identical,
+        "all_identical": all(identical.values()),
     }
 
 

@@ -1,9 +1,9 @@
-"""How PPO's cost grows with the length of responses, the batch and the model: this library beside TRL's trainer.
+"""Cost of PPO by length of responses, batch and model size, for this library and for TRL's trainer.
 
     python benchmarks/ppo_cost.py --figure docs/ppo_cost.png
 
-One of the three is varied at a time, the other two stay at the middle. Each point is a run of either side in a process
-of its own, with the work of `ppo_vs_trl.py`. The last line is JSON, one object for each point.
+Varies one of the three at a time; the other two keep their middle value. Each point is one run per trainer, in its own
+process, with the models and data of `ppo_vs_trl.py`. The last line is JSON with one object per point.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ppo_vs_trl import Shape, in_own_process, summary
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied: `points` are values for the x axis with the fields of the Shape that differ there."""
+    """A quantity to vary: `points` maps its values, for the x axis, to the fields of Shape that they change."""
 
     label: str
     points: dict[float, dict]
@@ -40,7 +40,7 @@ def llama(hidden: int, layers: int) -> dict:
 
 
 def millions(model: dict) -> float:
-    """Parameters of the layers, without embeddings and norms."""
+    """Returns the parameters of the layers in millions, without embeddings and norms."""
     hidden = model["hidden_size"]
     return model["num_hidden_layers"] * (4 * hidden**2 + 3 * hidden * model["intermediate_size"]) / 1e6
 
@@ -59,15 +59,15 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path("runs/ppo_cost.png"))
     parser.add_argument("--lengths", choices=["varied", "full"], default="varied")
     args = parser.parse_args()
-    rows, known = [], {}
+    rows, results = [], {}
     for axis in AXES:
         for x, changes in axis.points.items():
             shape = Shape(name=f"{axis.label} {x:.3g}", lengths=args.lengths, **MIDDLE | changes)
             key = json.dumps(MIDDLE | changes)
-            if key not in known:
-                known[key] = summary(shape, {side: [in_own_process(side, shape)] for side in ("ours", "trl")})
-            found = known[key]
-            row = {"axis": axis.label, "x": x, **{n: found[n] for n in ("episodes_per_s", "peak_memory_mb", "seconds")}}
+            if key not in results:  # the middle is a point of each axis
+                results[key] = summary(shape, {side: [in_own_process(side, shape)] for side in ("ours", "trl")})
+            measured = {name: results[key][name] for name in ("episodes_per_s", "peak_memory_mb", "seconds")}
+            row = {"axis": axis.label, "x": x, **measured}
             rows.append(row)
             print(json.dumps(row), flush=True)
     args.figure.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The benchmarks run, and compare what they say they compare. How fast things are is not for tests to judge."""
+"""Benchmarks run, and compare equal work. No test asserts a speed."""
 
 import json
 import runpy
@@ -28,7 +28,7 @@ def test_sandbox_faults_orders_pairs_with_each_fault(monkeypatch, capsys):
     runpy.run_path(str(ROOT / "benchmarks" / "sandbox_faults.py"), run_name="__main__")
     shares = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(shares) >= {"inventing", "careless: avoid", "rude", "padded"}
-    assert shares["mistaken"] > 0.8  # the base reads whom and what its heading names
+    assert shares["mistaken"] > 0.8  # the base reads the person and the thing that its heading names
 
 
 def test_interval_coverage_of_each_statistic(monkeypatch, capsys):
