@@ -51,14 +51,15 @@ def load_adapter_weights(model: PeftModel, name: str, weights: dict[str, Tensor]
     # base keeps its own.
     base_weights = {key for key, _ in lm.named_parameters(remove_duplicate=False)}
     weights = {k: w for k, w in weights.items() if k.removeprefix("base_model.model.") not in base_weights}
+    mismatch = f"Adapter {source} does not fit the base {lm.name_or_path}. Pass an adapter of this base"
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:  # shapes differ
-        raise InputError(f"adapter {source} does not fit the base {lm.name_or_path}: {error}") from error
+        raise InputError(f"{mismatch}: {error}") from error
     missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
     if missing or result.unexpected_keys:
         key = (missing + result.unexpected_keys)[0]
-        raise InputError(f"adapter {source} does not fit the base {lm.name_or_path}: see its weight {key}.")
+        raise InputError(f"{mismatch}: see the weight {key}.")
 
 
 def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Sharded weights. FSDP2 makes DTensors of the parameters; DeepSpeed ZeRO-3 empties them and keeps shards beside.
+"""Sharded weights. FSDP2 makes DTensors of the parameters; DeepSpeed ZeRO-3 empties them and attaches `ds_tensor`.
 
 Without sharding, the shard of a parameter is the parameter, and gathering and releasing do nothing.
 """

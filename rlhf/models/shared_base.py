@@ -109,13 +109,13 @@ class SharedBase(nn.Module):
             InputError: the adapter is missing, was trained on another base, or has no score head and `head` is set.
         """
         if sum(source is not None for source in (folder, lora_config, copy_of)) != 1:
-            raise ValueError(f"adapter {name}: pass exactly one of folder, lora_config and copy_of.")
+            raise ValueError(f"Adapter {name}: pass exactly one of folder, lora_config and copy_of.")
         if name in self.adapters:
-            raise ValueError(f"adapter {name} exists already. Pass another name.")
+            raise ValueError(f"Adapter {name} exists already. Pass another name.")
         if folder is not None:
             config, weights, score, bias = self._read(folder)
             if head and score is None:
-                raise InputError(f"adapter {folder} has no score head. Pass the folder of a reward or value adapter.")
+                raise InputError(f"Adapter {folder} has no score head. Pass the folder of a reward or value adapter.")
         elif copy_of is not None:
             config, weights, score, bias = self._state_of(copy_of)
         else:

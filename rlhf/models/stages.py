@@ -32,7 +32,7 @@ def stage_folders(run: str | Path) -> dict[str, str]:
 def load_adapters(
     model_args: ModelConfig, adapters: Mapping[str, str | Path]
 ) -> tuple[SharedBase, PreTrainedTokenizerBase]:
-    """Loads a base with named adapters on it, of which `reward` gets its head, and the tokenizer.
+    """Loads a base with named adapters, in evaluation mode, and its tokenizer. Adapter `reward` gets its score head.
 
     Args:
         model_args: without model_name_or_path, the base is the one that the adapters name.
