@@ -374,7 +374,7 @@ def test_fault_12_the_value_model_is_a_copy_of_the_reward_model_by_default(tmp_p
 
 
 # docs/trl-faults.md, fault 23
-def test_fault_23_max_steps_and_should_training_stop_are_honoured(tmp_path):
+def test_fault_23_max_steps_and_should_training_stop_are_obeyed(tmp_path):
     ppo, _ = train(ppo_config(tmp_path, max_steps=3, logging_steps=1))
     assert ppo.state.global_step == 3
     assert len(logged(ppo, "loss")) == 3
