@@ -8,7 +8,6 @@ of labelers with the same verdict on the same two completions, with its 95 % int
 
 import json
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments
 from rlhf.data.bad_rows import BadRows

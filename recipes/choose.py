@@ -16,7 +16,6 @@ from pathlib import Path
 
 from trl import ModelConfig
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.errors import InputError

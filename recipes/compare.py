@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.compare import answers, as_text

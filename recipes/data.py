@@ -12,7 +12,6 @@ import time
 from itertools import islice
 from pathlib import Path
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments
 from rlhf.data.bad_rows import BadRows

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import yaml
 
-import rlhf.startup  # noqa: F401
 from rlhf.runs.processes import process_state
 
 RECIPES = Path(__file__).parent

@@ -15,7 +15,6 @@ from typing import Literal
 
 from trl import ModelConfig
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments, PretrainingArguments

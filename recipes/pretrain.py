@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.sandbox import datasets as sandbox

@@ -7,7 +7,6 @@ Reads the folder of a stage or of a whole run; writes nothing on this machine.
 
 from dataclasses import dataclass, field
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.runs.hub import push_run
 

@@ -18,7 +18,6 @@ from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
 from trl import ModelConfig
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
 from rlhf.data.lengths import drop_long_rows, shorter

@@ -12,7 +12,6 @@ epoch, or with --reward_model_path the highest reward-model score; recipes/choos
 
 import time
 
-import rlhf.startup  # noqa: F401
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.arguments import PretrainingArguments

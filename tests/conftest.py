@@ -1,6 +1,5 @@
 """Settings of all tests: no network, one thread per worker. Fixtures: toys on disk, recipes as modules."""
 
-import gc
 import os
 
 # Before torch and the Hugging Face libraries are imported, which read them once.
@@ -19,13 +18,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-
-
-@pytest.fixture(autouse=True)
-def garbage_is_collected():
-    """A recipe that a test imports without running it has left the collector off: rlhf.startup."""
-    yield
-    gc.enable()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """rlhf.cli: each mistake on the command line or in the YAML is one sentence and exit code 2."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,3 +119,18 @@ def test_run_lets_other_errors_through():
 
     with pytest.raises(ValueError, match="a bug"):
         run(main)
+
+
+def test_the_collector_waits_for_the_libraries_and_passes_over_them():
+    code = """
+import gc
+at_first = gc.get_threshold()
+from rlhf.cli import run
+assert gc.isenabled() and gc.get_threshold()[0] > 500_000, "while a recipe imports"
+run(lambda: print(gc.get_threshold() == at_first, gc.get_freeze_count() > 10_000))
+frozen = gc.get_freeze_count()
+garbage = [[] for _ in range(10_000)]
+run(lambda: print(gc.get_freeze_count() <= frozen))  # what a recipe leaves is no library
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "True True\nTrue\n"
