@@ -20,6 +20,13 @@ from rlhf.models.adapter_files import SCORE_MODULES
 from rlhf.models.batched_lora import mixed_lora_forward
 
 
+def unwrap_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Returns the transformers model below a PEFT wrapper, adapter layers included."""
+    if isinstance(model, PeftModel):
+        return model.get_base_model()  # pyright: ignore[reportReturnType]
+    return model
+
+
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
     """Modules of `model` that hold adapters: LoRA layers, and modules that an adapter trains in full."""
     return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]

@@ -30,6 +30,7 @@ from rlhf.models.peft_layers import (
     inject_adapter,
     load_adapter_weights,
     select_adapter,
+    unwrap_peft,
 )
 from rlhf.models.positions import forward_inputs
 from rlhf.models.scalar_head import make_scalar_head
@@ -67,7 +68,7 @@ class SharedBase(nn.Module):
     @property
     def lm(self) -> PreTrainedModel:
         """The transformers model with LoRA layers in it; computes with the adapter in `use`."""
-        return self.peft_model.get_base_model() if isinstance(self.peft_model, PeftModel) else self.peft_model
+        return unwrap_peft(self.peft_model)
 
     @property
     def config(self):

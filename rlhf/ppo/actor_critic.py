@@ -42,7 +42,7 @@ class ActorCritic(nn.Module, ABC):
 
     def reset_caches(self) -> None:
         """Clears the cached checks that depend on how the model is wrapped; the next pass repeats them."""
-        self._sharded: bool | None = None
+        self._sharded = False  # known once `_limits` is
         self._limits: tuple[int, int] | None = None  # of `pass_limits`
         self._plain_unembedding: bool | None = None  # see `unembeds_plainly`
         self._can_fuse: bool | None = None  # see `can_fuse`
@@ -142,7 +142,7 @@ class ActorCritic(nn.Module, ABC):
 
         def unembed(hidden: Tensor) -> Tensor:
             with self.as_role(role) as lm:  # backward calls it after the role's context has ended
-                return lm.get_output_embeddings()(hidden)
+                return lm.get_output_embeddings()(hidden)  # pyright: ignore[reportOptionalCall]
 
         vocabulary = self.language_model.config.get_text_config().vocab_size
         return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.base_trainer import _BaseTrainer
 
 from rlhf.errors import InputError
@@ -51,9 +53,15 @@ class PPOCheckpointing(AtomicCheckpoints, _BaseTrainer):
         ema: the policy's average, or None.
         meter: metrics since the last log.
         rollout: this process's episodes of the rollout in progress, or None.
+
+    The Trainer's attributes are declared as PPO narrows them.
     """
 
     args: PPOConfig
+    model: nn.Module
+    processing_class: PreTrainedTokenizerBase
+    train_dataset: Dataset
+    eval_dataset: Dataset | dict[str, Dataset] | None
     stateful: Mapping[str, Stateful | None]
     ema: EMA | None
     meter: Meter
@@ -91,6 +99,7 @@ class PPOCheckpointing(AtomicCheckpoints, _BaseTrainer):
         load_weights(Path(resume_from_checkpoint), self.actor_critic, self.ema)
 
     def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None  # else the Trainer does not call
         load_weights(Path(self.state.best_model_checkpoint), self.actor_critic, self.ema)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

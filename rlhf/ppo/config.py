@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import SchedulerType
 from transformers.trainer_utils import IntervalStrategy
@@ -27,6 +27,11 @@ class PPOConfig(_BaseConfig):
     Raises:
         InputError: a value out of range, or values that cannot be combined.
     """
+
+    if TYPE_CHECKING:
+        # TrainingArguments replaces None by a folder and parses a string.
+        output_dir: str = ""
+        lr_scheduler_kwargs: dict[str, Any] | None = None
 
     # Defaults of TrainingArguments that PPO changes
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of the policy."})

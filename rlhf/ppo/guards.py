@@ -5,12 +5,14 @@ Classes have a `state_dict` and a `load_state_dict`, because their history belon
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf.ppo.advantages import moments
 from rlhf.ppo.checkpointing import save_rollout
@@ -60,13 +62,13 @@ class TargetKL:
     """
 
     def __init__(self, target: float | None):
-        self.target = target
+        self.limit = math.inf if target is None else TOLERANCE * target
         self.stopped: int | None = None  # index of the rollout whose rest is skipped
         self.skipped = 0  # skipped steps of that rollout
 
     def step(self, rollout: int, kl: float) -> bool:
         """True if this optimizer step is to be taken."""
-        if self.stopped != rollout and kl > TOLERANCE * self.target:
+        if self.stopped != rollout and kl > self.limit:
             self.stopped, self.skipped = rollout, 0
         self.skipped += self.stopped == rollout
         return self.stopped != rollout
@@ -147,7 +149,7 @@ class CollapseWatch:
 
 def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """True if all gradients on this process are finite; costs one transfer from the device."""
-    gradients = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters if p.grad is not None]
     return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 

@@ -7,6 +7,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
+from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.networks import (
@@ -15,7 +16,6 @@ from rlhf.ppo.networks import (
     freeze_reward,
     make_trainable,
     remove_dropout,
-    unwrap_peft,
     use_adapter,
 )
 
@@ -115,18 +115,23 @@ class SeparateActorCritic(ActorCritic):
 
     @contextmanager
     def as_role(self, role):
-        if role == "reference" and self.reference is None:
+        if role != "reference":
+            yield unwrap_peft(self.policy)
+        elif self.reference is not None:
+            yield unwrap_peft(self.reference)
+        else:
             with self.without_training():
                 yield unwrap_peft(self.policy)
-        else:
-            yield unwrap_peft(self.reference if role == "reference" else self.policy)
 
     def without_training(self):
         """Context in which the policy answers as the reference."""
+        assert isinstance(self.policy, PeftModel), "a policy without adapters needs a reference"
         return use_adapter(self.policy, self.ref_adapter) if self.ref_adapter else self.policy.disable_adapter()
 
     def token_scores(self, role, input_ids):
-        return classifier_token_scores(self.value if role == "value" else self.reward, input_ids)
+        model = self.value if role == "value" else self.reward
+        assert model is not None, "no reward model"
+        return classifier_token_scores(model, input_ids)
 
     def parameters_of(self, role):
         return self._named(self.network(role).parameters())
@@ -135,7 +140,7 @@ class SeparateActorCritic(ActorCritic):
         return list(self.network(role).parameters())
 
     def write(self, role, folder):
-        self.network(role).save_pretrained(folder)
+        self.network(role).save_pretrained(str(folder))
 
     def network(self, role: str) -> PreTrainedModel | PeftModel:
         return self.policy if role == "policy" else self.value
@@ -185,9 +190,9 @@ def build_actor_critic(
         raise InputError("ref_model is the policy itself, so the KL would stay 0; leave it out, or pass a copy.")
     if value_model is not None and value_model is reward_model:
         raise InputError("value_model is the reward model itself, so training would move the rewards; pass a copy.")
-    if value_model is None and reward_model is None:
-        raise InputError("value_model is missing, and there is no reward_model to copy it from.")
     if value_model is None:
+        if reward_model is None:
+            raise InputError("value_model is missing, and there is no reward_model to copy it from.")
         value_model = make_trainable(copy.deepcopy(reward_model))
     if peft_config is not None:
         if isinstance(model, PeftModel):

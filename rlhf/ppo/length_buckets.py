@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 # Tokens at which a CPU's matmuls reach full speed, and the fixed cost of one forward pass expressed in tokens.
 CPU_LIMITS = 512, 64
@@ -26,7 +27,7 @@ class Bucket:
     last: Tensor  # [b], position of the last token
 
 
-def pass_limits(lm: nn.Module, device: torch.device) -> tuple[int, int]:
+def pass_limits(lm: PreTrainedModel, device: torch.device) -> tuple[int, int]:
     """Returns the largest number of tokens in a pass of `lm`, and the cost of one more pass in tokens."""
     layers = lm.config.get_text_config().num_hidden_layers
     embeddings = {lm.get_input_embeddings(), lm.get_output_embeddings()} - {None}

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
+from rlhf.models.peft_layers import unwrap_peft
 
-
-def unwrap_peft(model: nn.Module) -> PreTrainedModel:
-    """Returns the transformers model below a PEFT wrapper, adapter layers included."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+M = TypeVar("M", bound=PreTrainedModel | PeftModel | None)
 
 
 @contextmanager
@@ -23,7 +22,7 @@ def use_adapter(model: PeftModel, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_adapter(active)
+        model.set_adapter(active)  # pyright: ignore[reportArgumentType]
 
 
 def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:
@@ -36,7 +35,7 @@ def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:
         )
 
 
-def freeze_reward(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel | PeftModel | None:
+def freeze_reward(model: M) -> M:
     """Returns the reward model, checked and without gradients."""
     if model is not None:
         check_classifier(model, "reward")
@@ -47,17 +46,17 @@ def freeze_reward(model: PreTrainedModel | PeftModel | None) -> PreTrainedModel 
 def make_trainable(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Unfreezes a model that was loaded for scoring: its adapter if it has one, else all of it."""
     if isinstance(model, PeftModel):
-        model.set_adapter(model.active_adapter)
+        model.set_adapter(model.active_adapter)  # pyright: ignore[reportArgumentType]
     else:
         model.requires_grad_(True)
     return model
 
 
-def classifier_token_scores(model: nn.Module, input_ids: Tensor) -> Tensor:
+def classifier_token_scores(model: PreTrainedModel | PeftModel, input_ids: Tensor) -> Tensor:
     """Scores [b, W] float32 of a sequence classifier at every position, not at the last token alone."""
     model = unwrap_peft(model)
     hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
-    return model.score(hidden).squeeze(-1).float()
+    return model.get_submodule("score")(hidden).squeeze(-1).float()
 
 
 def remove_dropout(module: nn.Module) -> None:

@@ -78,23 +78,24 @@ def add_ptx_gradient(trainer: "PPOTrainer", model: nn.Module) -> Tensor:
     Returns:
         This process's share of gamma L_ptx, in the scale of the loss that the Trainer logs.
     """
-    args, accelerator = trainer.args, trainer.accelerator
+    args, accelerator, stream, coef = trainer.args, trainer.accelerator, trainer.pretraining, trainer.args.ptx_coef
+    assert stream is not None and coef is not None, "no pretraining text"
     model.train()  # DeepSpeed's returns nothing
     size = args.per_device_train_batch_size
     count = args.ptx_examples_per_episode * size * args.world_size
-    blocks = list(islice(trainer.pretraining, count))[args.process_index :: args.world_size]
-    tokens = count * trainer.current_gradient_accumulation_steps * (trainer.pretraining.length - 1)
+    blocks = list(islice(stream, count))[args.process_index :: args.world_size]
+    tokens = count * trainer.current_gradient_accumulation_steps * (stream.length - 1)
     total = torch.zeros((), device=args.device)
     for chunk in (blocks[i : i + size] for i in range(0, len(blocks), size)):
         with local_gradients(accelerator, model):
             loss = ptx_loss(ptx_logprobs(model, chunk, args.device, trainer.is_deepspeed_enabled), tokens)
             kwargs = {"scale_wrt_gas": False} if trainer.is_deepspeed_enabled else {}
-            accelerator.backward(args.ptx_coef * args.world_size * loss, **kwargs)  # DDP averages over the processes
+            accelerator.backward(coef * args.world_size * loss, **kwargs)  # DDP averages over the processes
         total += loss.detach()
     if not torch.isfinite(total):
         stop_non_finite_text(total, blocks, args, trainer.state.global_step)
     trainer.meter.loss({"loss/ptx": total}, steps=0.0)
-    return args.ptx_coef * args.world_size * total
+    return coef * args.world_size * total
 
 
 def ptx_logprobs(model: nn.Module, blocks: list[list[int]], device: torch.device, deepspeed: bool) -> Tensor:

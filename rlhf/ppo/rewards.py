@@ -38,7 +38,7 @@ class TextRewardModel:
         self.warned = False
 
     @torch.no_grad()
-    def __call__(self, prompts: list[Prompt], completions: list[str], ended: list[bool]) -> list[float]:
+    def __call__(self, prompts: list[Prompt], completions: list[str], ended: Sequence[bool]) -> list[float]:
         rows = [self.encode(*row) for row in zip(prompts, completions, ended, strict=True)]
         device = next(self.model.parameters()).device
         ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)  # [B, T]
@@ -64,7 +64,7 @@ def function_scores(
     weights: list[float] | None,
     prompts: list[Any],
     completions: list[str],
-    ended: list[bool] | None = None,
+    ended: Sequence[bool] = (),
     **columns: list[Any],
 ) -> Tensor:
     """Weighted sum of reward functions and of reward models that read text.
@@ -96,7 +96,7 @@ def function_scores(
 
 @dataclass
 class RewardSources:
-    """What scores a response.
+    """Sources of a response's score.
 
     Attributes:
         model: the reward model that reads the sampled ids, beside the policy; None if there is none.
@@ -113,7 +113,7 @@ class RewardSources:
     def to(self, device: torch.device) -> None:
         for function in self.functions:
             if isinstance(function, TextRewardModel):
-                function.model.to(device)
+                function.model.to(device)  # pyright: ignore[reportArgumentType]
 
 
 def reward_sources(
@@ -136,18 +136,20 @@ def reward_sources(
         if len(given) != len(functions):
             raise InputError(f"{len(given)} {name} for {len(functions)} reward_funcs; give one for each.")
     functions = [
-        TextRewardModel(function, tokenizer or policy_tokenizer) if isinstance(function, torch.nn.Module) else function
+        TextRewardModel(function, tokenizer or policy_tokenizer)  # pyright: ignore[reportArgumentType]
+        if isinstance(function, torch.nn.Module)
+        else function
         for function, tokenizer in zip(functions, tokenizers, strict=True)
     ]
-    if reward_model is None or not reads_text(reward_tokenizer, policy_tokenizer):
+    if reward_model is None or reward_tokenizer is None or same_vocabulary(reward_tokenizer, policy_tokenizer):
         return RewardSources(reward_model, functions, weights)
     functions.append(TextRewardModel(reward_model, reward_tokenizer))
     return RewardSources(None, functions, [*weights, 1.0], model_reads_text=True)
 
 
-def reads_text(tokenizer: PreTrainedTokenizerBase | None, policy_tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if a reward model with this tokenizer cannot read the policy's ids."""
-    return tokenizer is not None and tokenizer.get_vocab() != policy_tokenizer.get_vocab()
+def same_vocabulary(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """True if a model with tokenizer `a` can read the ids of tokenizer `b`."""
+    return a.get_vocab() == b.get_vocab()
 
 
 def shape_scores(

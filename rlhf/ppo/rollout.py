@@ -6,6 +6,7 @@ is the same on 1 and on 8 processes and in large and small batches, and a rollou
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -76,24 +77,30 @@ def prompt_rows(rollout: int, size: int, num_prompts: int, seed: int) -> list[in
     return rows
 
 
+LATER: Any = None  # default of a field that a later step of the rollout sets
+
+
 @dataclass
 class MicroBatch:
-    """Episodes that pass the models together, trimmed to their longest prompt (P) and response (T)."""
+    """Episodes that pass the models together, trimmed to their longest prompt (P) and response (T).
+
+    The steps of `PPOTrainer.make_rollout` set the fields from `tokens` on, and each reads only what came before it.
+    """
 
     rows: list[int]  # indices into this process's episodes of the rollout
     input_ids: Tensor  # [B, P + T]
     attention_mask: Tensor  # [B, P + T]
     response_mask: Tensor  # [B, T] bool, the EOS included
     ended: Tensor  # [B] bool, True if the response ended by itself
-    tokens: Tensor | None = None  # scalar: response tokens in the minibatch, over micro-batches and processes
-    logprobs: Tensor | None = None  # [B, T], under the policy that sampled
-    ref_logprobs: Tensor | None = None  # [B, T]
-    values: Tensor | None = None  # [B, T], of the value model before the update
-    scores: Tensor | None = None  # [B], of the reward model and reward functions
-    shaped_scores: Tensor | None = None  # [B], scaled, clipped, with the missing-EOS terms
-    rewards: Tensor | None = None  # [B, T]
-    advantages: Tensor | None = None  # [B, T]
-    returns: Tensor | None = None  # [B, T]
+    tokens: Tensor = LATER  # scalar: response tokens in the minibatch, over micro-batches and processes
+    logprobs: Tensor = LATER  # [B, T], under the policy that sampled
+    ref_logprobs: Tensor = LATER  # [B, T]
+    values: Tensor = LATER  # [B, T], of the value model before the update
+    scores: Tensor = LATER  # [B], of the reward model and reward functions
+    shaped_scores: Tensor = LATER  # [B], scaled, clipped, with the missing-EOS terms
+    rewards: Tensor = LATER  # [B, T]
+    advantages: Tensor = LATER  # [B, T]
+    returns: Tensor = LATER  # [B, T]
 
     def inputs(self) -> dict[str, Tensor]:
         names = ("input_ids", "attention_mask", "response_mask")

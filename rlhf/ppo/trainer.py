@@ -110,7 +110,8 @@ class PPOTrainer(PPOCheckpointing):
         # The networks
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts.")
-        if processing_class.pad_token_id is None:
+        pad_id = processing_class.pad_token_id
+        if not isinstance(pad_id, int):
             raise InputError("the tokenizer has no pad token; set one that is not its EOS.")
         rewards = reward_sources(
             reward_model,
@@ -141,7 +142,7 @@ class PPOTrainer(PPOCheckpointing):
                 raise InputError(f"the {role} has no trainable parameters; load its adapter with is_trainable=True.")
 
         # Prompts and pretraining text
-        self.processing_class = processing_class
+        self.processing_class, self.pad_id = processing_class, pad_id
         self.stop_ids = stop_tokens(networks.language_model, processing_class, args.stop_token_id)
         self.max_prompt_length = longest_prompt(networks.config, args.max_prompt_length, args.response_length)
         train_dataset = self._encode(train_dataset, "train", args)
@@ -200,7 +201,7 @@ class PPOTrainer(PPOCheckpointing):
         One pass over it is the whole run: the end of the data never cuts an accumulation short, and resuming only skips
         numbers. It is the same on all processes, so Accelerate does not prepare it.
         """
-        micro_steps = range(self.args.max_steps * self.args.gradient_accumulation_steps)
+        micro_steps: Any = range(self.args.max_steps * self.args.gradient_accumulation_steps)
         return DataLoader(micro_steps, batch_size=1, collate_fn=lambda numbers: {"micro_step": numbers[0]})
 
     def _prepare_inputs(self, inputs: dict[str, int]) -> MicroBatch:
@@ -264,7 +265,7 @@ class PPOTrainer(PPOCheckpointing):
             uniforms=uniforms,
             temperature=args.temperature,
             stop_ids=self.stop_ids,
-            pad_id=self.processing_class.pad_token_id,
+            pad_id=self.pad_id,
             batch_size=args.local_rollout_forward_batch_size,
             progress=progress if show else None,
         )
@@ -281,9 +282,7 @@ class PPOTrainer(PPOCheckpointing):
         args, model, device = self.args, self.wrapped_model(), self.accelerator.device
         batches = []
         for rows in minibatch:
-            batch = micro_batch(
-                rows, columns["input_ids"], responses, self.stop_ids, self.processing_class.pad_token_id, device
-            )
+            batch = micro_batch(rows, columns["input_ids"], responses, self.stop_ids, self.pad_id, device)
             passes = {**batch.inputs(), "temperature": args.temperature}
 
             # 1. Reference, and the reward model where it reads the sampled ids
@@ -304,7 +303,7 @@ class PPOTrainer(PPOCheckpointing):
                 if not torch.isfinite(getattr(batch, name)).all():
                     self.stop_non_finite(f"{name} of a rollout are not finite", [batch])
             batches.append(batch)
-        tokens = self.sum(sum(batch.response_mask.sum() for batch in batches))
+        tokens = self.sum(torch.stack([batch.response_mask.sum() for batch in batches]).sum())
         for batch in batches:
             batch.tokens = tokens
         return batches
@@ -341,14 +340,15 @@ class PPOTrainer(PPOCheckpointing):
 
     def compute_loss(self, model, inputs: MicroBatch, return_outputs=False, num_items_in_batch=None) -> Tensor:
         """This micro-batch's share of the minibatch's loss, which is a mean over response tokens."""
-        args, batch = self.args, inputs
+        args, batch, rollout = self.args, inputs, self.rollout
+        assert rollout is not None, "_prepare_inputs makes it"
         logprobs, values = model("policy_and_value", temperature=args.temperature, **batch.inputs())
         policy_losses, ratio = policy_loss(logprobs, batch.logprobs, batch.advantages, args.cliprange)
         value_losses = value_loss(values, batch.values, batch.returns, args.cliprange_value)
 
         share = batch.response_mask / batch.tokens  # sums to 1 over the micro-batches and processes of the minibatch
         policy, value = (policy_losses * share).sum(), (value_losses * share).sum()
-        policy_coef = 0.0 if self.rollout.index < args.value_warmup_rollouts else 1.0
+        policy_coef = 0.0 if rollout.index < args.value_warmup_rollouts else 1.0
         loss = policy_coef * policy + args.vf_coef * value
         if not torch.isfinite(loss):
             self.stop_non_finite(f"the loss is {loss} (policy {policy}, value {value})", [batch])
@@ -367,16 +367,17 @@ class PPOTrainer(PPOCheckpointing):
 
     def before_optimizer_step(self) -> None:
         """Checks the gradient of the minibatch; target KL drops it if the policy has moved too far."""
-        args = self.args
+        args, rollout = self.args, self.rollout
+        assert rollout is not None, "_prepare_inputs makes it"
         # With fp16 the loss scaler skips a step that is not finite, and training goes on.
         if not args.fp16 and not gradients_finite(self.actor_critic.parameters()):
             first = self.state.global_step * args.gradient_accumulation_steps
             micro_steps = range(first, first + args.gradient_accumulation_steps)
-            minibatch = [self.rollout.at(m % args.micro_steps_per_rollout, args.seed) for m in micro_steps]
+            minibatch = [rollout.at(m % args.micro_steps_per_rollout, args.seed) for m in micro_steps]
             self.stop_non_finite("the gradient is not finite", minibatch)
         if args.target_kl is not None:
             kl, self.minibatch_kl = self.sum(torch.as_tensor(self.minibatch_kl, device=args.device)).item(), 0.0
-            self.step_taken = self.target_kl.step(self.rollout.index, kl)
+            self.step_taken = self.target_kl.step(rollout.index, kl)
             if not self.step_taken:
                 self.optimizer.zero_grad()  # the optimizer passes over parameters without a gradient
 
@@ -396,7 +397,7 @@ class PPOTrainer(PPOCheckpointing):
         """One parameter group each for policy and value, split by weight decay."""
         if self.optimizer is None:
             model = self.actor_critic
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)  # pyright: ignore[reportArgumentType]
             decayed = set(self.get_decay_parameter_names(model))
             self.optimizer = optimizer_class(parameter_groups(model, self.args, decayed), **kwargs)
         return self.optimizer
@@ -404,7 +405,7 @@ class PPOTrainer(PPOCheckpointing):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Warm-up over rollouts, times the Trainer's schedule."""
         if self.lr_scheduler is None:
-            optimizer = self.optimizer if optimizer is None else optimizer
+            optimizer = self.create_optimizer() if optimizer is None else optimizer
             self.lr_scheduler = rollout_schedule(optimizer, self.args, num_training_steps)
             self._created_lr_scheduler = True  # as in Trainer.create_scheduler: a second train() makes a new one
         return self.lr_scheduler
@@ -412,7 +413,12 @@ class PPOTrainer(PPOCheckpointing):
     # ---- Evaluation -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Answers held-out prompts, always with the same random numbers, and logs means over them.
 
         The averaged policy answers, if there is one, because that is the saved policy.
@@ -468,7 +474,7 @@ class PPOTrainer(PPOCheckpointing):
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the processes."""
-        return self.accelerator.reduce(tensor, reduction="sum")
+        return self.accelerator.reduce(tensor, reduction="sum")  # pyright: ignore[reportReturnType]
 
     def wrapped_model(self) -> nn.Module:
         """The model as the training loop has it; before training, prepared for mixed precision alone."""
@@ -506,7 +512,7 @@ class RolloutCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs: Any):
         self.trainer.after_optimizer_step()
 
-    def on_step_end(self, args, state, control, **kwargs: Any):
+    def on_step_end(self, args: PPOConfig, state, control, **kwargs: Any):
         """Counts epochs in passes over the prompts; for the Trainer the whole run is one epoch."""
         if state.global_step % args.steps_per_rollout == 0:
             self.trainer.meter.rollout_trained()

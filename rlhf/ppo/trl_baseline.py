@@ -5,6 +5,7 @@ TRL has no adapters on a shared base: policy, reference, reward and value are fo
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import trl
 from datasets import Dataset
@@ -21,7 +22,7 @@ from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.runs.artifacts import MetricsCallback, resolved_config
 
 
-def require_trl_ppo():
+def require_trl_ppo() -> tuple[type[Any], type[Any]]:
     """Returns TRL's PPOConfig and PPOTrainer.
 
     Raises:
