@@ -1,4 +1,4 @@
-"""Command line of the recipes: TRL's parser, with every mistake of the user turned into one sentence."""
+"""The command line of the recipes: TRL's parser, which reports a mistake of the user in one line."""
 
 import difflib
 import gc
@@ -37,18 +37,18 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
     parser.config_file = config
     try:
         with warnings.catch_warnings():
-            # TRL 1.12 sets this field itself, under the name that newer transformers would rather not see.
+            # TRL 1.12 sets this field itself, by a name that newer versions of transformers deprecate.
             warnings.filterwarnings("ignore", ".*`gradient_checkpointing` is deprecated", FutureWarning)
             *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"config file {config} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"Config file {config} cannot be read: {error.strerror or error}. Check its path.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"config file {config} is not UTF-8 text; save it in that encoding.") from error
+        raise InputError(f"Config file {config} is not UTF-8 text. Save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise InputError(f"config file {config} is not valid YAML: {error}.") from error
-    except ValueError as error:  # what TRL, transformers and our own dataclasses raise in __post_init__
+        raise InputError(f"Config file {config} is not valid YAML: {error}. Correct the file.") from error
+    except ValueError as error:  # from __post_init__ of dataclasses of TRL, transformers and this library
         raise InputError(str(error)) from error
     if unknown:
         parser.refuse_unknown(unknown[0], where="the command line")
@@ -56,7 +56,7 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Calls `main`; an `InputError` becomes one line on stderr and exit code 2, all else passes through."""
+    """Calls `main`. An `InputError` becomes one line on stderr and exit code 2; other exceptions pass through."""
     if gc.get_threshold() != THRESHOLDS:  # the first call: all libraries are loaded
         gc.freeze()
         gc.set_threshold(*THRESHOLDS)
@@ -68,7 +68,7 @@ def run(main: Callable[[], Any]) -> None:
 
 
 class _Parser(TrlParser):
-    """TrlParser that holds a YAML value to the same checks as the same value on the command line."""
+    """TrlParser that checks a value in the YAML as it checks the same value on the command line."""
 
     config_file: str | None = None
 
@@ -76,17 +76,20 @@ class _Parser(TrlParser):
         raise InputError(message.removesuffix(".") + ". Run with --help for all options.")
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
-        # argparse checks a default only if it is a string, and choices never: `seed: 1.5` would pass.
+        # These become defaults. argparse checks the type of a default only if it is a string, and never its choices:
+        # `seed: 1.5` would pass.
         by_name = {action.dest: action for action in reversed(self._actions)}
         for key, value in config.items():
             if key not in by_name:
                 self.refuse_unknown(key, where=f"config file {self.config_file}")
             if by_name[key].nargs == "+" and isinstance(value, str | int | float):
-                value = [value]  # of one element, as on the command line
+                value = [value]  # one element needs no list on the command line either
             try:
                 config[key] = self._convert(by_name[key], value)
             except ArgumentError as error:
-                raise InputError(f"config file {self.config_file}, key {key}: {error.message}.") from error
+                raise InputError(
+                    f"Config file {self.config_file}, key {key}: {error.message}. Run with --help for all options."
+                ) from error
         return super().set_defaults_with_config(**config)
 
     def _convert(self, action: Action, value: Any) -> Any:
@@ -96,7 +99,7 @@ class _Parser(TrlParser):
             if action.nargs == "+":
                 return [self._convert(action, item) for item in value]
             if action.type in (int, float, string_to_bool):
-                raise ArgumentError(None, f"a single value is needed, not the list {value}")
+                raise ArgumentError(None, f"expected a single value, not the list {value}")
             return value
         if action.type is str and isinstance(value, bool):  # e.g. `resume_from_checkpoint: true`
             return value
@@ -113,12 +116,12 @@ class _Parser(TrlParser):
 
 
 def _separate_config(args: list[str]) -> list[str]:
-    """`--config=file` as `--config file`, the only form that TrlParser knows."""
+    """Rewrites `--config=file` as `--config file`, the only form that TrlParser reads."""
     separated = []
     for arg in args:
         separated += ["--config", arg.removeprefix("--config=")] if arg.startswith("--config=") else [arg]
     if separated.count("--config") > 1:
-        raise InputError("--config is given more than once; one YAML file is read, other options go after it.")
+        raise InputError("--config is given more than once. Pass one YAML file; options after it override its values.")
     if separated[-1:] == ["--config"]:
-        raise InputError("--config needs the path of a YAML file.")
+        raise InputError("--config needs a file. Pass the path of a YAML file after it.")
     return separated

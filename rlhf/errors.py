@@ -1,11 +1,11 @@
-"""The one exception for input that the user can put right."""
+"""The exception for mistakes that the user can correct."""
 
 
 class InputError(ValueError):
-    """The user's configuration, data or folders are wrong.
+    """A mistake in the user's configuration, data or folders.
 
-    The message is one sentence that names the file, row or field and says what to do. `rlhf.cli.run` prints it without
-    a traceback; every other exception is a bug of ours and keeps its traceback.
+    The message names the file, row or field and ends with what to do. `rlhf.cli.run` prints it without a traceback. Any
+    other exception is a bug of this library and keeps its traceback.
     """
 
 

@@ -1,4 +1,4 @@
-"""The figures of reports: matplotlib, as SVG text, without anything that differs from run to run."""
+"""Figures of reports as SVG text, drawn by matplotlib: the same text in every run on the same data."""
 
 import io
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def curves(panels: Sequence[tuple[str, dict[str, Curve]]], xlabel: str, columns:
 
     Args:
         panels: (title, {label of the line: curve}) each; a legend is drawn where there are two lines or more.
-        mark: x at which a vertical line stands, e.g. the chosen epoch.
+        mark: x of a vertical line, e.g. the chosen epoch.
     """
     rows = -(-len(panels) // columns)
     with plt.rc_context(STYLE):
@@ -73,7 +73,7 @@ def curves(panels: Sequence[tuple[str, dict[str, Curve]]], xlabel: str, columns:
 def intervals(
     rows: Sequence[tuple[str, str, Interval]], xlabel: str, reference: float | None = None, limits: tuple | None = None
 ) -> str:
-    """One dot with its 95 % interval a row, top to bottom.
+    """A row for each 95 % interval, top to bottom: a dot at the mean and a bar from low to high.
 
     Args:
         rows: (label, color, interval) each.
@@ -102,7 +102,7 @@ def intervals(
 
 
 def reliability(bins: Sequence[dict[str, float]]) -> str:
-    """Predicted probability that the model's choice is the labeler's, against how often it is; area = pairs."""
+    """Share of pairs on which labeler and model agree, against the predicted probability; dot area = pairs."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(3.9, 3.5))
         axes.plot([0.5, 1], [0.5, 1], color="#8b95a3", linewidth=1, linestyle=(0, (3, 3)))

@@ -1,4 +1,4 @@
-"""rlhf.cli: each mistake on the command line or in the YAML is one sentence and exit code 2."""
+"""rlhf.cli: a mistake on the command line or in the YAML gives one line and exit code 2."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def test_command_line_overrides_yaml_which_overrides_defaults(config):
     path = config("rows: 7\nrate: 1e-3\nshuffle: false\nlayers: [1, 2]\n")
     (arguments,) = parse(Arguments, args=["--config", path, "--rows", "9"])
     assert arguments == Arguments(rows=9, rate=0.001, shuffle=False, layers=[1, 2])
-    assert isinstance(arguments.rate, float)  # YAML reads 1e-3 without a point as text
+    assert isinstance(arguments.rate, float)  # YAML reads 1e-3, which has no decimal point, as text
 
 
 def test_config_may_be_written_with_an_equals_sign(config):
@@ -82,7 +82,7 @@ def test_bad_yaml(config, yaml, parts):
     ("args", "parts"),
     [
         (["--rwos", "3"], ["--rwos", "did you mean rows?"]),
-        (["--row", "3"], ["--row"]),  # no abbreviations: a later option could change what they mean
+        (["--row", "3"], ["--row"]),  # no abbreviations: a new option could change their meaning
         (["--rows", "x"], ["--rows", "x"]),
         (["--rows"], ["--rows"]),
         (["--on_bad_rows", "ignore"], ["ignore"]),
@@ -103,7 +103,7 @@ def test_unknown_key_is_found_among_trl_configs(config):
         parse(SFTConfig, ModelConfig, args=["--config", config("learning_rat: 1e-3")])
 
 
-def test_run_prints_one_sentence_and_exits_with_2(capsys):
+def test_run_prints_one_line_and_exits_with_2(capsys):
     def main():
         raise InputError("row 3 of data.jsonl\nhas no prompt; add one.")
 

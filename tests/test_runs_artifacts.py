@@ -1,4 +1,4 @@
-"""rlhf.runs.artifacts: what a run writes can be read back, used again, and holds no secret."""
+"""rlhf.runs.artifacts: the files of a run can be read back and used again, and hold no secret."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_no_secret_is_written(tmp_path):
     text = (tmp_path / "config.yaml").read_text()
     assert secret not in text
     assert "sesame" not in text
-    assert yaml.safe_load(text)["eos_token"] == "<|end|>"  # not that kind of token
+    assert yaml.safe_load(text)["eos_token"] == "<|end|>"  # a token of text, not a secret
     assert yaml.safe_load(text)["kwargs"] == {"url": "https://***@example.org", "note": "***", "max_tokens": 3}
 
 

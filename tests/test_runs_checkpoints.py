@@ -1,4 +1,4 @@
-"""Checkpoints are there as a whole or not at all, whenever the process dies while it writes one."""
+"""A checkpoint is complete or absent, whenever the process dies while it writes one."""
 
 import os
 import shutil
@@ -15,15 +15,15 @@ from rlhf.errors import InputError
 from rlhf.runs.checkpoints import PARTIAL, AtomicCheckpoints, complete_checkpoints, find_checkpoint
 
 
-class WholeTrainer(AtomicCheckpoints, Trainer):
+class AtomicTrainer(AtomicCheckpoints, Trainer):
     pass
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it, nothing is tidied up after it."""
+    """In place of SIGKILL: nothing catches it, and nothing cleans up after it."""
 
 
-def trainer(folder, cls=WholeTrainer, **changes):
+def trainer(folder, cls=AtomicTrainer, **changes):
     rows = Dataset.from_dict({"input_ids": [[i % 40 + 1] * 4 for i in range(12)]})
     rows = rows.map(lambda row: {"labels": row["input_ids"]})
     options = {
@@ -49,14 +49,14 @@ def test_the_checkpoint_is_the_trainers_own(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["model.safetensors", "optimizer.pt", "trainer_state.json", "fsync", "rename"])
-def test_killed_while_saving_the_last_whole_one_is_found(tmp_path, monkeypatch, moment):
-    whole = trainer(tmp_path / "whole")
-    whole.train()
+def test_killed_while_saving_it_resumes_from_the_last_complete_checkpoint(tmp_path, monkeypatch, moment):
+    uninterrupted = trainer(tmp_path / "uninterrupted")
+    uninterrupted.train()
 
     def dies(*args, **kwargs):
         raise Killed
 
-    class Dying(WholeTrainer):
+    class Dying(AtomicTrainer):
         def _save_checkpoint(self, model, trial):
             if self.state.global_step == 3:
                 if moment in ("fsync", "rename"):
@@ -81,11 +81,11 @@ def test_killed_while_saving_the_last_whole_one_is_found(tmp_path, monkeypatch, 
     resumed = trainer(tmp_path / "run", resume_from_checkpoint="true")
     resumed.train(resume_from_checkpoint=find_checkpoint(resumed.args))
     assert len(complete_checkpoints(tmp_path / "run")) == 4
-    for name, weight in whole.model.state_dict().items():
+    for name, weight in uninterrupted.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name])
 
 
-def test_a_checkpoint_torn_by_another_program_is_skipped(tmp_path):
+def test_a_damaged_checkpoint_is_skipped(tmp_path):
     run = trainer(tmp_path, resume_from_checkpoint="true")
     run.train()
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
@@ -97,7 +97,7 @@ def test_a_checkpoint_torn_by_another_program_is_skipped(tmp_path):
         find_checkpoint(run.args)
 
 
-def test_old_ones_go_and_the_best_one_stays(tmp_path):
+def test_old_checkpoints_are_deleted_and_the_best_one_stays(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "save_total_limit": 2}
     run = trainer(tmp_path, metric_for_best_model="loss", greater_is_better=True, **options)  # the first is the best
     run.train()
@@ -108,7 +108,7 @@ def test_old_ones_go_and_the_best_one_stays(tmp_path):
     assert "checkpoint-1" in state
 
 
-def test_every_byte_is_synchronised_before_the_rename(tmp_path, monkeypatch):
+def test_every_file_is_synchronized_before_the_rename(tmp_path, monkeypatch):
     events = []
     fsync, rename = os.fsync, type(tmp_path).rename
 

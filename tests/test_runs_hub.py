@@ -1,6 +1,6 @@
-"""rlhf.runs.hub and rlhf.runs.model_card: exactly the final files go up, privately, and the card's code works.
+"""rlhf.runs.hub and rlhf.runs.model_card: the final files alone are uploaded, privately, and the card's code works.
 
-No Hub is reached: `FakeHub` stands where huggingface_hub.HfApi does and accepts what its real methods accept.
+No Hub is reached: `FakeHub` replaces huggingface_hub.HfApi and accepts the arguments of its methods.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from rlhf.runs.model_card import model_card, portable
 
 
 class FakeHub:
-    """Records calls and keeps the uploaded files; a keyword that HfApi lacks is refused as HfApi would."""
+    """Records calls and uploaded files; raises, as HfApi would, on a keyword that HfApi does not have."""
 
     def __init__(self, public=()):
         self.calls, self.files, self.public, self.token = [], {}, set(public), None
@@ -66,7 +66,7 @@ def fake_hub(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A recipe's folder as the stages leave it: adapters, tokenizer, numbers, and what must stay at home."""
+    """A recipe's folder as the stages leave it: adapters, tokenizer, numbers, and files that must not be uploaded."""
     root = tmp_path_factory.mktemp("made here")
     base = save_toy(root / "toy-base")
     for stage in ("sft", "reward", "ppo"):
@@ -100,7 +100,7 @@ def test_each_stage_goes_to_its_own_private_repository(trained, fake_hub):
     }
 
 
-def test_no_secret_and_no_path_of_this_machine_goes_up(trained, fake_hub):
+def test_no_secret_and_no_path_of_this_machine_is_uploaded(trained, fake_hub):
     hub.push_run(trained, "me/toy")
     for files in fake_hub.files.values():
         for name, content in files.items():
@@ -113,7 +113,7 @@ def test_no_secret_and_no_path_of_this_machine_goes_up(trained, fake_hub):
     )
 
 
-def test_weights_and_tokenizer_go_up_byte_for_byte(trained, fake_hub):
+def test_weights_and_tokenizer_are_uploaded_byte_for_byte(trained, fake_hub):
     hub.push_run(trained / "reward", "me/judge")
     for name in ("adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "calibration.json"):
         assert fake_hub.files["me/judge"][name] == (trained / "reward" / name).read_bytes()
@@ -175,7 +175,7 @@ def test_missing_login_is_one_sentence(trained, fake_hub, capsys, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         run(lambda: hub.push_run(trained / "sft", "me/toy"))
     assert exit_.value.code == 2
-    assert capsys.readouterr().err.startswith("error: the Hub refuses me/toy: Token is required; log in")
+    assert capsys.readouterr().err.startswith("error: The Hub refused me/toy: Token is required. Log in")
 
 
 def test_push_to_hub_fields_of_a_stage(trained, fake_hub, tmp_path):
@@ -184,7 +184,7 @@ def test_push_to_hub_fields_of_a_stage(trained, fake_hub, tmp_path):
     fields = {"hub_model_id": "me/mine", "hub_token": "hf_abc", "hub_revision": "try-2"}
     args = SFTConfig(output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, push_to_hub=True, **fields)
     push = hub.resolve_push(args)
-    assert args.push_to_hub is False  # the Trainer must not upload checkpoints and pickles by itself
+    assert args.push_to_hub is False  # the Trainer must not upload checkpoints and pickles
     assert fake_hub.calls[0] == ("create_repo", {"repo_id": "me/mine", "private": True, "exist_ok": True})
     assert fake_hub.files == {}
     hub.publish_run(folder, "sft", push)

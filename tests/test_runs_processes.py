@@ -1,4 +1,4 @@
-"""Evaluation by two processes of a launch gives what one process gives."""
+"""Evaluation by two processes of a launch gives the results of one process."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def judge(prompt: str, response: str, ended: bool) -> dict:
 
 
 def evaluated(folder: str) -> list[dict]:
-    """Rows of an evaluation of toy models with random adapters, by all processes."""
+    """Returns the rows of an evaluation of toy models with random adapters, by all processes."""
     tokenizer = load_tokenizer(folder)
     shared = SharedBase(load_base(ModelConfig(model_name_or_path=folder), tokenizer))
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def evaluated(folder: str) -> list[dict]:
 
 
 def main(folder: str, output: str) -> None:
-    for n in range(4):  # fewer rows than processes, too
+    for n in range(4):  # also fewer rows than processes
         done = []
         assert map_across_processes(n, lambda rows, done=done: [done.append(i) or 10 * i for i in rows]) == [
             10 * i for i in range(n)

@@ -1,4 +1,4 @@
-"""The data card: one page of Markdown that says what a prepared data set holds and what was left out of it."""
+"""The data card: a page of Markdown on what a prepared data set holds and what was dropped."""
 
 import random
 from collections import Counter, defaultdict
@@ -13,17 +13,17 @@ from rlhf.runs.markdown import markdown_table, render_template
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 SPLITS = ("train", "validation", "test")
 EXAMPLES = 10
-EXAMPLES_A_KIND = 3  # of personal data, masked
-LONGEST_EXAMPLE = 300
-CATEGORIES = 50  # a column of free text is none
-BAR = 40
+EXAMPLES_PER_KIND = 3  # of personal data, masked
+LONGEST_EXAMPLE = 300  # characters
+CATEGORIES = 50  # at most; a column of free text holds no categories
+BAR = 40  # characters
 
 
 class DataCard:
-    """Counts of decisions, as they are made; nothing of it grows with the data.
+    """Counts decisions one by one, in memory that does not grow with the data.
 
     Args:
-        seed: draws the examples, evenly from all prompts that are kept for training.
+        seed: seed of the examples, a uniform sample of the prompts kept for training.
     """
 
     def __init__(self, seed: int = 0):
@@ -42,7 +42,7 @@ class DataCard:
         if decision.reason is not None:
             self.dropped[decision.reason][split] += 1
             for kind in {span.kind for span in decision.personal_data}:
-                if len(self.masked[kind]) < EXAMPLES_A_KIND:
+                if len(self.masked[kind]) < EXAMPLES_PER_KIND:
                     masked = mask(text, decision.personal_data)
                     self.masked[kind].append(_excerpt(masked, around=masked.index(f"[{kind}]")))
             self.personal.update(span.kind for span in decision.personal_data)
@@ -57,7 +57,7 @@ class DataCard:
             self._draw(text)
 
     def counts(self) -> dict[str, Any]:
-        """All numbers of the card."""
+        """Returns all numbers of the card."""
         return {
             "kept": dict(self.kept),
             "dropped": {reason: dict(by_split) for reason, by_split in self.dropped.items()},
@@ -66,11 +66,11 @@ class DataCard:
         }
 
     def render(self, source: str, args: PrepareArguments, rows_read: int, bad_rows: int) -> str:
-        """The card.
+        """Returns the page.
 
         Args:
-            source: what was read, for the reader.
-            rows_read, bad_rows: rows of the source, and those of them that could not be used.
+            source: name of the data that was read.
+            rows_read, bad_rows: numbers of rows that were read, and that could not be used.
         """
         decisions = {"kept": self.kept, **{f"dropped: {reason}": splits for reason, splits in self.dropped.items()}}
         categories = dict(sorted(self.categories.items(), key=lambda item: -item[1].total()))
@@ -90,7 +90,7 @@ class DataCard:
         )
 
     def _draw(self, text: str) -> None:
-        """Reservoir sampling: every text so far is among the examples with the same probability."""
+        """Samples by reservoir: each text so far is among the examples with the same probability."""
         if len(self.examples) < EXAMPLES:
             self.examples.append(text)
         elif (place := self._rng.randrange(self.kept["train"])) < EXAMPLES:
@@ -98,13 +98,13 @@ class DataCard:
 
 
 def _split_table(title: str, counts: dict[str, Counter[str]]) -> str:
-    """A row for each name, with its count in each split."""
+    """Returns a table with a row for each name: its count in each split."""
     rows = [(name, *(f"{by_split[split]:,}" for split in SPLITS)) for name, by_split in counts.items()]
     return markdown_table([title, *SPLITS], rows)
 
 
 def _histogram(split: str, lengths: Counter[int]) -> str:
-    """Bars of lengths that double: a bit length of n is lengths from 2^(n-1) to 2^n - 1."""
+    """Returns a bar for each bit length; bit length n covers lengths from 2^(n-1) to 2^n - 1."""
     most = max(lengths.values())
     lines = [
         f"{2 ** (bits - 1):>6} - {2**bits - 1:<6} {'#' * round(BAR * lengths[bits] / most):<{BAR}} {lengths[bits]:,}"
@@ -114,7 +114,7 @@ def _histogram(split: str, lengths: Counter[int]) -> str:
 
 
 def _excerpt(text: str, around: int = 0) -> str:
-    """`LONGEST_EXAMPLE` characters of the text, those around a place in the middle where it allows."""
+    """Returns at most `LONGEST_EXAMPLE` characters of the text, with position `around` in the middle if possible."""
     start = max(0, min(around - LONGEST_EXAMPLE // 2, len(text) - LONGEST_EXAMPLE))
     end = start + LONGEST_EXAMPLE
     return ("... " if start else "") + text[start:end] + (" ..." if end < len(text) else "")

@@ -1,1 +1,1 @@
-"""What a run leaves behind: configuration, metrics, checkpoints, model card, upload to the Hub."""
+"""Files of a run: configuration, metrics, checkpoints, model card, upload to the Hub."""

@@ -1,4 +1,4 @@
-"""What every run leaves behind in its folder: config.yaml, environment.json, metrics.jsonl, result.json."""
+"""Files that every run writes into its folder: config.yaml, environment.json, metrics.jsonl, result.json."""
 
 import dataclasses
 import json
@@ -42,10 +42,10 @@ def start_run(output_dir: str | Path, *configs: Any, stage: str) -> None:
 
 
 def resolved_config(config: Any) -> dict[str, Any]:
-    """The fields of one dataclass that, with the package versions at hand, determine the run; without secrets.
+    """Returns the fields of one dataclass that determine the run, given the package versions; without secrets.
 
-    A field that this project defines is always written. A field of a library's config (learning_rate, lora_r) is
-    written if its value differs from that library's default, or from another default that this project has for it.
+    A field that this project defines is always included. A field of a library's config (learning_rate, lora_r) is
+    included if its value differs from the library's default, or from this project's own default for it.
     """
     resolved = {}
     for field in dataclasses.fields(config):
@@ -58,7 +58,7 @@ def resolved_config(config: Any) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, devices and, if the package runs from a git checkout, its commit."""
+    """Returns versions, platform, devices and, if the package runs from a git checkout, its commit."""
     import torch
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -74,11 +74,11 @@ def environment() -> dict[str, Any]:
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends every log of a Trainer to `metrics.jsonl`: one object a line with step, epoch, seconds and the metrics.
+    """Appends each log of a Trainer to `metrics.jsonl`: one JSON object per line with step, epoch, seconds, metrics.
 
-    `seconds` counts training time from the first step, over resumptions. A run that starts anew starts the file anew; a
-    run resumed at step k drops the lines after k first, so that the file reads as if the run had never stopped. A value
-    that is not finite is written as null, since JSON has no NaN.
+    `seconds` is the training time since the first step, across resumptions. A new run replaces the file. A run resumed
+    at step k first drops the lines after k, so that the file reads as if the run had never stopped. Values that are not
+    finite are written as null, because JSON has no NaN.
     """
 
     def __init__(self, output_dir: str | Path):
@@ -88,12 +88,12 @@ class MetricsCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        kept = [row for row in read_metrics(self.path.parent) if row["step"] <= state.global_step]
+        rows = [row for row in read_metrics(self.path.parent) if row["step"] <= state.global_step]
         if state.global_step == 0:
-            kept = []
-        self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+            rows = []
+        self.started = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
@@ -106,7 +106,7 @@ class MetricsCallback(TrainerCallback):
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`; empty if it has none. A last line cut short by a crash is left out."""
+    """Returns the rows of a run's `metrics.jsonl`, [] without one. Drops a last line that a crash cut short."""
     path = Path(output_dir) / "metrics.jsonl"
     if not path.exists():
         return []
@@ -127,22 +127,22 @@ def write_result(output_dir: str | Path, result: dict[str, Any]) -> None:
 
 
 def read_result(output_dir: str | Path) -> dict[str, Any]:
-    """The stage's final numbers.
+    """Returns the stage's final numbers.
 
     Raises:
         InputError: the stage has not finished in that folder, or the file is damaged.
     """
     path = Path(output_dir) / "result.json"
     if not path.exists():
-        raise InputError(f"{path} is missing; run the stage that writes {output_dir} to its end first.")
+        raise InputError(f"{path} is missing. Run the stage that writes {output_dir} to its end.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); run the stage again.") from error
+        raise InputError(f"{path} is not valid JSON ({error}). Run the stage that writes it again.") from error
 
 
 def is_first_process() -> bool:
-    """Whether this process writes files for the run; the launcher numbers processes in RANK."""
+    """True in the process that writes the run's files. Launchers set RANK to the number of the process."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -150,7 +150,7 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """The value as YAML has it, or `_NOT_PLAIN` (a callable, a tensor, a library's object)."""
+    """Returns the value in types of YAML, or `_NOT_PLAIN` for a callable, a tensor or a library's object."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str):
@@ -169,9 +169,9 @@ def _plain(value: Any) -> Any:
 
 
 def _defaults(config_type: type, name: str) -> list[Any]:
-    """Defaults of a field: the one in force, and the one of the nearest class that is not of this project."""
-    theirs = [cls for cls in config_type.__mro__ if cls.__module__.split(".")[0] not in ("rlhf", "__main__")]
-    fields = [getattr(cls, "__dataclass_fields__", {}).get(name) for cls in (config_type, *theirs)]
+    """Returns two defaults of a field: that of the class, and that of the nearest base class of a library."""
+    library = [cls for cls in config_type.__mro__ if cls.__module__.split(".")[0] not in ("rlhf", "__main__")]
+    fields = [getattr(cls, "__dataclass_fields__", {}).get(name) for cls in (config_type, *library)]
     known = [field for field in fields if field is not None]
     return [_default(known[0]), _default(known[1]) if len(known) > 1 else _NOT_PLAIN]
 
@@ -196,7 +196,7 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # installed: a repository further up is not ours
+    if not (root / ".git").exists():  # an installed package; a repository further up is another project's
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

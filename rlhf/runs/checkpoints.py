@@ -1,4 +1,4 @@
-"""Where a training goes on after an interruption, and checkpoints that are there as a whole or not at all."""
+"""Checkpoints that are saved completely or not at all, and the one that a run resumes from."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rlhf.errors import InputError
 
-PARTIAL = ".partial-checkpoint"  # in output_dir; what is in it was never finished
+PARTIAL = ".partial-checkpoint"  # in output_dir; holds a checkpoint that is not complete
 
 
 class AtomicCheckpoints:
-    """For a transformers.Trainer: a checkpoint appears under its name only when all of it is on the disk.
+    """Mixin for a transformers.Trainer: a checkpoint gets its name only after all its files are on the disk.
 
-    The Trainer writes into a folder of another name, which is synchronised and renamed at the end. A process that is
-    killed while it saves leaves that folder, which nothing reads and the next checkpoint replaces.
+    The Trainer writes into a staging folder, which is synchronized to the disk and then renamed. A process that is
+    killed while it saves leaves the staging folder. Nothing reads it, and the next checkpoint replaces it.
 
         class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer): ...
     """
@@ -40,7 +40,7 @@ class AtomicCheckpoints:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
-        self.accelerator.wait_for_everyone()  # every process has written its part
+        self.accelerator.wait_for_everyone()  # every process has written its files
         if self.state.best_model_checkpoint == str(folder / PARTIAL / name):
             self.state.best_model_checkpoint = str(folder / name)
         if self.args.should_save:
@@ -58,15 +58,15 @@ class AtomicCheckpoints:
             super()._push_from_checkpoint(str(folder / name))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not from the folder that is about to be renamed."""
+        """Does nothing: the staging folder will be renamed. `_save_checkpoint` pushes the renamed folder."""
 
 
 def commit_folder(written: Path, name: Path) -> None:
-    """Gives the folder `written` its `name` once all that is in it has reached the disk."""
+    """Renames the folder `written` to `name` after all its files have reached the disk."""
     for path in sorted(written.rglob("*"), reverse=True):
         fsync(path)
     fsync(written)
-    if name.exists():  # a run that was started again, or went on from an earlier step, overwrites it
+    if name.exists():  # from an earlier run, or from before a run resumed at an earlier step
         old = written.parent / f"old-{name.name}"
         name.rename(old)
         written.rename(name)
@@ -77,8 +77,8 @@ def commit_folder(written: Path, name: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Writes a file, or the entries of a folder, from memory to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    """Flushes a file, or the entries of a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     file = os.open(path, os.O_RDONLY)
     try:
@@ -88,36 +88,39 @@ def fsync(path: Path) -> None:
 
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
-    """The checkpoint that `resume_from_checkpoint` means, for `trainer.train`; None to start anew.
+    """Returns the checkpoint for `trainer.train`; None to train from the beginning.
 
     Args:
-        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last whole one in `output_dir`.
+        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last complete one in `output_dir`.
 
     Raises:
-        InputError: there is no such checkpoint.
+        InputError: that checkpoint does not exist or is not complete.
     """
-    wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
+    option = args.resume_from_checkpoint
+    if option is None or str(option).lower() == "false":
         return None
-    if str(wanted).lower() == "true":
-        whole = complete_checkpoints(args.output_dir)
-        if not whole:
-            raise InputError(f"{args.output_dir} holds no checkpoint to resume from; leave resume_from_checkpoint out.")
-        return str(whole[-1])
-    if not is_complete(Path(wanted)):
-        raise InputError(f"resume_from_checkpoint {wanted} is not the folder of a checkpoint (no trainer_state.json).")
-    return str(wanted)
+    if str(option).lower() == "true":
+        checkpoints = complete_checkpoints(args.output_dir)
+        if not checkpoints:
+            raise InputError(f"{args.output_dir} holds no checkpoint to resume from. Leave resume_from_checkpoint out.")
+        return str(checkpoints[-1])
+    if not is_complete(Path(option)):
+        raise InputError(
+            f"resume_from_checkpoint {option} is not the folder of a checkpoint (its trainer_state.json is missing "
+            "or damaged). Pass a checkpoint-<step> folder, or true for the last one in output_dir."
+        )
+    return str(option)
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a run's folder, the oldest first, without those that were never finished."""
+    """Returns the complete checkpoints in a run's folder, the oldest first."""
     named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(output_dir).glob("*")}
     steps = {path: int(match[1]) for path, match in named.items() if match and is_complete(path)}
     return sorted(steps, key=steps.get)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the file that every Trainer writes last is there and complete."""
+    """True if the file that every Trainer writes last exists and is valid JSON."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

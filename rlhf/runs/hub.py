@@ -1,7 +1,6 @@
-"""A stage's final files to the Hugging Face Hub: adapter, tokenizer, head, calibration, numbers and model card.
+"""Uploads a stage's final files to the Hugging Face Hub: adapter, tokenizer, head, calibration, numbers, model card.
 
-Checkpoints, optimizer states and logs stay at home, as do paths of this machine. Repositories are private unless told
-otherwise.
+Checkpoints, optimizer states, logs and paths of this machine are not uploaded. Repositories are private by default.
 """
 
 import json
@@ -38,7 +37,7 @@ FINAL_FILES = (*ADAPTER, *TOKENIZER, "result.json", "config.yaml", *(f"value/{na
 
 @dataclass(frozen=True)
 class Push:
-    """Where a stage's folder goes."""
+    """Where to upload a stage's folder."""
 
     hub_id: str
     private: bool = True
@@ -47,23 +46,23 @@ class Push:
 
 
 def resolve_push(args: TrainingArguments) -> Push | None:
-    """Call before a Trainer is made: reads the `push_to_hub` fields and switches the Trainer's own uploads off.
+    """Reads the `push_to_hub` fields and switches the Trainer's own uploads off. Call it before a Trainer is created.
 
-    The Trainer's would upload the whole folder, logs and pickles included, at every save, publicly by default. The
-    repository is made now, since a missing login should not show after the training.
+    At every save, the Trainer would upload the whole folder, including logs and pickles, publicly by default. This
+    function creates the repository, so that a missing login shows before the training and not after it.
 
     Args:
         args: a stage's config; `push_to_hub`, `hub_model_id`, `hub_private_repo` (None means private), `hub_token` and
             `hub_revision` are read, `push_to_hub` is set to False.
 
     Raises:
-        InputError: no `hub_model_id`, or the Hub refuses.
+        InputError: `hub_model_id` is missing, or the Hub refuses or cannot be reached.
     """
     if not args.push_to_hub:
         return None
     args.push_to_hub = False
     if not args.hub_model_id:
-        raise InputError("push_to_hub needs hub_model_id; give it as your-name/model-name.")
+        raise InputError("push_to_hub needs hub_model_id. Set it to your-name/model-name.")
     push = Push(args.hub_model_id, args.hub_private_repo is not False, args.hub_token, args.hub_revision)
     if is_first_process():
         _create_repo(push)
@@ -71,7 +70,7 @@ def resolve_push(args: TrainingArguments) -> Push | None:
 
 
 def publish_run(run_folder: str | Path, stage: str, push: Push | None = None) -> None:
-    """Call when all of a stage's files are written: adds the model card, and uploads them if that was asked for."""
+    """Writes the model card and, if `push` is given, uploads the files; the stage must have written them all."""
     if not is_first_process():
         return
     write_model_card(run_folder, stage)
@@ -80,7 +79,7 @@ def publish_run(run_folder: str | Path, stage: str, push: Push | None = None) ->
 
 
 def write_model_card(run_folder: str | Path, stage: str) -> None:
-    """Writes README.md into a stage's folder, over the one that the trainer may have left."""
+    """Writes README.md into a stage's folder, over the one that the Trainer may have written."""
     (Path(run_folder) / "README.md").write_text(model_card(run_folder, stage), encoding="utf-8")
 
 
@@ -90,20 +89,20 @@ def push_run(run_folder: str | Path, hub_id: str, private: bool = True, dry_run:
     Args:
         run_folder: a stage's folder (`runs/sandbox/ppo`) or a recipe's (`runs/sandbox`).
         hub_id: `owner/name` on the Hub.
-        private: whether repositories are private; one that is public already is then refused.
-        dry_run: only print what would go where; the Hub is not reached.
+        private: create private repositories and refuse an existing public one; False creates public repositories.
+        dry_run: print the files and their repositories without reaching the Hub.
 
     Returns:
-        The repositories' ids.
+        Ids of the repositories.
 
     Raises:
-        InputError: no hub_id, no such folder, no adapter in it, or the Hub refuses.
+        InputError: hub_id, the folder or its adapter is missing, or the Hub refuses or cannot be reached.
     """
     if not hub_id:
-        raise InputError("the Hub id is missing; give one, as in make push HUB_ID=your-name/model-name.")
+        raise InputError("The Hub id is missing. Pass one, as in make push HUB_ID=your-name/model-name.")
     stages = find_stages(Path(run_folder))
-    alone = Path(run_folder) in stages.values()
-    pushes = {stage: Push(hub_id if alone else f"{hub_id}-{stage}", private) for stage in stages}
+    single = Path(run_folder) in stages.values()
+    pushes = {stage: Push(hub_id if single else f"{hub_id}-{stage}", private) for stage in stages}
     for push in pushes.values():
         _check_id(push.hub_id)
     for stage, folder in stages.items():
@@ -116,24 +115,26 @@ def push_run(run_folder: str | Path, hub_id: str, private: bool = True, dry_run:
 
 
 def find_stages(folder: Path) -> dict[str, Path]:
-    """{stage: folder} of the finished stages: `folder` itself, or else those of sft, reward and ppo within it."""
+    """Returns {stage: folder} of the finished stages: `folder` itself, or else its subfolders sft, reward and ppo."""
     if not folder.is_dir():
-        raise InputError(f"run folder {folder} does not exist; train first, e.g. make sft.")
+        raise InputError(f"Run folder {folder} does not exist. Train a stage first, e.g. make sft.")
     if (folder / ADAPTER[0]).exists():
-        found = {_stage_of(folder): folder}
+        stages = {_stage_of(folder): folder}
     else:
-        found = {stage: folder / stage for stage in STAGES if (folder / stage / ADAPTER[0]).exists()}
-    if not found:
-        raise InputError(f"run folder {folder} holds no adapter, nor do its folders {', '.join(STAGES)}; train first.")
-    for stage_folder in found.values():
+        stages = {stage: folder / stage for stage in STAGES if (folder / stage / ADAPTER[0]).exists()}
+    if not stages:
+        raise InputError(
+            f"Run folder {folder} holds no adapter, nor do its subfolders {', '.join(STAGES)}. Train a stage first."
+        )
+    for stage_folder in stages.values():
         if not (stage_folder / ADAPTER[1]).exists():
-            raise InputError(f"{stage_folder} holds no {ADAPTER[1]}; run its stage to the end.")
-    return found
+            raise InputError(f"{stage_folder} holds no {ADAPTER[1]}. Run its stage to the end.")
+    return stages
 
 
 @contextmanager
 def staged(folder: Path, stage: str, repo: str) -> Iterator[Path]:
-    """A temporary folder with exactly the files to upload: no path of this machine, and a card that names the repo."""
+    """Yields a temporary folder with the files to upload: no path of this machine, and a card that names the repo."""
     with tempfile.TemporaryDirectory() as name:
         target = Path(name)
         for file in FINAL_FILES:
@@ -147,7 +148,7 @@ def staged(folder: Path, stage: str, repo: str) -> Iterator[Path]:
 
 
 def _make_portable(path: Path) -> None:
-    """Takes paths of this machine out of one of our own files; tokenizer files are left byte for byte."""
+    """Removes paths of this machine from a file that this library writes; tokenizer files stay byte for byte."""
     if path.name == "config.yaml" and path.exists():
         path.write_text(yaml.safe_dump(portable(read_mapping(path)), sort_keys=False), encoding="utf-8")
     elif path.name in ("adapter_config.json", "result.json"):
@@ -169,10 +170,11 @@ def _create_repo(push: Push) -> None:
     api = HfApi(token=push.token)
     with _hub_errors(push.hub_id):
         api.create_repo(push.hub_id, private=push.private, exist_ok=True)
-        # exist_ok leaves a repository that exists as it is, and it may be public.
+        # exist_ok does not change an existing repository, which may be public.
         if push.private and not api.repo_info(push.hub_id).private:
             raise InputError(
-                f"{push.hub_id} exists and is public; say that you mean it (--public) or take another name."
+                f"{push.hub_id} exists and is public. Choose another name, or confirm it: pass --public to push.py "
+                "or --hub_private_repo false to a stage."
             )
 
 
@@ -184,13 +186,13 @@ def _show(folder: Path, stage: str, push: Push) -> None:
 
 
 def _stage_of(folder: Path) -> str:
-    """Which stage wrote the folder: environment.json says it; without that, the folder's own name."""
+    """Returns the stage that wrote the folder: from environment.json, or else the folder's own name."""
     try:
         stage = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["stage"]
     except (OSError, ValueError, KeyError, TypeError):
         stage = folder.resolve().name
     if stage not in STAGES:
-        raise InputError(f"{folder} was not written by one of the stages {', '.join(STAGES)}.")
+        raise InputError(f"{folder} was not written by one of the stages {', '.join(STAGES)}. Pass a folder that was.")
     return stage
 
 
@@ -198,18 +200,20 @@ def _check_id(hub_id: str) -> None:
     try:
         validate_repo_id(hub_id)
     except HFValidationError as error:
-        raise InputError(f"{hub_id!r} is not a Hub id; give it as your-name/model-name.") from error
+        raise InputError(f"{hub_id!r} is not a Hub id. Pass your-name/model-name.") from error
 
 
 @contextmanager
 def _hub_errors(hub_id: str) -> Iterator[None]:
-    """Refusals of the Hub, and its absence, as one sentence."""
+    """Turns a refusal of the Hub, or a Hub that cannot be reached, into an InputError."""
     try:
         yield
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(f"the Hub refuses {hub_id}: {reason}; log in with `hf auth login` as one who may.") from error
-    except (HTTPError, ConnectionError) as error:  # of the network, and HF_HUB_OFFLINE
         raise InputError(
-            f"the Hub cannot be reached to upload {hub_id}; check the network and HF_HUB_OFFLINE."
+            f"The Hub refused {hub_id}: {reason}. Log in with `hf auth login` as a user with write access."
+        ) from error
+    except (HTTPError, ConnectionError) as error:  # from the network, or from HF_HUB_OFFLINE
+        raise InputError(
+            f"The Hub cannot be reached to upload {hub_id}. Check the network and HF_HUB_OFFLINE."
         ) from error

@@ -1,4 +1,4 @@
-"""The model card of a stage's folder: what it was trained on, how it scored, how to load it, what it is not for."""
+"""The model card of a stage's folder: training data, scores, code that loads it, limits."""
 
 import json
 import math
@@ -20,18 +20,18 @@ EMBEDDINGS = re.compile(r"embed|wte|lm_head")
 
 
 def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
-    """Text of README.md for the finished stage in `folder`.
+    """Returns the text of README.md for the finished stage in `folder`.
 
     Args:
-        folder: holds `adapter_config.json`, and `config.yaml`, `result.json`, `calibration.json` where there are.
+        folder: holds `adapter_config.json`; `config.yaml`, `result.json` and `calibration.json` may be absent.
         stage: "sft", "reward" or "ppo".
         repo: Hub id that the loading code names; the folder itself if None.
 
     Raises:
-        InputError: the stage is not one of those, or one of the files is damaged.
+        InputError: the stage has no model card, or one of the files is damaged.
     """
     if stage not in STAGES:
-        raise InputError(f"no model card is known for stage {stage!r} of {folder}; it must be sft, reward or ppo.")
+        raise InputError(f"Stage {stage!r} of {folder} has no model card. Pass sft, reward or ppo.")
     folder = Path(folder)
     config = read_mapping(folder / "config.yaml")
     base_name = read_mapping(folder / "adapter_config.json").get("base_model_name_or_path") or ""
@@ -54,9 +54,9 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
 
 
 def portable(value: Any) -> Any:
-    """The value, strings within it included, without this machine's paths: of a folder's name its last part remains.
+    """Returns the value without paths of this machine, in nested strings too: only the last part of a path remains.
 
-    The sandbox's base, which lies in the installed package, is `sandbox`, as recipes call it.
+    The sandbox's base, a folder of the installed package, becomes `sandbox`, its name in recipes.
     """
     if isinstance(value, dict):
         return {key: portable(item) for key, item in value.items()}
@@ -70,9 +70,9 @@ def portable(value: Any) -> Any:
 
 
 def _embedding_rows(weights: Path) -> int | None:
-    """Rows of the embeddings in an adapter; None if it has none, as most.
+    """Returns the number of embedding rows in an adapter; None without embeddings, as in most adapters.
 
-    PEFT saves them with the adapter of a base that had no row to spare for the pad token.
+    PEFT saves the embeddings with the adapter if the base had no spare row for the pad token.
     """
     if not weights.exists():
         return None
@@ -81,13 +81,13 @@ def _embedding_rows(weights: Path) -> int | None:
             names = [name for name in list(file.keys()) if EMBEDDINGS.search(name) and ".lora_" not in name]
             return file.get_slice(names[0]).get_shape()[0] if names else None
     except SafetensorError as error:
-        raise InputError(f"{weights} is damaged ({error}); run its stage again.") from error
+        raise InputError(f"{weights} is damaged ({error}). Run its stage again.") from error
 
 
 def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:
     sources = [str(config.get("dataset_name")), *(config.get("pretrain_dataset_name") or [])]
     data = ModelCardData(
-        base_model=base if HUB_ID.fullmatch(base) else None,  # the Hub takes nothing but ids here
+        base_model=base if HUB_ID.fullmatch(base) else None,  # the Hub accepts only ids here
         datasets=[name for name in sources if _is_hub_id(name)] or None,
         library_name="peft",
         pipeline_tag="text-classification" if stage == "reward" else "text-generation",
@@ -120,7 +120,7 @@ def _scores(result: dict[str, Any]) -> str | None:
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Numbers and words of a nested dict as (dotted name, text); lists, which are histories, are left out."""
+    """Returns numbers and strings of a nested dict as (dotted name, text), without lists, which are histories."""
     if isinstance(value, dict):
         return [row for key, item in value.items() for row in _flat(item, f"{name}.{key}".lstrip("."))]
     if isinstance(value, float):
@@ -129,12 +129,12 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file that may be absent."""
+    """Returns the mapping in a YAML or JSON file; {} if the file is absent or holds something else."""
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
     try:
         content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged ({error}); run its stage again.") from error
+        raise InputError(f"{path} is damaged ({error}). Run its stage again.") from error
     return content if isinstance(content, dict) else {}

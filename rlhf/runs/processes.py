@@ -1,5 +1,6 @@
-"""Rows shared out among the processes that the launcher started: how evaluation uses all devices."""
+"""Rows divided among the processes of a launch, so that evaluation uses all devices."""
 
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,25 +11,25 @@ T = TypeVar("T")
 
 
 def process_state() -> PartialState:
-    """This process's number, its device, and how many there are.
+    """Returns this process's number, its device, and the number of processes.
 
-    On the CPU if the launch asked for that (`use_cpu` in its configuration), also where there is a GPU: Accelerate's
-    `Accelerator` knows of it, and its `PartialState` has to be told.
+    The device is the CPU if the launch asked for it (`use_cpu` in its configuration), even on a machine with a GPU.
+    Accelerate's `Accelerator` reads that setting; its `PartialState` must be told.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def map_across_processes(n: int, work: Callable[[list[int]], list[T]]) -> list[T]:
-    """`work(range(n))` in parts: each process does its rows and gets the results of all, in order.
+    """Returns the results of `work` for rows 0 to n - 1, in order. Each process works on its own rows and returns all.
 
-    Every process has to call this, with the same `n`.
+    Every process must call this with the same `n`.
 
     Args:
-        work: from numbers of rows to one result for each; results of other processes come pickled.
+        work: takes numbers of rows and returns a result for each; results are pickled between processes.
     """
     state = process_state()
-    # Every W-th row: whatever the rows are sorted by, the parts cost about the same.
+    # Each process takes every W-th row, so that all take about as long, whatever the rows are sorted by.
     rows = [list(range(first, n, state.num_processes)) for first in range(state.num_processes)]
-    results = gather_object(work(rows[state.process_index]))  # one process's after the other's
-    in_order = dict(zip((i for part in rows for i in part), results, strict=True))
-    return [in_order[i] for i in range(n)]
+    results = gather_object(work(rows[state.process_index]))  # in the order of the processes
+    by_row = dict(zip(itertools.chain(*rows), results, strict=True))
+    return [by_row[i] for i in range(n)]
