@@ -1,6 +1,6 @@
 """Prints the answers of base, SFT and RLHF to one instruction.
 
-    make compare PROMPT="Write a story about a fox." RECIPE=sandbox
+    make compare PROMPT="Say this politely: Give me the glove." RECIPE=sandbox
 
 Decodes greedily unless --temperature is given. For adapters in other folders or on the Hub:
 
@@ -35,7 +35,7 @@ class CompareArguments:
 
     def __post_init__(self):
         if not self.prompt.strip():
-            raise InputError('The prompt is empty. Pass one: make compare PROMPT="Write a story about a fox."')
+            raise InputError('The prompt is empty. Pass one: make compare PROMPT="Say this politely: Give me the glove."')
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive.")
         require_at_least(self, 1, "max_new_tokens")
