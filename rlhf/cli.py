@@ -14,7 +14,7 @@ from trl import TrlParser
 
 from rlhf.errors import InputError
 
-# The libraries of a recipe create 460,000 objects, all of which stay. Looking for garbage among them while they load
+# The libraries of a recipe create 460,000 objects that all stay. Looking for garbage among them while they load
 # takes 2 of 7 seconds of CPU time, so the collector waits until `run` starts the recipe.
 THRESHOLDS = gc.get_threshold()
 gc.set_threshold(1_000_000)
@@ -33,7 +33,7 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
     """
     args = _separate_config(list(sys.argv[1:] if args is None else args))
     config = args[args.index("--config") + 1] if "--config" in args else None
-    parser = _Parser(dataclass_types, allow_abbrev=False)
+    parser = _Parser(dataclass_types, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
     parser.config_file = config
     try:
         with warnings.catch_warnings():
