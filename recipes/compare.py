@@ -35,7 +35,9 @@ class CompareArguments:
 
     def __post_init__(self):
         if not self.prompt.strip():
-            raise InputError('The prompt is empty. Pass one: make compare PROMPT="Say this politely: Give me the glove."')
+            raise InputError(
+                'The prompt is empty. Pass one: make compare PROMPT="Say this politely: Give me the glove."'
+            )
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive.")
         require_at_least(self, 1, "max_new_tokens")
