@@ -13,7 +13,7 @@ import numpy as np
 COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "sft_best": "#6f9f6b", "ppo": "#d0702b"}
 INK = "#3c4650"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the reader's own font
     "svg.hashsalt": "rlhf",
     "font.family": "sans-serif",

@@ -142,7 +142,7 @@ def clustered_accuracy(correct: np.ndarray, clusters: np.ndarray) -> dict[str, A
 
 def clustered_difference(
     a: np.ndarray, b: np.ndarray, a_clusters: np.ndarray, b_clusters: np.ndarray
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """Returns the `share_difference` as `difference`, `low` and `high`; None if `a` [P] or `b` [Q] is empty."""
     if not len(a) or not len(b):
         return None
@@ -189,18 +189,18 @@ class _LinearizedMean:
 
 def _linearize(*arms: tuple[Values, Clusters]) -> list[_LinearizedMean]:
     """Returns the mean of each arm (values, clusters), linearized over the clusters of all arms."""
-    arms = [
+    arrays = [
         (np.asarray(values, dtype=float), clusters if isinstance(clusters, np.ndarray) else np.array(list(clusters)))
         for values, clusters in arms
     ]
-    for values, clusters in arms:
+    for values, clusters in arrays:
         if not len(values) or len(values) != len(clusters):
             raise ValueError(f"Got {len(values)} values and {len(clusters)} clusters; pass one cluster for each value.")
-    names, index = np.unique(np.concatenate([clusters for _, clusters in arms]), return_inverse=True)
-    starts = np.cumsum([len(values) for values, _ in arms])[:-1]
+    names, index = np.unique(np.concatenate([clusters for _, clusters in arrays]), return_inverse=True)
+    starts = np.cumsum([len(values) for values, _ in arrays])[:-1]
     return [
         _linearized_mean(values, arm_index, len(names))
-        for (values, _), arm_index in zip(arms, np.split(index, starts), strict=True)
+        for (values, _), arm_index in zip(arrays, np.split(index, starts), strict=True)
     ]
 
 

@@ -60,15 +60,23 @@ def judged_answers(
         )
         rows += _rows(shared, arm, prompts, prompt_ids, completions, batch_size)
     if best_of:
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": 1000 * seed + len(arms)}
-        completions = best_of_n(shared, "sft", prompt_ids, tokenizer, best_of, **options)
+        completions = best_of_n(
+            shared,
+            "sft",
+            prompt_ids,
+            tokenizer,
+            best_of,
+            max_new_tokens=max_new_tokens,
+            seed=1000 * seed + len(arms),
+            batch_size=batch_size,
+        )
         rows += _rows(shared, "sft_best", prompts, prompt_ids, completions, batch_size)
     for row, verdict in zip(rows, _verdicts(rows, judge), strict=True):
         row["gold"] = verdict
     return rows
 
 
-def _verdicts(rows: list[AnswerRow], judge: Judge | None) -> list[dict[str, Any] | None]:
+def _verdicts(rows: list[AnswerRow], judge: Judge | None) -> Sequence[dict[str, Any] | None]:
     if judge is None:
         return [None] * len(rows)
 
@@ -110,10 +118,10 @@ def _row(prompt_id: int, prompt: dict[str, Any], arm: str, completion: Completio
 
 def _measures(
     shared: SharedBase, arm: str, prompt_ids: list[list[int]], completions: list[Completion], batch_size: int
-) -> dict[str, list[float | None]]:
+) -> dict[str, Sequence[float | None]]:
     """Returns the column `reward` and, for the samples of PPO, `kl`: the sum of log pi - log pi_sft over the answer."""
     ids = [completion.ids for completion in completions]
-    rewards = [None] * len(ids)
+    rewards: Sequence[float | None] = [None] * len(ids)
     if "reward" in shared.heads:
         rewards = completion_rewards(shared, "reward", prompt_ids, ids, batch_size)
     if arm != "ppo" or "sft" not in shared.adapters:

@@ -31,7 +31,7 @@ def best_of_n(
         seed: seed of the first round; round k has `seed + k`.
         progress: shows a progress bar.
     """
-    best: list[Completion | None] = [None] * len(prompt_ids)
+    best: list[Completion] = []
     scores = [-math.inf] * len(prompt_ids)
     for k in range(n):
         completions = sample_completions(
@@ -45,6 +45,7 @@ def best_of_n(
             description=f"{adapter}, {k + 1} of {n}",
             progress=progress,
         )
+        best = best or list(completions)
         ids = [completion.ids for completion in completions]
         rewards = completion_rewards(shared, "reward", prompt_ids, ids, batch_size)
         for i, (completion, reward) in enumerate(zip(completions, rewards, strict=True)):

@@ -99,13 +99,13 @@ def _mean(rows: list[AnswerRow], arm: str, score: Score, statistic: Callable[...
 
 def paired(rows: list[AnswerRow], a: str, b: str, score: Score) -> tuple[list[float], list[float], list[str]]:
     """Returns the scores of arms `a` and `b` on the prompts that both answered, and the keys of the prompts."""
-    other = {row["prompt_id"]: score(row) for row in rows if row["arm"] == b}
+    other = {row["prompt_id"]: value for row in rows if row["arm"] == b and (value := score(row)) is not None}
     pairs = [
         (value, other[row["prompt_id"]], row["key"])
         for row in rows
-        if row["arm"] == a and (value := score(row)) is not None and other.get(row["prompt_id"]) is not None
+        if row["arm"] == a and row["prompt_id"] in other and (value := score(row)) is not None
     ]
-    return tuple(map(list, zip(*pairs, strict=True))) if pairs else ([], [], [])
+    return [x for x, _, _ in pairs], [y for _, y, _ in pairs], [key for _, _, key in pairs]
 
 
 def compare(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate | None:

@@ -129,7 +129,7 @@ def _improved(rows: list[AnswerRow]) -> dict[str, int] | None:
 
 def _seconds(results: dict[str, dict | None], evaluate: float) -> dict[str, float | None]:
     """Returns the duration of each stage; `choice` is the choice of the SFT checkpoint by the reward model."""
-    seconds = {stage: (results.get(stage) or {}).get("seconds") for stage in STAGES}
+    seconds: dict[str, float | None] = {stage: (results.get(stage) or {}).get("seconds") for stage in STAGES}
     seconds |= {"choice": (results.get("sft") or {}).get("choice_seconds"), "evaluate": evaluate}
     return seconds | {"total": sum(value for value in seconds.values() if value is not None)}
 
