@@ -47,7 +47,7 @@ def main() -> None:
 
     tokenizer = load_tokenizer(folder)
     demonstrations = load_demonstrations(data_args, "validation")
-    base = load_base(model_args, tokenizer).to(process_state().device)
+    base = load_base(model_args, tokenizer).to(process_state().device)  # pyright: ignore[reportArgumentType]
     table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
     if not is_first_process():
         return

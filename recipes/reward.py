@@ -113,6 +113,7 @@ def run_folds(
     started: float,
 ) -> None:
     """Trains one model without each fold, prints the table and writes it to report.md."""
+    assert args.cross_validate is not None
     train, validation = rows["train"], rows["validation"]
     if args.cross_validate == "prompts":  # these folds need no validation rows, so they divide all rows
         train, validation = concatenate_datasets([train, validation]), validation.select([])

@@ -1,7 +1,7 @@
 """Configuration of the reward model stage."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from trl import RewardConfig
 
@@ -14,6 +14,9 @@ class KWiseRewardConfig(RewardConfig):
 
     Batch sizes count prompts. Each prompt brings its K completions and all C(K, 2) pairs of them.
     """
+
+    if TYPE_CHECKING:
+        output_dir: str = ""  # TrainingArguments replaces None by a folder
 
     num_train_epochs: float = field(
         default=1.0, metadata={"help": "Epochs over the comparisons. The reward model overfits after one."}
