@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-def pad_left(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(sequences: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns ids and attention mask, both [B, T] int64, with padding on the left."""
     rows = [torch.tensor(ids) for ids in sequences]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")

@@ -6,6 +6,7 @@ every process gets all results.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -79,14 +80,14 @@ def sample_completions(
                 uniforms[rows],
                 temperature=temperature,
                 stop_ids=stop_ids,
-                pad_id=tokenizer.pad_token_id,
+                pad_id=cast(int, tokenizer.pad_token_id),
                 batch_size=batch_size,
                 progress=(description or "sampling") if progress and is_first_process() else None,
             )
 
     responses = map_across_processes(len(prompt_ids), sample_rows)
     return [
-        Completion(ids, tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in stop_ids)
+        Completion(ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop_ids)
         for ids in responses
     ]
 

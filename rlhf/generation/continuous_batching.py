@@ -7,6 +7,7 @@ can leave the batch. Instead, each slot has its own position, and a slot that is
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def decode_continuously(
     stop_ids: Sequence[int],
     length: int,
     size: int,
-    on_finished: Callable[[int], None] = lambda n: None,
+    on_finished: Callable[[int], object] = lambda n: None,
 ) -> list[list[int]]:
     """Continues each prompt by at most `length` tokens: the new ids, up to and including the first stop token.
 
@@ -100,7 +101,7 @@ class StaticBatch:
         self.key_positions = torch.arange(self.capacity, device=lm.device)
         layers = DynamicCache(config=lm.config).layers
         self.layers = [StaticCacheLayer(self.positions, self.capacity) for _ in layers]
-        self.cache = Cache(layers=self.layers)
+        self.cache = Cache(layers=[*self.layers])
 
     def admit(self, admitted: dict[int, int], prompts: Sequence[list[int]]) -> None:
         """Puts prompts into slots, {slot: index of the prompt}. The next step takes the last token of each prompt."""
@@ -126,7 +127,8 @@ class StaticBatch:
         ids = self.tensor([context + [0] * (width - len(context)) for context in contexts])
         cache = DynamicCache(config=self.lm.config)
         getattr(self.lm, self.lm.base_model_prefix)(input_ids=ids, past_key_values=cache, use_cache=True)
-        for layer, prefilled in zip(self.layers, cache.layers, strict=True):
+        prefilled_layers: list[Any] = cache.layers  # all DynamicLayer
+        for layer, prefilled in zip(self.layers, prefilled_layers, strict=True):
             layer.fill(slots, prefilled.keys, prefilled.values)
 
     def step(self, window: int) -> None:
@@ -152,6 +154,9 @@ class StaticBatch:
 
 class StaticCacheLayer(CacheLayerMixin):
     """Keys and values [S, heads, capacity, d]; a token writes its own at the position of its slot."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, positions: Tensor, capacity: int):
         super().__init__()
@@ -206,12 +211,13 @@ def with_cuda_graphs(step: Callable[[int], None]) -> Callable[[int], None]:
         if window not in graphs:
             graphs[window] = None
             return step(window)
-        if graphs[window] is None:
-            graphs[window] = torch.cuda.CUDAGraph()
+        graph = graphs[window]
+        if graph is None:
+            graph = graphs[window] = torch.cuda.CUDAGraph()
             # thread_local: CUDA calls of other threads during the capture, such as pinning memory, are no error.
-            with torch.cuda.graph(graphs[window], pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 step(window)
-        graphs[window].replay()
+        graph.replay()
 
     return replay
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -68,7 +69,8 @@ def has_one_plain_adapter(module: LoraLinear) -> bool:
 def active_lora(module: LoraLinear) -> tuple[Tensor, Tensor, float]:
     """A [r, in], B [out, r] and s of the one active adapter."""
     [name] = active_adapters(module)
-    return module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    a, b = cast(nn.Linear, module.lora_A[name]), cast(nn.Linear, module.lora_B[name])
+    return a.weight, b.weight, module.scaling[name]
 
 
 def active_adapters(module: LoraLinear) -> list[str]:

@@ -8,6 +8,7 @@ are decoded in `rlhf.generation.continuous_batching` instead.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def decode_in_batches(
     stop_ids: list[int],
     length: int,
     size: int,
-    on_finished: Callable[[int], None],
+    on_finished: Callable[[int], object],
     pad_id: int,
 ) -> list[list[int]]:
     """Calls `decode` on `size` prompts at a time."""
@@ -168,6 +169,9 @@ class PreallocatedLayer(DynamicLayer):
         buffers: of keys and values, [B, heads, capacity, d] each; empty before the first update and after rows leave.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, capacity: int):
         super().__init__()
         self.capacity = capacity
@@ -199,7 +203,8 @@ def stop_tokens(
 ) -> list[int]:
     """Ids that end a response: of the model's generation config, of the tokenizer, and `stop_token_id`."""
     own = (model.generation_config or model.config).eos_token_id
-    ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, stop_token_id} - {None}
+    of_tokenizer = cast(int | None, tokenizer.eos_token_id)
+    ids = {*(own if isinstance(own, list) else [own]), of_tokenizer, stop_token_id} - {None}
     if not ids:
         raise InputError("Neither the model nor the tokenizer has an EOS token. Set stop_token_id.")
     return sorted(ids)

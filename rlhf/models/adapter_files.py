@@ -66,8 +66,8 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
         raise InputError(
             f"{folder / CONFIG} is not a PEFT configuration: {error}. Run the stage that writes it again."
         ) from error
-    if config.peft_type != PeftType.LORA:
-        raise InputError(f"Adapter {name} has PEFT type {config.peft_type.value}. Pass a LORA adapter.")
+    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
+        raise InputError(f"Adapter {name} has PEFT type {PeftType(config.peft_type).value}. Pass a LORA adapter.")
     if config.bias != "none":
         raise InputError(
             f"Adapter {name} has trained biases of the shared base (bias: {config.bias}). Train it with bias: none."
@@ -139,7 +139,7 @@ def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) 
         folder / WEIGHTS,
         metadata={"format": "pt"},
     )
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
 
 
 def remove_adapter(folder: str | Path) -> None:

@@ -5,13 +5,14 @@ own layer also scales and adds the LoRA product in two more passes over memory; 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def can_batch_adapters(layers: Sequence[nn.Module], names: Sequence[str]) -> bool:
+def can_batch_adapters(layers: Sequence[object], names: Sequence[str]) -> bool:
     """True if each layer is W x + b + s B A x for all `names`, without dropout, with A of equal shapes."""
     return all(_can_batch(layer, names) for layer in layers)
 
@@ -25,13 +26,13 @@ def mixed_lora_forward(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Te
     Returns:
         [R b, ..., out], in the dtype of the base's product.
     """
-    a = torch.stack([layer.lora_A[name].weight for name in names])  # [R, r, in]
-    factors = [layer.lora_B[name].weight for name in names]
+    low_factors: list[Any] = [layer.lora_A[name].weight for name in names]
+    factors: list[Any] = [layer.lora_B[name].weight for name in names]
     scales = [layer.scaling[name] for name in names]
     scale = scales[0]
     if any(other != scale for other in scales):  # baddbmm below takes only one scale
         factors, scale = [factor * s for factor, s in zip(factors, scales, strict=True)], 1
-    b = torch.stack(factors)  # [R, out, r]
+    a, b = torch.stack(low_factors), torch.stack(factors)  # [R, r, in], [R, out, r]
     rows = x.reshape(len(names), -1, x.shape[-1])  # [R, N, in]
     product = layer.base_layer(rows)  # [R, N, out]
     out = product
@@ -52,7 +53,7 @@ def is_plain_lora(layer: LoraLinear, name: str) -> bool:
     )
 
 
-def _can_batch(layer: nn.Module, names: Sequence[str]) -> bool:
+def _can_batch(layer: object, names: Sequence[str]) -> bool:
     return (
         type(layer) is LoraLinear
         and "forward" not in vars(layer)  # a hook of another library

@@ -7,6 +7,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
@@ -47,7 +48,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 NEW_PAD_TOKEN = "<|pad|>"
 
 
-def resolve_model_name(name: str) -> str:
+def resolve_model_name(name: str | None) -> str:
     """Returns the folder of the packaged base model for `sandbox`; otherwise the folder or Hub id itself.
 
     Raises:
@@ -129,7 +130,7 @@ def lora_config(model_args: ModelConfig, task_type: str = "CAUSAL_LM") -> LoraCo
     modules_to_save = list(model_args.lora_modules_to_save or [])
     if task_type == "SEQ_CLS" and "score" not in modules_to_save:
         modules_to_save.append("score")
-    return get_peft_config(
+    config = get_peft_config(
         replace(
             model_args,
             use_peft=True,
@@ -138,6 +139,7 @@ def lora_config(model_args: ModelConfig, task_type: str = "CAUSAL_LM") -> LoraCo
             lora_modules_to_save=modules_to_save or None,
         )
     )
+    return cast(LoraConfig, config)
 
 
 def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTrainedModel:
@@ -191,12 +193,13 @@ def _fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    rows = model.get_input_embeddings().num_embeddings
+    rows = cast(int, model.get_input_embeddings().num_embeddings)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # mean_resizing would draw random rows
         with torch.no_grad():
             for embedding in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
-                embedding.weight[rows:] = embedding.weight[:rows].float().mean(0).to(embedding.weight.dtype)
+                weight = embedding.get_parameter("weight")
+                weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
 
 
 def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
@@ -243,7 +246,7 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _unused_special_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Finds a special token without a role: `<|padding|>` of GPT-NeoX, `<|vision_pad|>` of Qwen, `<unk>` of Llama 2."""
-    roles = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+    roles = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token)
     added = sorted(tokenizer.added_tokens_decoder.items())
     free = [
         token.content
@@ -254,8 +257,9 @@ def _unused_special_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
         for token in free:
             if word in token.lower():
                 return token
-    if tokenizer.unk_token not in (None, tokenizer.eos_token, tokenizer.bos_token):
-        return tokenizer.unk_token
+    unknown = tokenizer.unk_token
+    if isinstance(unknown, str) and unknown not in (tokenizer.eos_token, tokenizer.bos_token):
+        return unknown
     # The last one, because the first ones are turn markers of chat templates (SmolLM2's <|im_start|>).
     return free[-1] if free else None
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -19,6 +20,8 @@ from rlhf.errors import InputError
 from rlhf.models.adapter_files import SCORE_MODULES
 from rlhf.models.batched_lora import mixed_lora_forward
 
+AdapterLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
+
 
 def unwrap_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Returns the transformers model below a PEFT wrapper, adapter layers included."""
@@ -27,7 +30,7 @@ def unwrap_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model
 
 
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
+def adapter_layers(model: nn.Module) -> list[AdapterLayer]:
     """Modules of `model` that hold adapters: LoRA layers, and modules that an adapter trains in full."""
     return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
@@ -75,7 +78,7 @@ def adapter_weights(model: PeftModel, name: str) -> dict[str, Tensor]:
     return {key: weight.detach().clone() for key, weight in weights.items()}
 
 
-def adapter_parameters(layers: Sequence[nn.Module], name: str) -> list[nn.Parameter]:
+def adapter_parameters(layers: Sequence[AdapterLayer], name: str) -> list[nn.Parameter]:
     """Parameters of adapter `name` in `layers`, always in the same order."""
     parameters: list[nn.Parameter] = []
     for layer in layers:
@@ -88,7 +91,7 @@ def adapter_parameters(layers: Sequence[nn.Module], name: str) -> list[nn.Parame
 
 
 def select_adapter(
-    layers: Sequence[nn.Module], before: str | tuple[str, ...] | None, name: str | tuple[str, ...] | None
+    layers: Sequence[Any], before: str | tuple[str, ...] | None, name: str | tuple[str, ...] | None
 ) -> None:
     """Switches `layers` from adapter `before` to `name`.
 

@@ -29,11 +29,13 @@ def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -
     model_args = model_args or ModelConfig()
     folder = adapter_folder(name)
     config = check_reward_adapter(folder, model_args.model_name_or_path)
-    model_args = replace(model_args, model_name_or_path=model_args.model_name_or_path or base_model_name(config, name))
+    base_name = model_args.model_name_or_path or base_model_name(config, name)
+    model_args = replace(model_args, model_name_or_path=base_name)
     has_tokenizer = (folder / "tokenizer_config.json").exists()
-    tokenizer = load_tokenizer(str(folder) if has_tokenizer else model_args.model_name_or_path)
+    tokenizer = load_tokenizer(str(folder) if has_tokenizer else base_name)
     model = PeftModel.from_pretrained(load_sequence_classifier(model_args, tokenizer), str(folder))
-    head = model.get_base_model().score.modules_to_save["default"]
-    head.bias = nn.Parameter(head.weight.new_tensor([-read_calibration(folder)]), requires_grad=False)
+    head = model.get_base_model().get_submodule("score.modules_to_save.default")
+    bias = head.get_parameter("weight").new_tensor([-read_calibration(folder)])
+    head.bias = nn.Parameter(bias, requires_grad=False)
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
     return (model if quantized else model.merge_and_unload()).eval()

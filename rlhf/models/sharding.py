@@ -5,6 +5,7 @@ Without sharding, the shard of a parameter is the parameter, and gathering and r
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,23 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
+
+if TYPE_CHECKING:
+
+    class PartitionedParameter(nn.Parameter):
+        """The attributes that ZeRO-3 gives to a parameter."""
+
+        ds_tensor: Tensor  # this process's shard, flat and padded
+        ds_process_group: dist.ProcessGroup
+        ds_numel: int
+        ds_shape: torch.Size
+
+        def partition(self) -> None: ...
+
+
+def is_partitioned(parameter: nn.Parameter) -> "TypeGuard[PartitionedParameter]":
+    """True if ZeRO-3 shards the parameter."""
+    return hasattr(parameter, "ds_tensor")
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -23,14 +41,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 def local_shard(parameter: nn.Parameter) -> Tensor:
     """Returns this process's shard of a parameter, to read and write. Under ZeRO-3 it is flat and padded."""
-    if hasattr(parameter, "ds_tensor"):
+    if is_partitioned(parameter):
         return parameter.ds_tensor
-    return parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
+    shard = parameter.detach()
+    return shard.to_local() if isinstance(shard, DTensor) else shard
 
 
 def shard_of(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """Returns this process's shard of a full `tensor`, cut like `parameter`; all processes must have the tensor."""
-    if hasattr(parameter, "ds_tensor"):
+    if is_partitioned(parameter):
         size = parameter.ds_tensor.numel()
         begin = size * dist.get_rank(parameter.ds_process_group)
         shard = tensor.flatten()[begin : begin + size]
@@ -43,7 +62,7 @@ def shard_of(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
 
 def full_tensor(shard: Tensor, parameter: nn.Parameter) -> Tensor:
     """Gathers the full tensor; each process passes its shard, and all processes must call."""
-    if hasattr(parameter, "ds_tensor"):
+    if is_partitioned(parameter):
         group, shard = parameter.ds_process_group, shard.to(parameter.device)
         shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(group))]
         dist.all_gather(shards, shard, group=group)
@@ -63,7 +82,7 @@ def release(model: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             module.reshard()
     for parameter in model.parameters():
-        if hasattr(parameter, "ds_tensor"):
+        if is_partitioned(parameter):
             parameter.partition()
 
 
@@ -74,16 +93,17 @@ def gathered(model: nn.Module, parameters: Iterable[nn.Parameter], keep: bool) -
     FSDP's parameters are gathered one at a time, and kept on the CPU.
     """
     parameters = list(parameters)
-    if any(hasattr(parameter, "ds_tensor") for parameter in parameters):
-        import deepspeed
+    if any(is_partitioned(parameter) for parameter in parameters):
+        import deepspeed  # pyright: ignore[reportMissingImports]
 
         with deepspeed.zero.GatheredParameters(parameters):
             yield
         return
     full_parameters = {}
     for parameter in parameters:
-        if isinstance(parameter, DTensor):
-            full = parameter.detach().full_tensor()
+        shard = parameter.detach()
+        if isinstance(shard, DTensor):
+            full = shard.full_tensor()
             if keep:
                 full_parameters[id(parameter)] = nn.Parameter(full.cpu(), requires_grad=False)
     replaced = [

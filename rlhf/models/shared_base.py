@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -24,6 +24,7 @@ from rlhf.models.adapter_files import (
 )
 from rlhf.models.batched_lora import can_batch_adapters
 from rlhf.models.peft_layers import (
+    AdapterLayer,
     adapter_layers,
     adapter_parameters,
     adapter_weights,
@@ -33,7 +34,7 @@ from rlhf.models.peft_layers import (
     unwrap_peft,
 )
 from rlhf.models.positions import forward_inputs
-from rlhf.models.scalar_head import make_scalar_head
+from rlhf.models.scalar_head import ScalarHead, make_scalar_head
 from rlhf.models.sharding import is_sharded
 
 # (configuration, weights with PEFT's names, weight [1, H] of the head or None, bias of the head)
@@ -61,7 +62,7 @@ class SharedBase(nn.Module):
         self.peft_model: PeftModel | PreTrainedModel = base
         self.heads = nn.ModuleDict()
         self.ensembles: dict[str, tuple[tuple[str, ...], str]] = {}
-        self._layers: list[nn.Module] = []  # of `adapter_layers`
+        self._layers: list[AdapterLayer] = []  # of `adapter_layers`
         self._active: str | tuple[str, ...] | None = None
         self.train(base.training)
 
@@ -120,13 +121,14 @@ class SharedBase(nn.Module):
         elif copy_of is not None:
             config, weights, score, bias = self._state_of(copy_of)
         else:
+            assert lora_config is not None
             config, weights, score, bias = lora_config, None, None, 0.0
 
         trained = {parameter for parameter in self.parameters() if parameter.requires_grad}
         self.peft_model = inject_adapter(self.peft_model, name, copy.deepcopy(config))
         self._layers = adapter_layers(self.lm)
         if weights is not None:
-            load_adapter_weights(self.peft_model, name, weights, source=folder or copy_of)
+            load_adapter_weights(self.peft_model, name, weights, source=folder or str(copy_of))
         if head:
             self.heads[name] = make_scalar_head(self.config.get_text_config().hidden_size, score, bias).to(self.device)
         for parameter in self.parameters():  # some versions of PEFT change requires_grad of other adapters
@@ -277,8 +279,10 @@ class SharedBase(nn.Module):
     def _state_of(self, name: str) -> AdapterState:
         score, bias = None, 0.0
         if name in self.heads:
-            score, bias = self.heads[name].weight.detach().clone(), self.heads[name].bias.item()
-        return self.peft_model.peft_config[name], adapter_weights(self.peft_model, name), score, bias
+            head = cast(ScalarHead, self.heads[name])
+            score, bias = head.weight.detach().clone(), head.bias.item()
+        model = cast(PeftModel, self.peft_model)  # since its first adapter
+        return cast(LoraConfig, model.peft_config[name]), adapter_weights(model, name), score, bias
 
     def _parameters_of(self, name: str) -> list[nn.Parameter]:
         head = list(self.heads[name].parameters()) if name in self.heads else []

@@ -51,7 +51,9 @@ def load_adapters(
     model_args = replace(model_args, model_name_or_path=base_name)
     tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
     base = load_base(model_args, tokenizer)
-    shared = SharedBase(base if getattr(base, "is_quantized", False) else base.to(process_state().device))
+    if not getattr(base, "is_quantized", False):
+        base = base.to(process_state().device)  # pyright: ignore[reportArgumentType]
+    shared = SharedBase(base)
     for name, folder in adapters.items():
         shared.add_adapter(name, folder=folder, head=name == "reward")
     return shared.eval(), tokenizer
