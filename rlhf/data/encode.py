@@ -53,22 +53,25 @@ def encode_prompt_and_completions(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[Completion]
 ) -> tuple[list[int], list[list[int]]]:
     """Returns `encode_prompt`, and `encode_completion` of each completion; the prompt is tokenized once."""
-    if tokenizer.eos_token_id is None:
+    eos_id = tokenizer.eos_token_id
+    if not isinstance(eos_id, int):
         raise InputError("The tokenizer has no EOS token. Set eos_token in its tokenizer_config.json.")
-    is_text = isinstance(prompt, str)
     start = _render_prompt(tokenizer, prompt)
     rests = [
-        completion_text(completion) if is_text else _render_completion(tokenizer, prompt, start, completion)
+        completion_text(completion)
+        if isinstance(prompt, str)
+        else _render_completion(tokenizer, prompt, start, completion)
         for completion in completions
     ]
-    prompt_ids, *joint_ids = _all_ids(tokenizer, [start, *(start + rest for rest in rests)], is_text)
+    texts = [start, *(start + rest for rest in rests)]
+    prompt_ids, *joint_ids = _all_ids(tokenizer, texts, is_text=isinstance(prompt, str))
     encoded = []
     for rest, ids in zip(rests, joint_ids, strict=True):
         if ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
         else:  # a token spans the border of prompt and completion; after this prompt the model never sees it
             ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-        encoded.append(_end_at_eos(ids, tokenizer.eos_token_id))
+        encoded.append(_end_at_eos(ids, eos_id))
     return prompt_ids, encoded
 
 
@@ -102,19 +105,22 @@ def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     return _apply_template(tokenizer, plain_messages(prompt), add_generation_prompt=True)
 
 
-def _render_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, start: str, completion: Completion) -> str:
+def _render_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], start: str, completion: Completion
+) -> str:
     """Returns the text after the rendered prompt `start`, with the template's EOS if it has one."""
     text = completion_text(completion)
     conversation = _apply_template(tokenizer, [*plain_messages(prompt), {"role": "assistant", "content": text}])
     if not conversation.startswith(start):  # e.g. a generation prompt that opens a <think> block
         return text
     rest = conversation[len(start) :]
-    return rest if tokenizer.eos_token in rest else rest.rstrip()  # a newline between turns is not part of the answer
+    # A newline between turns is not part of the answer.
+    return rest if str(tokenizer.eos_token) in rest else rest.rstrip()
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)  # pyright: ignore[reportReturnType]
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise InputError(f"The tokenizer's chat template refuses messages with roles {roles}: {error}") from error
@@ -128,7 +134,7 @@ def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_text: bool
 
 
 def _without_appended_eos(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    appended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+    appended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if appended else ids
 
 

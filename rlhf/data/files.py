@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -30,13 +31,13 @@ class SourceRow:
     Attributes:
         file: path, or name of the Hub dataset and its split.
         place: "line 7" of a text file, "row 7" of other sources, from 1.
-        content: columns; None if the row cannot be read.
+        content: columns; empty if the row cannot be read.
         fault: reason why it cannot be read, and the remedy.
     """
 
     file: str
     place: str
-    content: dict[str, Any] | None
+    content: dict[str, Any]
     fault: str | None = None
 
 
@@ -65,8 +66,8 @@ def is_readable(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | None, str | None]]:
-    """Yields (number, text, fault) of each line; exactly one of text and fault is None."""
+def _lines(path: Path) -> Iterator[tuple[int, str, str | None]]:
+    """Yields (number, text, fault) of each line; the text of a line with a fault is empty."""
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
@@ -74,12 +75,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None, str | None]]:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8"), None
                 except UnicodeDecodeError as error:
                     byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
-                    yield number, None, f"not UTF-8 text ({byte} of the line); save the file as UTF-8"
+                    yield number, "", f"not UTF-8 text ({byte} of the line); save the file as UTF-8"
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedIOBase:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
@@ -95,26 +96,26 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
     for number, line, fault in _lines(path):
         if fault is None and not line.strip():
             continue
-        content = None
+        content = {}
         if fault is None:
             content, fault = _parse_object(line)
         yield SourceRow(str(path), f"line {number}", content, fault)
 
 
-def _parse_object(text: str) -> tuple[dict | None, str | None]:
+def _parse_object(text: str) -> tuple[dict[str, Any], str | None]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        return None, f"not valid JSON ({error.msg} at column {error.colno}); each line needs one JSON object"
+        return {}, f"not valid JSON ({error.msg} at column {error.colno}); each line needs one JSON object"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested too deep
-        return None, f"not usable JSON ({error}); each line needs one JSON object"
+        return {}, f"not usable JSON ({error}); each line needs one JSON object"
     return _object(value)
 
 
-def _object(value: Any) -> tuple[dict | None, str | None]:
+def _object(value: Any) -> tuple[dict[str, Any], str | None]:
     if isinstance(value, dict):
         return value, None
-    return None, f"a JSON {type(value).__name__}; an object with the columns as keys is needed"
+    return {}, f"a JSON {type(value).__name__}; an object with the columns as keys is needed"
 
 
 def _json_array_rows(path: Path) -> Iterator[SourceRow]:
@@ -138,7 +139,7 @@ def _text_rows(path: Path) -> Iterator[SourceRow]:
     """Yields one document per line, as `datasets` reads text files."""
     for number, line, fault in _lines(path):
         if fault or line.strip():
-            yield SourceRow(str(path), f"line {number}", None if fault else {"text": line.strip()}, fault)
+            yield SourceRow(str(path), f"line {number}", {} if fault else {"text": line.strip()}, fault)
 
 
 def _csv_rows(path: Path) -> Iterator[SourceRow]:
@@ -166,14 +167,14 @@ def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> So
     place = f"line {number}"
     if len(cells) > len(header):
         fault = f"{len(cells)} cells under {len(header)} columns; put cells that hold commas in quotes"
-        return SourceRow(str(path), place, None, fault)
-    content = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+        return SourceRow(str(path), place, {}, fault)
+    content: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
     for name in content.keys() & set(JSON_COLUMNS):
         try:
             content[name] = json.loads(content[name])
         except (ValueError, RecursionError):
             example = "[0, 1, 2]" if name in ("ranks", "ratings") else '["one", "two"]'
-            return SourceRow(str(path), place, None, f"column {name} is not a list in JSON; write it like {example}")
+            return SourceRow(str(path), place, {}, f"column {name} is not a list in JSON; write it like {example}")
     for name in content.keys() & set(MAYBE_MESSAGES):
         if re.match(r"\[\s*\{", content[name]):
             with suppress(ValueError, RecursionError):  # then it is text that begins like a list

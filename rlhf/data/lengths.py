@@ -40,7 +40,7 @@ def drop_long_rows(
     limit = f"{option} ({max_length} tokens, at most the model's context)"
     bad_rows, short = BadRows(on_bad_rows, output_dir), []
     for i, length in enumerate(lengths):
-        row = SourceRow(f"{name} as loaded", f"row {i + 1}", None)
+        row = SourceRow(f"{name} as loaded", f"row {i + 1}", {})
         bad_rows.read(row)
         if length <= max_length:
             short.append(i)

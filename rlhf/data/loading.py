@@ -178,7 +178,7 @@ def _held_out(source: Splits, args: DataArguments) -> set[str]:
     """Returns the splits to hold out of the train rows."""
     if args.dataset_train_split not in source:
         return set()
-    missing = set(HELD_OUT) - source.keys()
+    missing = {name for name in HELD_OUT if name not in source}
     return missing if len(source) == 1 else missing & {args.dataset_test_split}
 
 
@@ -194,9 +194,9 @@ def _conversion_inputs(
             continue
         name = args.dataset_format or detect(row.content)
         form = FORMATS[name] if name else None
-        if form is not None and form.assemble_by is not None:
+        if name and form is not None and form.assemble_by is not None:
             try:
-                assembler.add(name, row)
+                assembler.add(name, form.assemble_by(row.content), row)
             except RowError as error:
                 bad_rows.add(row, _reason(error, row, args))
             continue

@@ -57,11 +57,13 @@ class PretrainingStream:
             raise InputError(
                 f"weights {weights} for {len(sources)} sources of pretraining text; give one positive number each."
             )
-        if tokenizer.eos_token_id is None:
+        eos_id = tokenizer.eos_token_id
+        if not isinstance(eos_id, int):
             raise InputError("The tokenizer has no EOS token, which separates documents of pretraining text. Set one.")
         if length < 2:
             raise InputError(f"Blocks of pretraining text have {length} tokens; they must have at least 2.")
         self.tokenizer, self.length, self.weights, self.seed = tokenizer, length, weights, seed
+        self.eos_id = eos_id
         self.documents = [
             ShuffledRows(rows, (seed, number))
             if isinstance(rows, Dataset)
@@ -86,8 +88,7 @@ class PretrainingStream:
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, verbose=False)["input_ids"]  # verbose would warn of texts longer than the context
-        eos = self.tokenizer.eos_token_id
-        return ids if ids[-1:] == [eos] else [*ids, eos]
+        return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of the stream, in types that JSON has."""
@@ -117,7 +118,8 @@ class ShuffledRows:
         if len(rows) == 0:
             raise InputError("A source of pretraining text has no rows. Leave it out.")
         self.rows, self.key, self.read = rows, key, 0
-        self.order, self.order_of = None, None
+        self.order = np.empty(0, dtype=np.int64)
+        self.order_of: int | None = None  # the pass that `order` belongs to
 
     def __next__(self) -> str:
         epoch, position = divmod(self.read, len(self.rows))

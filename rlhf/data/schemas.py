@@ -90,6 +90,10 @@ def check_prompt(value: Any) -> str | list[dict[str, str]]:
     """Returns text that is not blank, or messages that end in a user turn that is not blank."""
     if isinstance(value, str):
         return check_text(value, "column prompt")
+    return _check_prompt_messages(value)
+
+
+def _check_prompt_messages(value: Any) -> list[dict[str, str]]:
     messages = check_messages(value, "prompt")
     if messages[-1]["role"] != "user":
         raise RowError(f"column prompt ends in a message of the {messages[-1]['role']}; it must end in the user's")
@@ -154,7 +158,8 @@ def _split_conversation(value: Any, column: str) -> tuple[list[dict[str, str]], 
         messages = messages[:-1]
     if len(messages) < 2:
         raise RowError(f"column {column} has no message of the user with the assistant's answer; both are needed")
-    return check_prompt(messages[:-1]), check_text(messages[-1]["content"], f"the last answer of column {column}")
+    asked = _check_prompt_messages(messages[:-1])
+    return asked, check_text(messages[-1]["content"], f"the last answer of column {column}")
 
 
 def _is_conversation(row: Row) -> bool:

@@ -18,7 +18,7 @@ def write_rows(name: str, rows: Iterable[dict[str, Any]], features: datasets.Fea
         name: name of the file; a number is appended.
         rows: rows with all columns of `features`, read one by one.
     """
-    path = str(_folder() / f"{name}-{next(_numbers)}.arrow")
+    path = str(Path(_folder().name) / f"{name}-{next(_numbers)}.arrow")
     with ArrowWriter(features=features, path=path) as writer:
         for row in rows:
             writer.write(row)
@@ -30,8 +30,6 @@ _numbers = itertools.count()
 
 
 @cache
-def _folder() -> Path:
-    """Returns a folder that is removed at the end of the process."""
-    folder = tempfile.TemporaryDirectory(prefix="rlhf-data-")
-    _folder.keep = folder  # its removal is tied to this object
-    return Path(folder.name)
+def _folder() -> tempfile.TemporaryDirectory:
+    """Returns a folder, which is removed with this object at the end of the process."""
+    return tempfile.TemporaryDirectory(prefix="rlhf-data-")

@@ -34,6 +34,7 @@ class ShardWriter:
                 features=datasets.Features({name: features[name] for name in COLUMNS}),
                 path=str(self.folder / f"{self.rows // ROWS_A_FILE:05d}.parquet"),
             )
+        assert self._file is not None, "closed"
         self._file.write({name: row.get(name) for name in COLUMNS})
         self.rows += 1
 

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 import datasets
+from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -133,7 +134,7 @@ def _load_from_hub(name: str, config: str | None, **options):
             f"dataset_name {name} cannot be read ({_brief(error)}). Download the Hub's Parquet conversion of it (its "
             "branch refs/convert/parquet) and give that folder."
         ) from error
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, DatasetsError) as error:
         raise InputError(
             f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)}). "
             "Correct the name, dataset_config or login."
@@ -143,7 +144,7 @@ def _load_from_hub(name: str, config: str | None, **options):
 def rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[SourceRow]:
     """Yields the rows of a loaded data set, with the name that messages give it."""
     for number, content in enumerate(rows, 1):
-        yield SourceRow(name, f"row {number}", content)
+        yield SourceRow(name, f"row {number}", content)  # pyright: ignore[reportArgumentType]
 
 
 def _brief(error: Exception) -> str:

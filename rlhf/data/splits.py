@@ -60,15 +60,15 @@ def split_indices(
         InputError: fewer different conversations than splits.
     """
     names = [name for name in HELD_OUT if name in held_out]
-    hashes = np.asarray(hashes, dtype=np.float64)
-    different = np.unique(hashes)
+    places = np.asarray(hashes, dtype=np.float64)
+    different = np.unique(places)
     if split in held_out and len(different) <= len(names):
         raise InputError(
             f"{name}: no {split} split can be held out of {len(different)} different prompts. "
             f"Give at least {len(held_out) + 1} of them, or a file with {split} in its name."
         )
     ends = _ends(different, len(names), share) if len(different) > len(names) else []
-    splits = np.searchsorted(different[ends], hashes, side="right")  # 0 is the first held-out split, len(names) train
+    splits = np.searchsorted(different[ends], places, side="right")  # 0 is the first held-out split, len(names) train
     number = names.index(split) if split in names else len(ends)
     return np.flatnonzero(splits == number)
 

@@ -16,7 +16,7 @@ from rlhf.data.formats.base import Format, Row, has, required_text
 from rlhf.data.schemas import RowError
 
 TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
-STRENGTHS = range(-3, 4)
+STRENGTHS = tuple(range(-3, 4))
 
 
 def rated_comparisons(rows: list[Row]) -> Iterator[Row]:

@@ -59,7 +59,7 @@ def _votes(row: Row) -> list[Row]:
 
 def _vote(row: Row, vote: Row) -> Vote:
     tied = vote.get("tied") is not None
-    pair = vote["tied"] if tied else [vote.get("better"), vote.get("worse")]
+    pair: Any = vote["tied"] if tied else [vote.get("better"), vote.get("worse")]
     k = len(row["completions"])
     if not isinstance(pair, list) or len(pair) != 2 or not all(type(i) is int and 0 <= i < k for i in pair):
         raise RowError(f"a vote is on {pair!r:.60}; two indices of the {k} completions, from 0, are needed")
