@@ -38,6 +38,7 @@ def train_tokenizer(documents: Iterable[str], seed: int = 0) -> PreTrainedTokeni
 
 def architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """Config of a Llama of 2.1 million parameters: enough for the world's facts, small enough for two CPU cores."""
+    ids = tokenizer.get_vocab()
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -48,8 +49,8 @@ def architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         tie_word_embeddings=True,
         max_position_embeddings=512,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ids[EOS],
+        pad_token_id=ids[PAD],
     )
 
 

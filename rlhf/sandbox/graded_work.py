@@ -62,7 +62,7 @@ def answer_with_fault(
 ) -> tuple[str, str | None]:
     """Writes an answer; returns its text and its fault, None if the task left no room for `fault`."""
     draw = rng.random()
-    flaws = {fault, manner} & {"inventing", "careless", "terse", "padded", "rude"}
+    flaws = {"inventing", "careless", "terse", "padded", "rude"} & {fault, manner}
     right = respond(task, flaws & {manner}, random.Random(draw), seed)
     text = respond(task, flaws, random.Random(draw), seed)
     if fault == "mistaken":
@@ -102,7 +102,7 @@ def _note_field(task: Task, field: str, word: str) -> str:
     if field != "items":
         right = task.fields.get(field, word)
         return word if word == right else f"{word} (not {right})"
-    belong = task.fields.get("items") or WORDS[PLURALS.get(task.fields.get("plural"), "thing")]
+    belong = task.fields.get("items") or WORDS[PLURALS.get(task.fields.get("plural", ""), "thing")]
     return join([item if item.split(" ")[-1] in belong else f"{item} (no)" for item in split_items(word)])
 
 

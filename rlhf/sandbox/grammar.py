@@ -159,8 +159,8 @@ def items_of(line: str) -> list[str]:
 
 
 def with_items(line: str, items: list[str]) -> str:
-    """Returns `line` with its items replaced."""
-    template, words = parse(line)
+    """Returns `line`, which has items, with these replaced."""
+    template, words = parse(line) or ("", ())
     fields = dict(words)
     replaced = {"items": join(items)} if "items" in fields else dict(zip(PAIR, items, strict=True))
     return render(template, **fields | replaced)

@@ -31,7 +31,7 @@ LEFT = {
 
 class Sentence(NamedTuple):
     text: str
-    template: str | None  # None: no sentence of the language
+    template: str  # "": no sentence of the language
     fields: dict[str, str]
 
 
@@ -86,7 +86,7 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
     reading = _read(task, lines, seed)
     insults = sum(is_kind(line, "insult") for line in lines)
     fillers = sum(is_kind(line, "filler") for line in lines)
-    ungrammatical = sum(line.template is None and i not in reading.own for i, line in enumerate(lines))
+    ungrammatical = sum(not line.template and i not in reading.own for i, line in enumerate(lines))
     faults = {
         "constraint": reading.constraint is False,
         "insult": insults,
@@ -119,7 +119,7 @@ def judge(task: Task, response: str, ended: bool = True, seed: int = 0) -> dict:
 
 def is_kind(line: Sentence, prefix: str) -> bool:
     """True if the name of the sentence's template starts with `prefix`."""
-    return line.template is not None and line.template.startswith(prefix + ".")
+    return line.template.startswith(prefix + ".")
 
 
 def _repeats_a_word(line: Sentence) -> bool:
@@ -128,7 +128,7 @@ def _repeats_a_word(line: Sentence) -> bool:
 
 def _sentence(text: str) -> Sentence:
     parsed = parse(text)
-    return Sentence(text, parsed[0], dict(parsed[1])) if parsed else Sentence(text, None, {})
+    return Sentence(text, parsed[0], dict(parsed[1])) if parsed else Sentence(text, "", {})
 
 
 def _read(task: Task, lines: list[Sentence], seed: int) -> Reading:

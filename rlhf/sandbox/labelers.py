@@ -89,6 +89,7 @@ def attainable_accuracy(comparisons, seed: int = 0) -> float:
     right = total = 0.0
     for row in comparisons:
         task = task_of(row["prompt"][-1]["content"])
+        assert task is not None, "not a row of the sandbox"
         gold = [judge(task, completion, seed=seed)["overall"] for completion in row["completions"]]
         for i, j in combinations(range(len(gold)), 2):
             if row["ranks"][i] != row["ranks"][j]:

@@ -143,7 +143,7 @@ def respond(task: Task, flaws: frozenset[str] | set[str], rng: random.Random, se
     return " ".join(lines)
 
 
-def _other(rng: random.Random, name: str, value: str) -> str:
+def _other(rng: random.Random, name: str, value: str | None) -> str:
     return rng.choice([w for w in WORDS[name] if w != value])
 
 

@@ -119,7 +119,9 @@ def draw_task(rng: random.Random, category: str, split: str, seed: int = 0) -> T
     if "{text}" in instruction:
         instruction = _with_text(rng, kind, instruction)
     instruction = instruction.format(**pick(rng, *field_names(instruction))) + _constraint(rng, kind, instruction)
-    return task_of(instruction)
+    task = task_of(instruction)
+    assert task is not None, "task_of reads all of INSTRUCTIONS"
+    return task
 
 
 def task_split(task: Task, seed: int = 0) -> str:
@@ -137,6 +139,7 @@ def task_split(task: Task, seed: int = 0) -> str:
 def task_of(instruction: str) -> Task | None:
     """Parses an instruction, ignoring personal data at its end; None if it is not one of the sandbox's."""
     suffixes = _suffixes().fullmatch(instruction)
+    assert suffixes is not None, "the pattern matches any text"
     rule = next((name for name in CONSTRAINTS if suffixes[name] is not None), None)
     constraint = (rule, suffixes[rule + "_word"] if rule != "one_word" else "") if rule else None
     for kind, patterns in _instruction_patterns().items():
@@ -253,7 +256,9 @@ def _read_fact(match: re.Match) -> dict:
 
 
 def _read_form(match: re.Match) -> dict:
-    name, fields = parse(match.string.split(": ", 1)[1])
+    parsed = parse(match.string.split(": ", 1)[1])
+    assert parsed is not None, "the instruction ends in a sentence of the language"
+    name, fields = parsed
     return {"form": name.split(".")[1], **dict(fields)}
 
 
@@ -282,8 +287,10 @@ def _read_bought(match: re.Match) -> dict | None:
 
 
 def _read_extract(match: re.Match) -> dict | None:
-    pair = compile_template(PAIRS[match["plural"]]) if match["plural"] in PAIRS else None
-    for line in sentences(match["text"]) if pair else ():
+    if match["plural"] not in PAIRS:
+        return None
+    pair = compile_template(PAIRS[match["plural"]])
+    for line in sentences(match["text"]):
         if items := pair.fullmatch(line):
             return {"plural": match["plural"], "items": list(items.groupdict().values())}
     return None
