@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -15,8 +15,8 @@ from rlhf.errors import InputError
 PARTIAL = ".partial-checkpoint"  # in output_dir; holds a checkpoint that is not complete
 
 
-class AtomicCheckpoints:
-    """Mixin for a transformers.Trainer: a checkpoint gets its name only after all its files are on the disk.
+class AtomicCheckpoints(Trainer):
+    """Mixin for transformers.Trainer: a checkpoint gets its name only after all its files are on the disk.
 
     The Trainer writes into a staging folder, which is synchronized to the disk and then renamed. A process that is
     killed while it saves leaves the staging folder. Nothing reads it, and the next checkpoint replaces it.
@@ -100,6 +100,7 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     if option is None or str(option).lower() == "false":
         return None
     if str(option).lower() == "true":
+        assert args.output_dir is not None, "TrainingArguments replaces None"
         checkpoints = complete_checkpoints(args.output_dir)
         if not checkpoints:
             raise InputError(f"{args.output_dir} holds no checkpoint to resume from. Leave resume_from_checkpoint out.")
@@ -116,7 +117,7 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """Returns the complete checkpoints in a run's folder, the oldest first."""
     named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(output_dir).glob("*")}
     steps = {path: int(match[1]) for path, match in named.items() if match and is_complete(path)}
-    return sorted(steps, key=steps.get)
+    return sorted(steps, key=steps.__getitem__)
 
 
 def is_complete(checkpoint: Path) -> bool:
