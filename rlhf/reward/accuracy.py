@@ -118,7 +118,7 @@ def accuracy_report(
     }
 
 
-def labeler_gap(pairs: Pairs, training_group_ids: list[int]) -> dict[str, float] | None:
+def labeler_gap(pairs: Pairs, training_group_ids: list[int]) -> dict[str, float | None] | None:
     """Accuracy on labeler groups that the model was trained on minus that on others: `difference`, `low`, `high`.
 
     Returns None if there are no pairs of one of the two.

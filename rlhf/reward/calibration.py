@@ -50,8 +50,8 @@ def load_calibration_rows(
 
 def _sequences(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[list[int]]:
     sequences = [
-        encode_prompt(tokenizer, row["prompt"]) + encode_completion(tokenizer, row["prompt"], row["completion"])
-        for row in rows
+        encode_prompt(tokenizer, prompt) + encode_completion(tokenizer, prompt, completion)
+        for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)
     ]
     short = [ids for ids in sequences if max_length is None or len(ids) <= max_length]
     if not short:
@@ -66,8 +66,8 @@ def calibrate(trainer: KWiseRewardTrainer, demonstrations: list[list[int]] | Non
     """Returns the `calibration` of the trained model's scores of the demonstrations, the same on every process."""
     if demonstrations is None:
         return None
-    pad_token_id, batch_size = trainer.processing_class.pad_token_id, trainer.args.completions_per_forward
-    return calibration(score_sequences(trainer.model, demonstrations, pad_token_id, batch_size))
+    batch_size = trainer.args.completions_per_forward
+    return calibration(score_sequences(trainer.model, demonstrations, trainer.pad_token_id, batch_size))
 
 
 def calibration(scores: torch.Tensor) -> dict[str, float]:

@@ -19,7 +19,7 @@ class KWiseRewardConfig(RewardConfig):
         output_dir: str = ""  # TrainingArguments replaces None by a folder
 
     num_train_epochs: float = field(
-        default=1.0, metadata={"help": "Epochs over the comparisons. The reward model overfits after one."}
+        default=1.0, metadata={"help": "Epochs over the comparisons (paper: 1; more overfit there)."}
     )
     # The paper's 9e-6 moves all weights. LoRA needs about ten times the rate of full fine-tuning, whatever the model
     # (thinkingmachines.ai/blog/lora). A model of a few million parameters needs ten times more still.
@@ -43,7 +43,8 @@ class KWiseRewardConfig(RewardConfig):
         default=False,
         metadata={
             "help": "Ablation of the paper: every pair is an example of its own, shuffled over the data set, and "
-            "batch sizes count pairs. Each completion is then trained on K - 1 times per epoch, which overfits."
+            "batch sizes count pairs. Each completion is then trained on K - 1 times per epoch; the paper reports that this "
+            "overfits."
         },
     )
     cross_validate: Literal["labelers", "labeler_groups", "prompts"] | None = field(

@@ -80,10 +80,10 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
     Args:
         model: a decoder with a linear head called `score`, without PEFT's wrapper.
     """
-    original_forward = model.forward
-    model.score.float()
+    original_forward, head = model.forward, model.get_submodule("score")
+    head.float()
     # FSDP and DeepSpeed may cast the head to another dtype later.
-    model.score.register_forward_pre_hook(lambda head, args: (args[0].to(next(head.parameters()).dtype),))
+    head.register_forward_pre_hook(lambda head, args: (args[0].to(next(head.parameters()).dtype),))
 
     def forward(self, input_ids=None, attention_mask=None, last_token=None, shared_prompts=None, **kwargs):
         if last_token is None:

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from rlhf.data.encode import encode_prompt_and_completions
 from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
+from rlhf.models.peft_layers import unwrap_peft
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
@@ -40,6 +43,11 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     arguments of TRL's RewardTrainer, with `args` a `KWiseRewardConfig`.
     """
 
+    args: KWiseRewardConfig
+    model: PreTrainedModel | PeftModel
+    processing_class: PreTrainedTokenizerBase
+    eval_dataset: Dataset
+
     # compute_loss divides by the prompts of the whole accumulated batch, so the Trainer must not divide again.
     loss_is_scaled_for_ga = True
 
@@ -51,17 +59,23 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         data_collator = kwargs.pop("data_collator", None)
         super().__init__(model, args, **kwargs)
         self.loss_is_scaled_for_ga = True
-        # Built here, because TRL's constructor sets the pad token.
-        self.data_collator = data_collator or KWiseCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
-        classifier = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        pad_token_id = self.processing_class.pad_token_id
+        assert isinstance(pad_token_id, int), "TRL's constructor sets the pad token"
+        self.pad_token_id = pad_token_id
+        self.data_collator = data_collator or KWiseCollator(pad_token_id, args.pad_to_multiple_of)
+        classifier = unwrap_peft(self.model)
         pool_at_last_token(classifier)
         obstacle = enable_shared_prompts(classifier, args.max_length)
         self.shares_prompts = obstacle is None
         if obstacle:
             logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """K-wise loss. `num_items_in_batch`: prompts of the optimizer step on all devices and micro-batches."""
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Any:
+        """Returns the K-wise loss; with `return_outputs` (loss, {"scores": [N]}).
+
+        Args:
+            num_items_in_batch: prompts of the optimizer step on all devices and micro-batches.
+        """
         scores = self.score(model, inputs)  # [N]
         batch = (scores, inputs["ranks"], inputs["completions_per_prompt"], num_items_in_batch)
         loss = kwise_loss(*batch)
@@ -116,13 +130,16 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         """
         wanted = torch.tensor(-(-len(inputs["last_token"]) // self.args.completions_per_forward))
         if self.accelerator.num_processes > 1:
-            wanted = self.accelerator.gather(wanted.to(self.accelerator.device)).max()
+            wanted = self._gather(wanted.to(self.accelerator.device)).max()
         return min(int(wanted), most)
+
+    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.gather(tensor)  # pyright: ignore[reportReturnType]
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Prompts of an optimizer step on all devices and micro-batches, the divisor of the loss."""
         prompts = torch.tensor(sum(len(batch["completions_per_prompt"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(prompts).sum()
+        return self._gather(prompts).sum()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Returns the loss, scores [B, K], and labels (ranks, lengths [B, K], prompt ids, labeler groups [B])."""
@@ -140,7 +157,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         return loss, scores, (ranks, lengths, inputs["prompt_id"], inputs["labeler_group_id"])
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        return flat_metrics(self._report(Predictions(prediction.predictions, *prediction.label_ids)))
+        return flat_metrics(self._report(_named(prediction)))
 
     def _report(self, predictions: Predictions) -> dict[str, Any]:
         return accuracy_report(predictions, self.labeler_groups, self.training_groups)
@@ -151,11 +168,12 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         Raises:
             InputError: scores are not finite, so they order nothing.
         """
-        output = self.predict(dataset, metric_key_prefix="eval")
-        if not np.isfinite(output.predictions).all():
+        output = self.predict(dataset, metric_key_prefix="eval")  # pyright: ignore[reportArgumentType]
+        predictions = _named(output)
+        if not np.isfinite(predictions.scores).all():
             raise InputError("The reward model's scores are not finite: training diverged. Lower learning_rate.")
-        self.log(output.metrics)
-        return Predictions(output.predictions, *output.label_ids)
+        self.log(output.metrics or {})
+        return predictions
 
     def report(self) -> dict[str, Any]:
         """Evaluates on `eval_dataset`: `eval_loss` and the report of `rlhf.reward.accuracy`; logs the metrics."""
@@ -169,9 +187,9 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         correct = (margins > 0).float() + 0.5 * (margins == 0).float()
         sums = torch.stack([inputs["attention_mask"].sum(), scores.sum(), correct.sum(), margins.sum()])
         counts = torch.tensor([len(scores), len(margins)], device=scores.device)
-        tokens, score, right, margin = self.accelerator.gather(sums[None]).sum(0).tolist()
-        completions, pairs = self.accelerator.gather(counts[None]).sum(0).tolist()
-        extremes = self.accelerator.gather(torch.stack([scores.min(), scores.max()])[None])
+        tokens, score, right, margin = self._gather(sums[None]).sum(0).tolist()
+        completions, pairs = self._gather(counts[None]).sum(0).tolist()
+        extremes = self._gather(torch.stack([scores.min(), scores.max()])[None])
         self._total_train_tokens += int(tokens)
         metrics = self._metrics["train"]
         metrics["num_tokens"] = [self._total_train_tokens]
@@ -182,7 +200,9 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
             metrics["accuracy"].append(right / pairs)
             metrics["margin"].append(margin / pairs)
 
-    def _prepare_dataset(self, dataset: Dataset, processing_class, args, dataset_name: str) -> Dataset:
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class, args: KWiseRewardConfig, dataset_name: str
+    ) -> Dataset:
         """Tokenizes comparisons, unless `tokenize_comparisons` has done it, and numbers the labeler groups."""
         if "labeler_group_id" in dataset.column_names:
             return dataset
@@ -201,6 +221,13 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             self._signature_columns = COLUMNS
+
+
+def _named(output: EvalPrediction | PredictionOutput) -> Predictions:
+    """Names the arrays of `KWiseRewardTrainer.prediction_step`."""
+    scores: Any = output.predictions
+    labels: Any = output.label_ids
+    return Predictions(scores, *labels)
 
 
 def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
