@@ -68,9 +68,10 @@ demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about 
 test: $(TESTED) ## all tests, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
 
-lint: $(TESTED) ## ruff: rules and format
+lint: $(TESTED) ## ruff: rules and format; pyright: types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(VENV)/bin/pyright
 
 format: $(TESTED) ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix .

@@ -9,6 +9,7 @@ from typing import Literal, cast
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
@@ -34,7 +35,6 @@ from rlhf.models.peft_layers import (
     unwrap_peft,
 )
 from rlhf.models.positions import forward_inputs
-from rlhf.models.scalar_head import ScalarHead, make_scalar_head
 from rlhf.models.sharding import is_sharded
 
 # (configuration, weights with PEFT's names, weight [1, H] of the head or None, bias of the head)
@@ -302,3 +302,25 @@ class _Use:
 
     def __exit__(self, *_) -> None:
         self.shared._select(self.before.pop())
+
+
+class ScalarHead(nn.Linear):
+    """Linear layer from H features to 1.
+
+    Computes in float32 even if DeepSpeed or FSDP has cast its weights to the dtype of the base.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+def make_scalar_head(hidden_size: int, weight: Tensor | None, bias: float) -> ScalarHead:
+    """A head with `weight` [1, H] and `bias`; without a weight, N(0, 1 / (H + 1)) (arXiv 2009.01325)."""
+    head = ScalarHead(hidden_size, 1, dtype=torch.float32)
+    with torch.no_grad():
+        if weight is None:
+            nn.init.normal_(head.weight, std=(hidden_size + 1) ** -0.5)
+        else:
+            head.weight.copy_(weight)
+        head.bias.fill_(bias)
+    return head

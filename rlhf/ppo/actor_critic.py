@@ -208,7 +208,7 @@ def scatter_to_batch(flat: Iterable[Tensor], response_mask: Tensor, order: Tenso
     Args:
         flat: [n] of each bucket, row by row.
         response_mask: [B, T] bool.
-        order: [B], the row of the batch that each row of the buckets is.
+        order: [B]; row i of the buckets is row order[i] of the batch.
     """
     mask = response_mask[order]
     rows = torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, torch.cat(list(flat)))

@@ -132,8 +132,8 @@ class PPOConfig(_BaseConfig):
     # PPO-ptx
     ptx_coef: float | None = field(
         default=None,
-        metadata={"help": "gamma: weight of the mean loss per pretraining token relative to PPO's mean loss per "
-                          "response token (paper: 27.8). None: 0.5 with pretraining text. 0: plain PPO."},
+        metadata={"help": "Weight of the mean loss per pretraining token relative to PPO's mean loss per "
+                          "response token (gamma of eq. 2; paper: 27.8). None: 0.5 with pretraining text."},
     )  # fmt: skip
     ptx_examples_per_episode: int = field(
         default=8, metadata={"help": "Blocks of pretraining text per episode (paper: 8)."}
@@ -154,8 +154,8 @@ class PPOConfig(_BaseConfig):
     )
     value_warmup_rollouts: int = field(
         default=0,
-        metadata={"help": "Number of initial rollouts that train only the value model. Initialized from the reward "
-                          "model, it starts with negative explained variance."},
+        metadata={"help": "Number of initial rollouts that train only the value model. A value model that starts "
+                          "from the reward model has negative explained variance at first."},
     )  # fmt: skip
     ema_decay: float | None = field(
         default=0.992,
@@ -244,7 +244,9 @@ class PPOConfig(_BaseConfig):
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}; PPO samples, so it must be positive.")
         if self.kl_estimator != "k1":
-            raise InputError(f"kl_estimator is {self.kl_estimator}; as a reward only k1 has an unbiased gradient.")
+            raise InputError(
+                f"kl_estimator is {self.kl_estimator}; as a reward only k1 has an unbiased gradient. Leave it out."
+            )
         if self.missing_eos_penalty is not None and self.missing_eos_penalty <= 0:
             raise InputError(f"missing_eos_penalty is {self.missing_eos_penalty}; it is subtracted: make it positive.")
         if self.missing_eos_penalty is not None and self.missing_eos_reward is not None:

@@ -58,7 +58,8 @@ class TargetKL:
 
     If the approximate KL of a minibatch (`policy/approxkl`, from the old policy, per token) is above 1.5 x target, its
     optimizer step is skipped, and so are the rollout's remaining steps in all epochs. Skipped steps still count as
-    Trainer steps, so that schedules, logs and checkpoints do not shift. The first step of a rollout is always taken.
+    Trainer steps, so that schedules, logs and checkpoints do not shift. The first step of a rollout has KL 0 and is
+    always taken.
     """
 
     def __init__(self, target: float | None):
@@ -70,7 +71,8 @@ class TargetKL:
         """True if this optimizer step is to be taken."""
         if self.stopped != rollout and kl > self.limit:
             self.stopped, self.skipped = rollout, 0
-        self.skipped += self.stopped == rollout
+        if self.stopped == rollout:
+            self.skipped += 1
         return self.stopped != rollout
 
     def skipped_of(self, rollout: int) -> int:

@@ -27,7 +27,10 @@ class SharedActorCritic(ActorCritic):
         super().__init__(base.config)
         needed = {"policy", "sft"} - set(base.adapters) | {"value"} - set(base.heads)
         if needed:
-            raise InputError(f"the shared base lacks the adapters {', '.join(sorted(needed))} (value with a head).")
+            raise InputError(
+                f"the shared base lacks the adapters {', '.join(sorted(needed))} (value with a head); "
+                "add them with add_adapter."
+            )
         self.base = base
         self.reward = freeze_reward(reward)
         self.has_reward = reward is not None or "reward" in base.heads
@@ -120,10 +123,10 @@ class SeparateActorCritic(ActorCritic):
         elif self.reference is not None:
             yield unwrap_peft(self.reference)
         else:
-            with self.without_training():
+            with self.as_reference():
                 yield unwrap_peft(self.policy)
 
-    def without_training(self):
+    def as_reference(self):
         """Context in which the policy answers as the reference."""
         assert isinstance(self.policy, PeftModel), "a policy without adapters needs a reference"
         return use_adapter(self.policy, self.ref_adapter) if self.ref_adapter else self.policy.disable_adapter()
@@ -178,10 +181,10 @@ def build_actor_critic(
         if name is not None and name not in adapters:
             raise InputError(
                 f"{option} is {name}, and the policy, a {type(model).__name__}, has no such adapter; "
-                f"it has {', '.join(adapters) or 'none'}."
+                f"choose one of: {', '.join(adapters) or 'none'}."
             )
     if ref_adapter_name is not None and ref_model is not None:
-        raise InputError("ref_model and ref_adapter_name are both given; the reference is one of them.")
+        raise InputError("ref_model and ref_adapter_name are both given; leave one out.")
     if isinstance(model, SharedBase):
         if any(argument is not None for argument in (ref_model, value_model, peft_config)):
             raise InputError("a SharedBase has reference and value: leave out ref_model, value_model and peft_config.")
@@ -192,7 +195,7 @@ def build_actor_critic(
         raise InputError("value_model is the reward model itself, so training would move the rewards; pass a copy.")
     if value_model is None:
         if reward_model is None:
-            raise InputError("value_model is missing, and there is no reward_model to copy it from.")
+            raise InputError("value_model is missing, and there is no reward_model to copy it from; pass one of them.")
         value_model = make_trainable(copy.deepcopy(reward_model))
     if peft_config is not None:
         if isinstance(model, PeftModel):

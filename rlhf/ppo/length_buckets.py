@@ -48,12 +48,12 @@ def bucket_by_length(
     copies: int = 1,
     one: bool = False,
 ) -> tuple[Tensor, list[Bucket]]:
-    """Cuts a batch into buckets; returns the row of the batch that each row of the buckets is [B], and the buckets.
+    """Cuts a batch into buckets. Returns order [B] and the buckets: row i of the buckets is row order[i] of the batch.
 
     Args:
         input_ids, attention_mask: [B, P + T], each row [left padding | prompt | response | right padding].
         response_mask: [B, T] bool.
-        limits: of `pass_limits`.
+        limits: returned by `pass_limits`.
         copies: number of adapters for which each row passes at once.
         one: True puts all rows into one bucket.
     """

@@ -1,4 +1,7 @@
-"""The clipped losses of PPO (arXiv 1707.06347), per token; the caller averages them over the minibatch."""
+"""The clipped losses of PPO (arXiv 1707.06347), per token; the caller averages them over the minibatch.
+
+Equation 2 of InstructGPT is these losses on the rewards of `rewards.token_rewards`, plus the loss of ptx.py.
+"""
 
 import torch
 from torch import Tensor

@@ -65,7 +65,7 @@ def block_length(args: PPOConfig, context: int | None) -> int:
     if args.ptx_length is None:
         return min(context or LONGEST_BLOCK, LONGEST_BLOCK)
     if context is not None and args.ptx_length > context:
-        raise InputError(f"ptx_length {args.ptx_length} exceeds the model's context of {context} tokens.")
+        raise InputError(f"ptx_length {args.ptx_length} exceeds the model's context of {context} tokens; lower it.")
     return args.ptx_length
 
 
@@ -80,7 +80,7 @@ def add_ptx_gradient(trainer: "PPOTrainer", model: nn.Module) -> Tensor:
     """
     args, accelerator, stream, coef = trainer.args, trainer.accelerator, trainer.pretraining, trainer.args.ptx_coef
     assert stream is not None and coef is not None, "no pretraining text"
-    model.train()  # DeepSpeed's returns nothing
+    model.train()  # training_step of the Trainer does this too late, after the text
     size = args.per_device_train_batch_size
     count = args.ptx_examples_per_episode * size * args.world_size
     blocks = list(islice(stream, count))[args.process_index :: args.world_size]
@@ -89,12 +89,13 @@ def add_ptx_gradient(trainer: "PPOTrainer", model: nn.Module) -> Tensor:
     for chunk in (blocks[i : i + size] for i in range(0, len(blocks), size)):
         with local_gradients(accelerator, model):
             loss = ptx_loss(ptx_logprobs(model, chunk, args.device, trainer.is_deepspeed_enabled), tokens)
+            # The loss is divided by all tokens of the minibatch already.
             kwargs = {"scale_wrt_gas": False} if trainer.is_deepspeed_enabled else {}
             accelerator.backward(coef * args.world_size * loss, **kwargs)  # DDP averages over the processes
         total += loss.detach()
     if not torch.isfinite(total):
         stop_non_finite_text(total, blocks, args, trainer.state.global_step)
-    trainer.meter.loss({"loss/ptx": total}, steps=0.0)
+    trainer.meter.loss({"loss/ptx": total}, steps=0.0)  # the episodes of this micro-step count the step
     return coef * args.world_size * total
 
 

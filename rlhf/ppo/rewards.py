@@ -89,7 +89,10 @@ def function_scores(
             scores = function(prompts=prompts, completions=completions, **columns)
         if len(scores) != len(completions):
             name = getattr(function, "__name__", type(function).__name__)
-            raise InputError(f"reward function {name} gave {len(scores)} scores for {len(completions)} completions.")
+            raise InputError(
+                f"reward function {name} gave {len(scores)} scores for {len(completions)} completions; "
+                "return one for each."
+            )
         total += weight * torch.tensor([float(score) for score in scores])
     return total
 

@@ -109,7 +109,7 @@ class PPOTrainer(PPOCheckpointing):
     ):
         # The networks
         if train_dataset is None:
-            raise InputError("PPOTrainer needs a train_dataset of prompts.")
+            raise InputError("PPOTrainer needs a train_dataset of prompts; pass a dataset with a column `prompt`.")
         pad_id = processing_class.pad_token_id
         if not isinstance(pad_id, int):
             raise InputError("the tokenizer has no pad token; set one that is not its EOS.")
@@ -123,7 +123,9 @@ class PPOTrainer(PPOCheckpointing):
         )
         self.reward_funcs, self.reward_weights = rewards.functions, rewards.weights
         if rewards.model_reads_text and value_model is None and not isinstance(model, SharedBase):
-            raise InputError("value_model is missing; the reward model has another tokenizer and cannot be copied.")
+            raise InputError(
+                "value_model is missing; the reward model has another tokenizer and cannot be copied; pass a value_model."
+            )
         networks = build_actor_critic(
             model,
             ref_model,
@@ -205,6 +207,7 @@ class PPOTrainer(PPOCheckpointing):
         return DataLoader(micro_steps, batch_size=1, collate_fn=lambda numbers: {"micro_step": numbers[0]})
 
     def _prepare_inputs(self, inputs: dict[str, int]) -> MicroBatch:
+        """Turns the number of a micro-step into its micro-batch; makes a rollout when one begins."""
         index, micro_step = divmod(inputs["micro_step"], self.args.micro_steps_per_rollout)
         if self.rollout is None or self.rollout.index != index:
             self.rollout = None  # frees its memory before the next one is made
@@ -237,22 +240,24 @@ class PPOTrainer(PPOCheckpointing):
 
         # 4. Score options: scale, clip, missing EOS
         if args.scale_scores:
-            self.score_scale.update(torch.cat([batch.scores for batch in batches]), self.sum)
+            self.score_scale.update(torch.cat([batch.scores for batch in batches]), self.sum_over_processes)
         self.apply_score_options(batches)
 
         # 5. Token rewards with the KL penalty, GAE, whitening
-        add_advantages(batches, args, self.kl.coef, self.sum)
+        add_advantages(batches, args, self.kl.coef, self.sum_over_processes)
 
         # 6. Metrics, and beta of the next rollout
-        means = episode_means(batches, self.kl.coef, self.sum)
+        means = episode_means(batches, self.kl.coef, self.sum_over_processes)
         means |= self.collapse.update(means, self.state.global_step) | {"objective/kl_coef": self.kl.coef}
         if index >= args.value_warmup_rollouts:  # the policy does not move before
             self.kl.update(means["objective/kl"], args.rollout_size)
         values, returns = (response_tokens(batches, name) for name in ("values", "returns"))
-        means["val/explained_variance"] = explained_variance(values, returns, self.sum).item()
+        means["val/explained_variance"] = explained_variance(values, returns, self.sum_over_processes).item()
         self.meter.rollout_scored(means, args.rollout_size)
-        every = max(1, args.max_steps // args.steps_per_rollout // max(1, args.num_sample_generations))
-        if args.num_sample_generations and index % every == 0:
+        rollouts_between_samples = max(
+            1, args.max_steps // args.steps_per_rollout // max(1, args.num_sample_generations)
+        )
+        if args.num_sample_generations and index % rollouts_between_samples == 0:
             self.append_samples("train", columns, responses, batches)
         return rollout
 
@@ -283,13 +288,13 @@ class PPOTrainer(PPOCheckpointing):
         batches = []
         for rows in minibatch:
             batch = micro_batch(rows, columns["input_ids"], responses, self.stop_ids, self.pad_id, device)
-            passes = {**batch.inputs(), "temperature": args.temperature}
+            inputs = {**batch.inputs(), "temperature": args.temperature}
 
             # 1. Reference, and the reward model where it reads the sampled ids
             if self.actor_critic.has_reward:
-                batch.ref_logprobs, batch.scores = model("reference_and_reward", **passes)
+                batch.ref_logprobs, batch.scores = model("reference_and_reward", **inputs)
             else:
-                batch.ref_logprobs = model("reference_logprobs", **passes)
+                batch.ref_logprobs = model("reference_logprobs", **inputs)
                 batch.scores = torch.zeros(len(rows), device=device)
 
             # 2. Reward functions, and reward models that read text
@@ -297,13 +302,13 @@ class PPOTrainer(PPOCheckpointing):
                 batch.scores += self.text_scores(batch, columns, responses).to(device)
 
             # 3. Policy and value before the update
-            batch.logprobs, batch.values = model("policy_and_value", **passes)
+            batch.logprobs, batch.values = model("policy_and_value", **inputs)
 
             for name in ("logprobs", "ref_logprobs", "values", "scores"):
                 if not torch.isfinite(getattr(batch, name)).all():
                     self.stop_non_finite(f"{name} of a rollout are not finite", [batch])
             batches.append(batch)
-        tokens = self.sum(torch.stack([batch.response_mask.sum() for batch in batches]).sum())
+        tokens = self.sum_over_processes(torch.stack([batch.response_mask.sum() for batch in batches]).sum())
         for batch in batches:
             batch.tokens = tokens
         return batches
@@ -330,11 +335,11 @@ class PPOTrainer(PPOCheckpointing):
 
     def training_step(self, model, inputs: dict[str, int], num_items_in_batch=None) -> Tensor:
         """Adds the gradients of a micro-step: first of its pretraining text, then of its episodes."""
-        rollout = inputs["micro_step"] // self.args.micro_steps_per_rollout
-        if self.target_kl.stopped == rollout:
+        index = inputs["micro_step"] // self.args.micro_steps_per_rollout
+        if self.target_kl.stopped == index:
             return torch.zeros((), device=self.args.device)
         ptx = 0.0
-        if self.pretraining is not None and rollout >= self.args.value_warmup_rollouts:
+        if self.pretraining is not None and index >= self.args.value_warmup_rollouts:
             ptx = add_ptx_gradient(self, model)
         return super().training_step(model, inputs, num_items_in_batch) + ptx
 
@@ -376,7 +381,10 @@ class PPOTrainer(PPOCheckpointing):
             minibatch = [rollout.at(m % args.micro_steps_per_rollout, args.seed) for m in micro_steps]
             self.stop_non_finite("the gradient is not finite", minibatch)
         if args.target_kl is not None:
-            kl, self.minibatch_kl = self.sum(torch.as_tensor(self.minibatch_kl, device=args.device)).item(), 0.0
+            kl, self.minibatch_kl = (
+                self.sum_over_processes(torch.as_tensor(self.minibatch_kl, device=args.device)).item(),
+                0.0,
+            )
             self.step_taken = self.target_kl.step(rollout.index, kl)
             if not self.step_taken:
                 self.optimizer.zero_grad()  # the optimizer passes over parameters without a gradient
@@ -425,7 +433,7 @@ class PPOTrainer(PPOCheckpointing):
         """
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise InputError("evaluate() needs an eval_dataset of prompts.")
+            raise InputError("evaluate() needs an eval_dataset of prompts; pass it here or to PPOTrainer.")
         if isinstance(dataset, dict):
             results = [self.evaluate(d, ignore_keys, f"{metric_key_prefix}_{name}") for name, d in dataset.items()]
             return {name: value for result in results for name, value in result.items()}
@@ -442,7 +450,7 @@ class PPOTrainer(PPOCheckpointing):
             lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
             batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses)
         self.apply_score_options(batches)
-        means = episode_means(batches, self.kl.coef, self.sum, counted=sum(i < total for i in rows))
+        means = episode_means(batches, self.kl.coef, self.sum_over_processes, counted=sum(i < total for i in rows))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.append_samples(metric_key_prefix, columns, responses, batches)
         self.log(metrics)
@@ -458,7 +466,7 @@ class PPOTrainer(PPOCheckpointing):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self.meter.drain(self.sum)
+            logs |= self.meter.drain(self.sum_over_processes)
             logs["episode"] = self.state.global_step * self.args.rollout_size // self.args.steps_per_rollout
         super().log(logs, start_time)
 
@@ -472,7 +480,7 @@ class PPOTrainer(PPOCheckpointing):
     def samples_path(self) -> Path:
         return Path(self.args.output_dir) / "samples.jsonl"
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """Sum over the processes."""
         return self.accelerator.reduce(tensor, reduction="sum")  # pyright: ignore[reportReturnType]
 

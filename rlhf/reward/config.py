@@ -43,8 +43,8 @@ class KWiseRewardConfig(RewardConfig):
         default=False,
         metadata={
             "help": "Ablation of the paper: every pair is an example of its own, shuffled over the data set, and "
-            "batch sizes count pairs. Each completion is then trained on K - 1 times per epoch; the paper reports that this "
-            "overfits."
+            "batch sizes count pairs. Each completion is then trained on K - 1 times per epoch; the paper reports "
+            "that this overfits."
         },
     )
     cross_validate: Literal["labelers", "labeler_groups", "prompts"] | None = field(
