@@ -124,7 +124,7 @@ class PPOTrainer(PPOCheckpointing):
         self.reward_funcs, self.reward_weights = rewards.functions, rewards.weights
         if rewards.model_reads_text and value_model is None and not isinstance(model, SharedBase):
             raise InputError(
-                "value_model is missing; the reward model has another tokenizer and cannot be copied; pass a value_model."
+                "value_model is missing; the reward model has another tokenizer and cannot be copied. Pass one."
             )
         networks = build_actor_critic(
             model,
