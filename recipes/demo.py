@@ -4,8 +4,7 @@
     python recipes/demo.py    # one process, on a GPU if there is one
 
 Does the same as `make sft reward choose ppo evaluate` in one launch. The same processes run all stages, so they load
-the libraries once instead of five times, which saves a minute. The batches of the YAMLs are divided among the
-processes. Reads recipes/sandbox/*.yaml and writes to runs/sandbox.
+the libraries once instead of five times, which saves a minute. Reads recipes/sandbox/*.yaml and writes to runs/sandbox.
 """
 
 import argparse
@@ -14,13 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
 from rlhf.runs.processes import process_state
 
 RECIPES = Path(__file__).parent
 STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose.py", "ppo": "ppo.py", "evaluate": "evaluate.py"}
-BATCH = "per_device_train_batch_size"
 
 
 def main() -> None:
@@ -31,9 +27,6 @@ def main() -> None:
         if state.is_main_process:
             print(f"\n=== make {stage} ===", flush=True)
         sys.argv = [str(RECIPES / recipe), "--config", str(config)]
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-        if BATCH in settings:
-            sys.argv += [f"--{BATCH}", str(settings[BATCH] // state.num_processes)]
         runpy.run_path(sys.argv[0], run_name="__main__")
         state.wait_for_everyone()  # the first process may still be writing what the next stage reads
         seconds[stage] = time.monotonic() - started

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, Tra
 
 from rlhf.cli import parse, run
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.processes import use_one_device
 from rlhf.sandbox import datasets as sandbox
 from rlhf.sandbox.base_model import architecture, pack, train_tokenizer
 
@@ -39,6 +40,7 @@ class PretrainArguments(TrainingArguments):
 
 def main() -> None:
     (args,) = parse(PretrainArguments)
+    use_one_device(args)
     started, folder = time.monotonic(), args.output_dir
     start_run(folder, args, stage="pretrain")
     set_seed(args.seed)

@@ -2,7 +2,7 @@
 
     python recipes/sft.py --config recipes/sandbox/sft.yaml --learning_rate 1e-3    # one CPU
     make sft RECIPE=qwen3-1.7b ACCELERATE=single_gpu    # one GPU
-    make sft RECIPE=qwen3-1.7b ACCELERATE=multi_gpu ARGS="--gradient_accumulation_steps 1"    # eight GPUs
+    make sft RECIPE=qwen3-1.7b ACCELERATE=multi_gpu    # eight GPUs: the same run
 
 Reads a base model and demonstrations. Writes to output_dir the adapter of the chosen epoch, the tokenizer, every
 epoch's checkpoint, metrics.jsonl, and result.json with the validation loss of every epoch. The lowest loss chooses the

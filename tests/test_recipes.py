@@ -78,7 +78,7 @@ def test_batches_and_lengths(recipe, stages):
     sft, reward, ppo = (parsed[stage]["args"] for stage in STAGES)
     _, _, context = ARCHITECTURES[parsed["ppo"][ModelConfig].model_name_or_path]
     for args in (sft, reward):
-        assert args.per_device_train_batch_size * args.gradient_accumulation_steps in (8, 32, 64, 128)
+        assert args.batch_size in (8, 32, 64, 128)
         assert args.max_length <= context
     assert ppo.rollout_size == ppo.batch_size
     assert ppo.mini_batch_size == ppo.per_device_train_batch_size * ppo.gradient_accumulation_steps
@@ -132,10 +132,10 @@ def test_lora_reaches_every_linear_layer_of_the_architecture(recipe, stages):
 
 def test_the_demo_has_a_recipe_for_each_stage_and_batches_that_two_processes_share():
     demo = runpy.run_path(str(ROOT / "recipes" / "demo.py"))
-    batches = {}
+    assert demo["STAGES"].keys() == {"sft", "reward", "choose", "ppo", "evaluate"}
+    settings = {}
     for stage, recipe in demo["STAGES"].items():
         assert (ROOT / "recipes" / recipe).exists()
-        settings = yaml.safe_load((ROOT / "recipes" / "sandbox" / f"{stage}.yaml").read_text())
-        batches[stage] = settings.get(demo["BATCH"])
-    assert batches.keys() == {"sft", "reward", "choose", "ppo", "evaluate"}
-    assert all(batches[stage] % 2 == 0 for stage in ("sft", "reward", "ppo"))
+        settings[stage] = yaml.safe_load((ROOT / "recipes" / "sandbox" / f"{stage}.yaml").read_text())
+    steps = (settings["sft"]["batch_size"], settings["reward"]["batch_size"], settings["ppo"]["mini_batch_size"])
+    assert all(rows % 2 == 0 for rows in steps)

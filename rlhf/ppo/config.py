@@ -9,6 +9,8 @@ from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.base_config import _BaseConfig
 
 from rlhf.errors import InputError, require_at_least
+from rlhf.runs.batches import divide_batch
+from rlhf.runs.processes import use_one_device
 
 
 @dataclass
@@ -200,6 +202,7 @@ class PPOConfig(_BaseConfig):
         if log_per_rollout:
             self.logging_steps = 1  # TrainingArguments wants a number; the right one is known below
         super().__post_init__()
+        use_one_device(self)
         self._check_values()
         self._resolve_batch()
         if log_per_rollout:
@@ -265,14 +268,11 @@ class PPOConfig(_BaseConfig):
 
     def _resolve_batch(self) -> None:
         """Computes the accumulation and the number of minibatches from `mini_batch_size` and `batch_size`, if set."""
-        per_step = self.per_device_train_batch_size * self.world_size
         if self.mini_batch_size is not None:
-            if self.mini_batch_size % per_step:
-                raise InputError(
-                    f"mini_batch_size {self.mini_batch_size} is not a multiple of per_device_train_batch_size "
-                    f"{self.per_device_train_batch_size} x {self.world_size} processes = {per_step}."
-                )
-            self.gradient_accumulation_steps = self.mini_batch_size // per_step
+            self.per_device_train_batch_size, self.gradient_accumulation_steps = divide_batch(
+                self.mini_batch_size, self.world_size, self.per_device_train_batch_size, "mini_batch_size"
+            )
+        per_step = self.per_device_train_batch_size * self.world_size
         mini_batch_size = per_step * self.gradient_accumulation_steps
         if self.batch_size is not None:
             if self.batch_size % mini_batch_size:

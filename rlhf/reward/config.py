@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 from trl import RewardConfig
 
 from rlhf.errors import InputError, require_at_least
+from rlhf.runs.batches import resolve_batch
+from rlhf.runs.processes import use_one_device
 
 
 @dataclass
@@ -28,9 +30,15 @@ class KWiseRewardConfig(RewardConfig):
         default="cosine_with_min_lr", metadata={"help": "Cosine decay to 10 %% of the peak, without warm-up."}
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second beta; the first is 0.9."})
-    # 8 * 8 = 64 prompts per optimizer step on one device. On n devices, divide one of the two by n.
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Prompts per device and micro-batch."})
-    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches per optimizer step."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Prompts per optimizer step over all processes. None: 64, as in the paper."}
+    )
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "Prompts per process and micro-batch, at most."}
+    )
+    gradient_accumulation_steps: int | None = field(
+        default=None, metadata={"help": "Micro-batches per optimizer step. None: computed from batch_size."}
+    )
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Prompts per device and evaluation batch."})
     completions_per_forward: int = field(
         default=32,
@@ -75,10 +83,14 @@ class KWiseRewardConfig(RewardConfig):
     )
     calibration_size: int = field(default=512, metadata={"help": "Demonstrations to calibrate with, at most."})
 
+    computed = frozenset()  # fields that __post_init__ computes; no field itself
+
     def __post_init__(self):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
+        use_one_device(self)
+        resolve_batch(self, paper=64)
         self.sft_model_path = self.sft_model_path or None  # "" on the command line overrides the path of a recipe
         require_at_least(self, 1, "completions_per_forward", "calibration_size")
         if self.cross_validate and str(self.resume_from_checkpoint or "false").lower() not in ("true", "false"):

@@ -45,12 +45,13 @@ def resolved_config(config: Any) -> dict[str, Any]:
     """Returns the fields of one dataclass that determine the run, given the package versions; without secrets.
 
     A field that this project defines is always included. A field of a library's config (learning_rate, lora_r) is
-    included if its value differs from the library's default, or from this project's own default for it.
+    included if its value differs from the library's default, or from this project's own default for it. A field that
+    was computed from others (named in `config.computed`) is left out.
     """
-    resolved = {}
+    resolved, computed = {}, getattr(config, "computed", ())
     for field in dataclasses.fields(config):
         value = _plain(getattr(config, field.name))
-        if not field.init or SECRET_FIELDS.search(field.name) or value is _NOT_PLAIN:
+        if not field.init or field.name in computed or SECRET_FIELDS.search(field.name) or value is _NOT_PLAIN:
             continue
         if any(value != default for default in _defaults(type(config), field.name)):
             resolved[field.name] = value

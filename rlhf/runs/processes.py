@@ -1,13 +1,18 @@
 """Rows divided among the processes of a launch, so that evaluation uses all devices."""
 
 import itertools
+import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def process_state() -> PartialState:
@@ -17,6 +22,19 @@ def process_state() -> PartialState:
     Accelerate's `Accelerator` reads that setting; its `PartialState` must be told.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def use_one_device(args: "TrainingArguments") -> None:
+    """Makes one process train on one GPU, also where it sees several.
+
+    The Trainer would wrap the model of a single process in nn.DataParallel, with a batch per GPU.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            "one process uses one of the %d GPUs that it sees; ACCELERATE=multi_gpu starts a process for each",
+            args.n_gpu,
+        )
+        args._n_gpu = 1
 
 
 def map_across_processes(n: int, work: Callable[[list[int]], list[T]]) -> list[T]:

@@ -15,7 +15,9 @@ from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream, Rows
 from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
+from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
+from rlhf.runs.processes import use_one_device
 
 # Modules of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Phi.
 RESIDUAL_DROPOUTS = (
@@ -38,11 +40,16 @@ class SFTArguments(SFTConfig):
         default="cosine_with_min_lr", metadata={"help": "Cosine to 10 %% of the peak, no warm-up."}
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second beta; the first is 0.9."})
-    # 8 * 4 = 32 demonstrations per step on one device. On n devices, divide one of the two by n.
-    per_device_train_batch_size: int = field(
-        default=8, metadata={"help": "Demonstrations per device in one forward pass."}
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Demonstrations per optimizer step over all processes. None: 32, as in the paper."},
     )
-    gradient_accumulation_steps: int = field(default=4, metadata={"help": "Forward passes per optimizer step."})
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "Demonstrations per process in one forward pass, at most."}
+    )
+    gradient_accumulation_steps: int | None = field(
+        default=None, metadata={"help": "Forward passes per optimizer step. None: computed from batch_size."}
+    )
     max_length: int | None = field(
         default=2048,
         metadata={
@@ -64,6 +71,8 @@ class SFTArguments(SFTConfig):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to measure validation loss."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint to choose from."})
 
+    computed = frozenset()  # fields that __post_init__ computes; no field itself
+
     def __post_init__(self):
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
@@ -72,6 +81,8 @@ class SFTArguments(SFTConfig):
         if self.pretrain_mix_weights is not None and self.pretrain_mix == 0:
             raise InputError("pretrain_mix_weights is set, but pretrain_mix is 0. Set pretrain_mix, too.")
         super().__post_init__()
+        use_one_device(self)
+        resolve_batch(self, paper=32)
 
 
 class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
