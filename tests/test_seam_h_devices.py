@@ -47,9 +47,9 @@ def test_seam_h2_a_micro_batch_becomes_smaller_where_it_must(tmp_path, processes
 @pytest.mark.parametrize("config", STAGES)
 def test_seam_h2_a_batch_that_does_not_fit_is_refused_with_the_numbers(config, tmp_path, processes):
     processes(8)
-    with pytest.raises(InputError, match="batch_size 12 is not a multiple of the 8 processes. Set batch_size to 16"):
+    with pytest.raises(InputError, match=r"batch_size 12 is not a multiple of the 8 .* batch_size to 16"):
         config(output_dir=str(tmp_path), bf16=False, batch_size=12)
-    with pytest.raises(InputError, match=r"batch_size 64 is not .* 4 x gradient_accumulation_steps 1 x 8 processes = 32"):
+    with pytest.raises(InputError, match=r"batch_size 64 is not .* 4 x .*_steps 1 x 8 processes = 32"):
         config(
             output_dir=str(tmp_path), bf16=False, batch_size=64, per_device_train_batch_size=4,
             gradient_accumulation_steps=1,
