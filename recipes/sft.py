@@ -12,6 +12,8 @@ epoch, or with --reward_model_path the highest reward-model score; recipes/choos
 
 import time
 
+from accelerate.utils import set_seed
+
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.arguments import PretrainingArguments
@@ -62,6 +64,7 @@ def main() -> None:
         train = mix_pretraining(train, text, tokenizer, args)
 
     # Training
+    set_seed(args.seed)
     model = load_base(model_args, tokenizer)
     set_residual_dropout(model, model_args.lora_dropout)
     trainer = SFTTrainer(

@@ -15,7 +15,7 @@ def test_defaults_are_the_papers(tmp_path):
     assert (args.rollout_size, args.steps_per_rollout, args.num_ppo_epochs) == (512, 8, 1)
     assert (args.kl_coef, args.cliprange, args.cliprange_value, args.gamma, args.lam) == (0.02, 0.2, 0.2, 1.0, 0.95)
     assert (args.temperature, args.ema_decay, args.warmup_rollouts) == (1.0, 0.992, 10)
-    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-5)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-8)
     assert args.lr_scheduler_type == "constant"
     assert args.logging_steps == 8  # once a rollout
 

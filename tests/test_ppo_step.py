@@ -104,7 +104,8 @@ class Gradients(TrainerCallback):
 def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
     args = ppo_config(
         tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3, num_mini_batches=2, total_episodes=12,
-        learning_rate=RATE, value_learning_rate=VALUE_RATE, temperature=TEMPERATURE, kl_coef=KL_COEF, cliprange=CLIP,
+        learning_rate=RATE, value_learning_rate=VALUE_RATE, adam_epsilon=EPS,
+        temperature=TEMPERATURE, kl_coef=KL_COEF, cliprange=CLIP,
         cliprange_value=CLIP_VALUE, vf_coef=VF_COEF, gamma=GAMMA, lam=LAM, max_grad_norm=0.0, logging_steps=1,
         missing_eos_penalty=1.5, response_length=7,
     )  # fmt: skip

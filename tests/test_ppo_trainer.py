@@ -186,7 +186,7 @@ def test_fault_28_two_learning_rates_and_their_warm_up(tmp_path):
     rise = [0.1, 0.325, 0.55, 0.775] + [1.0] * 8
     assert [r["value"] for r in recorder.rates] == pytest.approx([2e-3 * x for x in rise])
     assert [r["policy"] for r in recorder.rates] == pytest.approx([0.0, 0.0] + [1e-3 * x for x in rise[:-2]])
-    assert ppo.optimizer.param_groups[0]["eps"] == 1e-5
+    assert ppo.optimizer.param_groups[0]["eps"] == 1e-8
     assert len({id(p) for g in ppo.optimizer.param_groups for p in g["params"]}) == len(weights(ppo))
 
 

@@ -24,6 +24,7 @@ from rlhf.models.loading import resolve_model_name
 CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
 SCORE = "base_model.model.score.weight"
 SCORE_MODULES = ("classifier", "score")  # PEFT adds both to modules_to_save for SEQ_CLS
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # PEFT's initializations that rewrite base weights
 
 
 def adapter_folder(name: str | Path) -> Path:
@@ -57,7 +58,7 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
         base_name: the model to load it on; None: the base that the adapter names.
 
     Raises:
-        InputError: missing or incomplete adapter, not LoRA, or trained on another base.
+        InputError: missing or incomplete adapter, not LoRA, changes the base, or trained on another base.
     """
     folder = adapter_folder(name)
     try:
@@ -68,16 +69,42 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
         ) from error
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
         raise InputError(f"Adapter {name} has PEFT type {PeftType(config.peft_type).value}. Pass a LORA adapter.")
-    if config.bias != "none":
-        raise InputError(
-            f"Adapter {name} has trained biases of the shared base (bias: {config.bias}). Train it with bias: none."
-        )
+    check_lora_config(config, f"Adapter {name}")
     trained_on = config.base_model_name_or_path
     if base_name is not None and trained_on and not same_base(trained_on, base_name):
         raise InputError(
             f"Adapter {name} was trained on {trained_on}, not on {base_name}. Set model_name_or_path to its base."
         )
     return config
+
+
+def check_lora_config(config: PeftConfig | None, owner: str) -> None:
+    """Checks that an adapter leaves the base as it is, for the other adapters and for the reference of PPO.
+
+    Args:
+        config: LoRA or another method; None is no adapter.
+        owner: begins the sentence of the error.
+
+    Raises:
+        InputError: an initialization that takes a part of the base's weights away, trained biases, or copied layers.
+    """
+    if not isinstance(config, LoraConfig):
+        return
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(CHANGE_THE_BASE):
+        raise InputError(
+            f"{owner} has init_lora_weights {config.init_lora_weights}, which changes the base for all other adapters. "
+            "Train with init_lora_weights true, or save the adapter with path_initial_model_for_weight_conversion, "
+            "which makes it plain LoRA."
+        )
+    if getattr(config, "kasa_config", None):
+        raise InputError(f"{owner} has a kasa_config, which changes the base for all other adapters. Leave it out.")
+    if config.bias != "none":
+        raise InputError(
+            f"{owner} has trained biases of the shared base (bias: {config.bias}). Train it with bias: none."
+        )
+    if config.layer_replication:
+        raise InputError(f"{owner} copies layers of the base (layer_replication). Leave it out.")
 
 
 def check_reward_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:

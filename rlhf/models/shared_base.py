@@ -18,6 +18,7 @@ from rlhf.models.adapter_files import (
     SCORE_MODULES,
     adapter_folder,
     check_adapter,
+    check_lora_config,
     read_adapter,
     read_calibration,
     write_adapter,
@@ -35,6 +36,7 @@ from rlhf.models.peft_layers import (
     unwrap_peft,
 )
 from rlhf.models.positions import forward_inputs
+from rlhf.models.precision import float_trained_weights
 from rlhf.models.sharding import is_sharded
 
 # (configuration, weights with PEFT's names, weight [1, H] of the head or None, bias of the head)
@@ -105,10 +107,12 @@ class SharedBase(nn.Module):
             lora_config: configuration of a new adapter, which changes no output until it is trained.
             copy_of: name of an adapter of this base; with `head` its head is copied too, if it has one.
             trainable: its parameters, and those of its head, require gradients.
-            head: adds a scalar head. A new head is drawn from N(0, 1 / (H + 1)) (arXiv 2009.01325).
+            head: adds a scalar head. A new head is drawn from N(0, 1 / (H + 1)) (arXiv 2009.01325), or is zero if it is
+                trainable: a value model that starts from nothing predicts 0.
 
         Raises:
-            InputError: the adapter is missing, was trained on another base, or has no score head and `head` is set.
+            InputError: the adapter is missing, was trained on another base, changes the base, or has no score head and
+                `head` is set.
         """
         if sum(source is not None for source in (folder, lora_config, copy_of)) != 1:
             raise ValueError(f"Adapter {name}: pass exactly one of folder, lora_config and copy_of.")
@@ -122,6 +126,7 @@ class SharedBase(nn.Module):
             config, weights, score, bias = self._state_of(copy_of)
         else:
             assert lora_config is not None
+            check_lora_config(lora_config, f"Adapter {name}")
             config, weights, score, bias = lora_config, None, None, 0.0
 
         trained = {parameter for parameter in self.parameters() if parameter.requires_grad}
@@ -130,11 +135,15 @@ class SharedBase(nn.Module):
         if weights is not None:
             load_adapter_weights(self.peft_model, name, weights, source=folder or str(copy_of))
         if head:
+            if score is None and trainable:
+                score = torch.zeros(1, self.config.get_text_config().hidden_size)
             self.heads[name] = make_scalar_head(self.config.get_text_config().hidden_size, score, bias).to(self.device)
         for parameter in self.parameters():  # some versions of PEFT change requires_grad of other adapters
             parameter.requires_grad_(parameter in trained)
         for parameter in self._parameters_of(name):
             parameter.requires_grad_(trainable)
+        if trainable:
+            float_trained_weights(self.peft_model)
         self.train(self.training)  # new layers start in training mode, with dropout
         self._select(None)
 

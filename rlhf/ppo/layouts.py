@@ -7,7 +7,9 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
+from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.peft_layers import unwrap_peft
+from rlhf.models.precision import float_head, float_trained_weights
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.networks import (
@@ -17,6 +19,7 @@ from rlhf.ppo.networks import (
     make_trainable,
     remove_dropout,
     use_adapter,
+    zero_fresh_head,
 )
 
 
@@ -112,6 +115,10 @@ class SeparateActorCritic(ActorCritic):
             raise InputError("the policy's adapter is a learned prompt; use one in the layers, such as LoRA.")
         self.policy, self.value, self.reference, self.reward = policy, value, reference, freeze_reward(reward)
         self.has_reward = reward is not None
+        float_trained_weights(value)
+        float_head(unwrap_peft(value))
+        if float_trained_weights(policy) and reference is not None:
+            reference.float()  # as the policy, so that equal weights give equal log-probabilities
         if reference is not None:
             reference.requires_grad_(False)
         remove_dropout(self)
@@ -175,6 +182,7 @@ def build_actor_critic(
     Raises:
         InputError: a combination that would train wrongly.
     """
+    check_lora_config(peft_config, "peft_config")
     named = {"model_adapter_name": model_adapter_name, "ref_adapter_name": ref_adapter_name}
     adapters = getattr(model, "peft_config", {})
     for option, name in named.items():
@@ -197,10 +205,16 @@ def build_actor_critic(
         if reward_model is None:
             raise InputError("value_model is missing, and there is no reward_model to copy it from; pass one of them.")
         value_model = make_trainable(copy.deepcopy(reward_model))
+    elif reward_model is None:
+        check_classifier(value_model, "value")
+        zero_fresh_head(value_model)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise InputError("the policy already has an adapter; leave out peft_config, or merge the adapter first.")
         model = get_peft_model(model, peft_config)
+    if ref_model is None and isinstance(model, PeftModel):
+        for name, config in model.peft_config.items():
+            check_lora_config(config, f"the policy's adapter {name}")  # without it, the base would be the reference
     if model_adapter_name is not None:
         model.set_adapter(model_adapter_name)
     if ref_model is None and not isinstance(model, PeftModel):

@@ -1,15 +1,21 @@
 """Small operations on single models that the actor-critic and the rewards share."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
 from rlhf.models.peft_layers import unwrap_peft
+from rlhf.models.precision import float_head
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=PreTrainedModel | PeftModel | None)
 
@@ -36,11 +42,31 @@ def check_classifier(model: PreTrainedModel | PeftModel, role: str) -> None:
 
 
 def freeze_reward(model: M) -> M:
-    """Returns the reward model, checked and without gradients."""
+    """Returns the reward model, checked, without gradients, and with its head in float32."""
     if model is not None:
         check_classifier(model, "reward")
         model.requires_grad_(False)
+        float_head(unwrap_peft(model))
     return model
+
+
+def zero_fresh_head(value: PreTrainedModel | PeftModel) -> None:
+    """Sets a value head that no training has made to zero: its random values would be the errors of all advantages.
+
+    A head is fresh if the checkpoint was no classifier, and no adapter brings a trained copy.
+    """
+    base = unwrap_peft(value)
+    head = base.get_submodule("score")
+    copies = head.modules_to_save.values() if isinstance(head, ModulesToSaveWrapper) else ()
+    weights = [next(module.parameters()) for module in copies]
+    original = next((head.original_module if isinstance(head, ModulesToSaveWrapper) else head).parameters())
+    trained = any(not torch.equal(weight, original) for weight in weights)
+    if type(base).__name__ in (base.config.architectures or ()) or trained:
+        return
+    logger.info("the value model's head is new, and starts at zero")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
 
 
 def make_trainable(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
@@ -56,7 +82,8 @@ def classifier_token_scores(model: PreTrainedModel | PeftModel, input_ids: Tenso
     """Scores [b, W] float32 of a sequence classifier at every position, not at the last token alone."""
     model = unwrap_peft(model)
     hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
-    return model.get_submodule("score")(hidden).squeeze(-1).float()
+    with torch.autocast(hidden.device.type, enabled=False):  # one dot product: float32 costs nothing
+        return model.get_submodule("score")(hidden).squeeze(-1).float()
 
 
 def remove_dropout(module: nn.Module) -> None:

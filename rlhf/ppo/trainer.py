@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
 from rlhf.ppo.checkpointing import PPOCheckpointing
 from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.ema import EMA, averaged
+from rlhf.ppo.ema import EMA, averaged, decay_of_run
 from rlhf.ppo.guards import (
     CollapseWatch,
     KLController,
@@ -108,6 +109,7 @@ class PPOTrainer(PPOCheckpointing):
         reward_processing_classes: Sequence[PreTrainedTokenizerBase | None] | None = None,
     ):
         # The networks
+        set_seed(args.seed)  # LoRA weights of peft_config are random
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts; pass a dataset with a column `prompt`.")
         pad_id = processing_class.pad_token_id
@@ -178,7 +180,8 @@ class PPOTrainer(PPOCheckpointing):
 
         # State of a run
         self.rollout: Rollout | None = None
-        self.ema = EMA(networks.parameters_of("policy"), args.ema_decay) if args.ema_decay else None
+        decay = decay_of_run(args.ema_decay or 0.0, args.max_steps)
+        self.ema = EMA(networks.parameters_of("policy"), decay) if decay else None
         self.kl = KLController(args.kl_coef, args.adaptive_kl_target, args.adaptive_kl_horizon)
         self.target_kl = TargetKL(args.target_kl)
         self.score_scale = ScoreScale()

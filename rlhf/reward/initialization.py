@@ -11,6 +11,7 @@ from trl import ModelConfig
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, check_adapter, read_adapter
 from rlhf.models.loading import load_sequence_classifier, lora_config, resolve_model_name
+from rlhf.models.precision import float_head
 from rlhf.reward.prefix import shared_hidden_states
 
 
@@ -73,17 +74,13 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
     chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
     `last_token` the forward is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
 
-    The head becomes float32, whatever the dtype of the base. PEFT casts LoRA weights to float32, but leaves the fully
-    trained head in the dtype of the base, and TRL casts all trained weights on a quantized base to bfloat16. Bfloat16
-    numbers of the size of the head's weights are 1e-4 apart, so small steps of Adam would be rounded away.
+    The head becomes float32, whatever the dtype of the base (`rlhf.models.precision`).
 
     Args:
         model: a decoder with a linear head called `score`, without PEFT's wrapper.
     """
-    original_forward, head = model.forward, model.get_submodule("score")
-    head.float()
-    # FSDP and DeepSpeed may cast the head to another dtype later.
-    head.register_forward_pre_hook(lambda head, args: (args[0].to(next(head.parameters()).dtype),))
+    original_forward = model.forward
+    float_head(model)
 
     def forward(self, input_ids=None, attention_mask=None, last_token=None, shared_prompts=None, **kwargs):
         if last_token is None:

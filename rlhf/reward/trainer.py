@@ -17,7 +17,9 @@ from rlhf.data.encode import encode_prompt_and_completions
 from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
+from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.peft_layers import unwrap_peft
+from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
@@ -52,12 +54,15 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, model, args: KWiseRewardConfig | None = None, **kwargs):
+        check_lora_config(kwargs.get("peft_config"), "peft_config")  # TRL sets the seed before it draws LoRA weights
         self.labeler_groups: list[str] = []  # labeler_group_id -> name, filled by _prepare_dataset
         self.training_groups: frozenset[str] = frozenset()  # labeler groups in the training data
         args = KWiseRewardConfig() if args is None else args
         kwargs.setdefault("compute_metrics", self._compute_metrics)
         data_collator = kwargs.pop("data_collator", None)
-        super().__init__(model, args, **kwargs)
+        with trained_weights_kept(model):
+            super().__init__(model, args, **kwargs)
+        float_trained_weights(self.model)
         self.loss_is_scaled_for_ga = True
         pad_token_id = self.processing_class.pad_token_id
         assert isinstance(pad_token_id, int), "TRL's constructor sets the pad token"

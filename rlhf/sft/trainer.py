@@ -1,11 +1,15 @@
 """Supervised fine-tuning (arXiv 2203.02155, section 3.5): arguments and rows for TRL's SFTTrainer."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
+import torch
 import trl
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,9 +19,14 @@ from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream, Rows
 from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
+from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
+
+IGNORED = -100  # label of tokens without a loss
+PER_TOKEN = {"entropy", "mean_token_accuracy"}  # metrics of TRL that are means over the tokens of a batch
 
 # Modules of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Phi.
 RESIDUAL_DROPOUTS = (
@@ -86,7 +95,54 @@ class SFTArguments(SFTConfig):
 
 
 class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
-    """TRL's SFTTrainer with atomic checkpoints."""
+    """TRL's SFTTrainer with atomic checkpoints, seeded LoRA weights in float32, and a validation loss per token.
+
+    TRL's validation loss is a mean of the batches' means: short answers count more, and the number depends on the batch
+    size. Here it is the mean over all completion tokens, whatever the batches and processes.
+    """
+
+    def __init__(self, model, args: SFTConfig | None = None, *positional, **kwargs):
+        check_lora_config(kwargs.get("peft_config"), "peft_config")
+        if args is not None:
+            set_seed(args.seed)  # the Trainer sets it after TRL has drawn the LoRA weights
+        with trained_weights_kept(model):
+            super().__init__(model, args, *positional, **kwargs)
+        float_trained_weights(self.model)
+        self._eval_sums: dict[str, float] = defaultdict(float)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        counted = _counted_rows(len(inputs["labels"]), self.accelerator)
+        inputs["labels"][counted:] = IGNORED
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        logged = self._metrics["eval"]  # TRL has appended the means of this batch
+        means = {"loss": loss} | {name: logged[name].pop() for name in PER_TOKEN & logged.keys()}
+        if tokens:
+            for name, mean in means.items():
+                self._eval_sums[name] += tokens.item() * float(mean)
+        self._eval_sums["tokens"] += tokens.item()
+        return loss, logits, labels
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._eval_sums.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        names = sorted(self._eval_sums)
+        if names:
+            sums = torch.tensor([self._eval_sums[name] for name in names], dtype=torch.float64)
+            sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").tolist()
+            means = {name: total / sums[names.index("tokens")] for name, total in zip(names, sums, strict=True)}
+            output.metrics[f"{metric_key_prefix}_loss"] = means["loss"]
+            for name in PER_TOKEN & means.keys():
+                self._metrics["eval"][name] = [means[name]]
+        return output
+
+
+def _counted_rows(rows: int, accelerator: Accelerator) -> int:
+    """Number of this process's first rows that are no repetitions: Accelerate fills up the last batches with rows."""
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return rows
+    return min(rows, max(0, state.remainder - rows * accelerator.process_index))
 
 
 @dataclass

@@ -1,0 +1,91 @@
+"""Trained weights and scores in float32, whatever the dtype in which the model was loaded.
+
+A bfloat16 number and the next are 2^-8 of their value apart, more than most steps of Adam: at usual learning rates only
+1 % of a full model's weights would change at all.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+
+
+def float_trained_weights(model: nn.Module) -> bool:
+    """Casts the trained weights to float32: adapters and the modules that they train in full, or a full model.
+
+    A full model is cast as a whole, so that it computes in float32, or in bf16 where the trainer's `bf16` autocasts.
+    Frozen weights below an adapter keep their dtype.
+
+    Returns:
+        True if a full model was cast.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not any(parameter.dtype in SIXTEEN_BITS and not _is_partitioned(parameter) for parameter in trained):
+        return False
+    if not isinstance(model, PeftModel):
+        logger.warning("the weights of %s are trained in float32, not in 16 bits", type(model).__name__)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dtype in SIXTEEN_BITS and not _is_partitioned(tensor):
+                tensor.data = tensor.data.float()
+        return True
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copied in module.modules_to_save.values():
+                _float_module(copied)
+    for parameter in trained:
+        if parameter.dtype in SIXTEEN_BITS and not _is_partitioned(parameter):
+            parameter.data = parameter.data.float()
+    return False
+
+
+def _float_module(module: nn.Module) -> None:
+    """Casts a trained module to float32 inside of a 16-bit model: its inputs and outputs are cast, too."""
+    parameter = next((p for p in module.parameters() if p.requires_grad and p.dtype in SIXTEEN_BITS), None)
+    if parameter is None or _is_partitioned(parameter):
+        return
+    dtype = parameter.dtype
+    module.float()
+    cast_inputs(module)
+    module.register_forward_hook(lambda module, args, output: output.to(dtype))
+
+
+def cast_inputs(module: nn.Module) -> None:
+    """Makes `module` cast floating-point inputs to its own dtype, which FSDP and DeepSpeed may change later."""
+
+    def cast(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        dtype = next(module.parameters()).dtype
+        return tuple(x.to(dtype) if x.is_floating_point() else x for x in args)
+
+    module.register_forward_pre_hook(cast)
+
+
+def float_head(model: nn.Module) -> None:
+    """Makes the head `score` of a sequence classifier float32, trained or frozen, and cast its inputs."""
+    head = model.get_submodule("score")
+    head.float()
+    cast_inputs(head)
+
+
+@contextmanager
+def trained_weights_kept(model: object) -> Iterator[None]:
+    """Context around TRL's constructors, which round the adapter of a PEFT model on a quantized base to bf16."""
+    trained = []
+    if isinstance(model, PeftModel):
+        trained = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad and not _is_partitioned(p)]
+    yield
+    for parameter, before in trained:
+        if parameter.dtype != before.dtype:
+            parameter.data = before
+
+
+def _is_partitioned(tensor: Tensor) -> bool:
+    """True for a placeholder of DeepSpeed's ZeRO-3, which keeps float32 weights itself."""
+    return hasattr(tensor, "ds_id")
