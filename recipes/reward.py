@@ -12,6 +12,7 @@ and reliability.svg show the same. `--cross_validate` writes to a subfolder of i
 import copy
 import logging
 import time
+from itertools import chain
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -22,6 +23,7 @@ from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
 from rlhf.data.lengths import drop_long_rows, shorter
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
+from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.loading import context_length, load_config, load_tokenizer, resolve_model_name
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.accuracy import LabelerGapWarning
@@ -54,10 +56,13 @@ def main() -> None:
     push = resolve_push(args)
 
     # Data
-    tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision)
+    tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision, args.eos_token)
     rows = {}
     for split in ("train", "validation"):
-        dataset = tokenize_comparisons(load_comparisons(data_args, split, args.output_dir), tokenizer)
+        dataset = load_comparisons(data_args, split, args.output_dir)
+        if split == "train":  # as the SFT stage has done, if there is one
+            turn_thinking_off(tokenizer, chain.from_iterable(dataset["completions"]))
+        dataset = tokenize_comparisons(dataset, tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, args.output_dir)

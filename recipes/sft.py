@@ -17,10 +17,12 @@ from accelerate.utils import set_seed
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.arguments import PretrainingArguments
+from rlhf.data.encode import completion_text
 from rlhf.data.lengths import drop_long_rows, shorter
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_reward_adapter
+from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.loading import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.checkpoints import find_checkpoint
@@ -52,8 +54,9 @@ def main() -> None:
     push = resolve_push(args)
 
     # Data
-    tokenizer = load_tokenizer(base_name, model_args.model_revision)
+    tokenizer = load_tokenizer(base_name, model_args.model_revision, args.eos_token)
     demonstrations = {split: load_demonstrations(data_args, split, folder) for split in ("train", "validation")}
+    turn_thinking_off(tokenizer, map(completion_text, demonstrations["train"]["completion"]))
     rows = {split: tokenize_demonstrations(dataset, tokenizer) for split, dataset in demonstrations.items()}
     for split, dataset in rows.items():
         lengths = [len(ids) for ids in dataset["input_ids"]]

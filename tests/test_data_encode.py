@@ -94,12 +94,15 @@ def test_template_without_eos_gets_one_in_place_of_its_newline():
 
 def test_generation_prompt_that_the_template_does_not_write_for_answers():
     tokenizer = byte_tokenizer(THINKING)
-    assert tokenizer.decode(encode_completion(tokenizer, USER, "hello there")) == "hello there<|im_end|>"
+    answer = "\n\n</think>\n\nhello there<|im_end|>"  # the block that the prompt opens is closed first
+    assert tokenizer.decode(encode_completion(tokenizer, USER, "hello there")) == answer
 
 
-def test_completion_stops_at_an_eos_in_its_text():
+def test_completion_does_not_stop_at_an_eos_in_its_text():
     tokenizer = byte_tokenizer()
-    assert tokenizer.decode(encode_completion(tokenizer, USER, "hello<|im_end|>\nmore")) == "hello<|im_end|>"
+    ids = encode_completion(tokenizer, USER, "hello<|im_end|>\nmore")
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids) == "hello<|im_end|>\nmore<|im_end|>"
 
 
 def test_empty_completion_is_eos_alone():
@@ -149,4 +152,5 @@ def test_prompt_ids_followed_by_completion_ids_spell_the_text(tokenizer, prompt,
     start = tokenizer.decode(prompt_ids)
     assert written.startswith(start)
     stripped = conversational and tokenizer.chat_template == NO_EOS
-    assert written == start + (completion.rstrip() if stripped else completion)
+    closing = "\n\n</think>\n\n" if conversational and tokenizer.chat_template == THINKING else ""
+    assert written == start + closing + (completion.rstrip() if stripped else completion)

@@ -1,16 +1,21 @@
 """Converts text to token ids in one way, so that SFT, PPO and the reward model see the same ids of the same text.
 
-A prompt is plain text or a list of messages. The ids of `encode_prompt` are always a prefix of prompt + completion, so
-a completion sampled after them is trained on exactly as it was sampled.
+A prompt is plain text or a list of messages. The ids of `encode_prompt` are always a prefix of prompt + completion, and
+a completion ends with the first token at which sampling would stop. So what is trained on, sampled and scored has the
+same ids. Contents never become special tokens (`rlhf.data.literal`).
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.literal import Literal
 from rlhf.errors import InputError
+from rlhf.models.chat_template import answer_end, continue_thoughts, thoughts
+from rlhf.models.stop_tokens import stop_ids, stop_token_texts
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -31,48 +36,67 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     Raises:
         InputError: the chat template refuses the messages.
     """
-    return _all_ids(tokenizer, [_render_prompt(tokenizer, prompt)], is_text=isinstance(prompt, str))[0]
+    literal = Literal(tokenizer, _contents(tokenizer, prompt))
+    return _all_ids(tokenizer, [_render_prompt(tokenizer, prompt, literal)], isinstance(prompt, str), literal)[0]
 
 
-def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion) -> list[int]:
-    """Returns the ids that follow `encode_prompt(tokenizer, prompt)`, ending in exactly one EOS.
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion, ended: bool = True
+) -> list[int]:
+    """Returns the ids that follow `encode_prompt(tokenizer, prompt)`, ending in exactly one stop token.
 
-    Sampling stops at EOS, so everything after the first EOS is dropped: the rest of a completion that contains one, and
-    the template's own text (SmolLM2's newline).
+    Sampling stops at the first stop token (`rlhf.models.stop_tokens`), so what the template writes after it is dropped:
+    SmolLM2's newline, the EOS after Phi-3's `<|end|>`. Without a stop token in the template, EOS ends the answer.
 
     Args:
-        completion: text, or a list of one assistant message.
+        completion: text, or a list of one assistant message. After a prompt of plain text it may end in EOS, as in TRL.
+        ended: False for an answer that was cut off, which has no stop token and nothing that follows an answer.
 
     Returns:
-        list of `[completion_length]` ids, the last one `tokenizer.eos_token_id`.
+        list of `[completion_length]` ids, the last one a stop token if `ended`.
     """
-    return encode_prompt_and_completions(tokenizer, prompt, [completion])[1][0]
+    return encode_prompt_and_completions(tokenizer, prompt, [completion], [ended])[1][0]
 
 
 def encode_prompt_and_completions(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completions: Sequence[Completion]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    ended: Sequence[bool] | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """Returns `encode_prompt`, and `encode_completion` of each completion; the prompt is tokenized once."""
     eos_id = tokenizer.eos_token_id
     if not isinstance(eos_id, int):
         raise InputError("The tokenizer has no EOS token. Set eos_token in its tokenizer_config.json.")
-    start = _render_prompt(tokenizer, prompt)
-    rests = [
-        completion_text(completion)
-        if isinstance(prompt, str)
-        else _render_completion(tokenizer, prompt, start, completion)
-        for completion in completions
-    ]
-    texts = [start, *(start + rest for rest in rests)]
-    prompt_ids, *joint_ids = _all_ids(tokenizer, texts, is_text=isinstance(prompt, str))
+    is_text = isinstance(prompt, str)
+    answers = [completion_text(completion) for completion in completions]
+    if is_text:
+        answers = [without_eos(tokenizer, answer) for answer in answers]
+    literal = Literal(tokenizer, [*_contents(tokenizer, prompt), *answers])
+    start, stops = _render_prompt(tokenizer, prompt, literal), stop_ids(tokenizer)
+    rests = []
+    for answer, whole in zip(answers, ended or [True] * len(answers), strict=True):
+        body, end = (literal.mark(answer), "") if is_text else _render_answer(tokenizer, prompt, start, answer, literal)
+        rests.append(body + end if whole else body)
+    prompt_ids, *joint_ids = _all_ids(tokenizer, [start, *(start + rest for rest in rests)], is_text, literal)
     encoded = []
-    for rest, ids in zip(rests, joint_ids, strict=True):
+    for rest, ids, whole in zip(rests, joint_ids, ended or [True] * len(rests), strict=True):
         if ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
         else:  # a token spans the border of prompt and completion; after this prompt the model never sees it
-            ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-        encoded.append(_end_at_eos(ids, eos_id))
+            ids = literal.encode(rest, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+        encoded.append(_end_at_stop(ids, stops, eos_id) if whole else ids)
     return prompt_ids, encoded
+
+
+def without_eos(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
+    """Returns an answer of a text row without the EOS that TRL's rows may end in.
+
+    An EOS that closes an element of HTML (`</s>`) belongs to the answer.
+    """
+    eos = str(tokenizer.eos_token)
+    closes = eos.startswith("</") and answer.count(eos.replace("</", "<")) >= answer.count(eos)
+    return answer if closes else answer.removesuffix(eos)
 
 
 def completion_text(completion: Completion) -> str:
@@ -99,23 +123,49 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Returns the ids of a document of pretraining text: with BOS if the tokenizer adds one, and one EOS at the end."""
+    text = without_eos(tokenizer, text)
+    return [*encode_prompt(tokenizer, text), cast(int, tokenizer.eos_token_id)]
+
+
+def _contents(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[str]:
     if isinstance(prompt, str):
-        return prompt
-    return _apply_template(tokenizer, plain_messages(prompt), add_generation_prompt=True)
+        return [_without_bos(tokenizer, prompt)]
+    return [message["content"] for message in prompt]
 
 
-def _render_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], start: str, completion: Completion
-) -> str:
-    """Returns the text after the rendered prompt `start`, with the template's EOS if it has one."""
-    text = completion_text(completion)
-    conversation = _apply_template(tokenizer, [*plain_messages(prompt), {"role": "assistant", "content": text}])
-    if not conversation.startswith(start):  # e.g. a generation prompt that opens a <think> block
-        return text
-    rest = conversation[len(start) :]
-    # A newline between turns is not part of the answer.
-    return rest if str(tokenizer.eos_token) in rest else rest.rstrip()
+def _without_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    return text if tokenizer.bos_token is None else text.removeprefix(str(tokenizer.bos_token))
+
+
+def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, literal: Literal) -> str:
+    if isinstance(prompt, str):  # a BOS that is written out is the token, and is never there twice
+        rest = _without_bos(tokenizer, prompt)
+        return prompt.removesuffix(rest) + literal.mark(rest)
+    return _apply_template(tokenizer, _marked(prompt, literal), add_generation_prompt=True)
+
+
+def _marked(prompt: Sequence[Message], literal: Literal) -> list[dict[str, str]]:
+    return [message | {"content": literal.mark(message["content"])} for message in plain_messages(prompt)]
+
+
+def _render_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], start: str, answer: str, literal: Literal
+) -> tuple[str, str]:
+    """Returns the text after the rendered prompt `start`: up to the end of the answer, and what the template adds."""
+    text = literal.mark(answer)
+    conversation = _apply_template(tokenizer, [*_marked(prompt, literal), {"role": "assistant", "content": text}])
+    end = answer_end(tokenizer)
+    follows = conversation.startswith(start)
+    body = conversation[len(start) :].removesuffix(end) if follows else text
+    lost = (thoughts(answer) or "").strip() and not thoughts(body)  # the template has dropped the answer's thoughts
+    if lost or not follows:  # or its generation prompt opens a block that it does not write before answers
+        body = continue_thoughts(start, text)
+    if not any(token in end for token in stop_token_texts(tokenizer)):
+        end = end.rstrip()  # a newline between turns is not part of the answer
+        body = body if end else body.rstrip()
+    return body, end
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs) -> str:
@@ -126,18 +176,28 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
         raise InputError(f"The tokenizer's chat template refuses messages with roles {roles}: {error}") from error
 
 
-def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_text: bool) -> list[list[int]]:
-    encoded = tokenizer(texts, add_special_tokens=is_text)["input_ids"]  # templates write special tokens themselves
-    if not is_text:
-        return encoded
-    return [_without_appended_eos(tokenizer, text, ids) for text, ids in zip(texts, encoded, strict=True)]
+def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_text: bool, literal: Literal) -> list[list[int]]:
+    def encode(texts: list[str]) -> list[list[int]]:
+        # Templates write special tokens themselves. verbose would warn of texts longer than the context.
+        encoded = tokenizer(texts, add_special_tokens=is_text, verbose=False)["input_ids"]
+        return [_as_sampled(tokenizer, *row) for row in zip(texts, encoded, strict=True)] if is_text else encoded
+
+    if any(map(literal.is_marked, texts)):
+        return [literal.encode(text, lambda start: encode([start])[0]) for text in texts]
+    return encode(texts)
 
 
-def _without_appended_eos(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    appended = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token))
+def _as_sampled(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """Returns the ids of a plain text with one BOS at most, and without an EOS that the tokenizer appends."""
+    bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos_id is not None and ids[:2] == [bos_id, bos_id]:  # written out, and added by the tokenizer
+        ids = ids[1:]
+    appended = len(ids) > 1 and ids[-1] == eos_id and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if appended else ids
 
 
-def _end_at_eos(ids: list[int], eos_token_id: int) -> list[int]:
-    end = ids.index(eos_token_id) if eos_token_id in ids else len(ids)
-    return [*ids[:end], eos_token_id]
+def _end_at_stop(ids: list[int], stops: list[int], eos_id: int) -> list[int]:
+    for i, token in enumerate(ids):
+        if token in stops:
+            return ids[: i + 1]
+    return [*ids, eos_id]

@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.arguments import DataArguments, PretrainingArguments
+from rlhf.data.encode import encode_document
 from rlhf.data.loading import load_pretraining
 from rlhf.data.schemas import RowError, pretraining
 from rlhf.data.sources import is_hub_dataset, stream_hub
@@ -57,13 +58,11 @@ class PretrainingStream:
             raise InputError(
                 f"weights {weights} for {len(sources)} sources of pretraining text; give one positive number each."
             )
-        eos_id = tokenizer.eos_token_id
-        if not isinstance(eos_id, int):
+        if not isinstance(tokenizer.eos_token_id, int):
             raise InputError("The tokenizer has no EOS token, which separates documents of pretraining text. Set one.")
         if length < 2:
             raise InputError(f"Blocks of pretraining text have {length} tokens; they must have at least 2.")
         self.tokenizer, self.length, self.weights, self.seed = tokenizer, length, weights, seed
-        self.eos_id = eos_id
         self.documents = [
             ShuffledRows(rows, (seed, number))
             if isinstance(rows, Dataset)
@@ -81,14 +80,10 @@ class PretrainingStream:
         source = draw.choices(range(len(self.weights)), self.weights)[0]
         ids = self.rest[source]
         while len(ids) < self.length:
-            ids += self._encode(next(self.documents[source]))
+            ids += encode_document(self.tokenizer, next(self.documents[source]))
         self.rest[source] = ids[self.length :]
         self.blocks += 1
         return ids[: self.length]
-
-    def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, verbose=False)["input_ids"]  # verbose would warn of texts longer than the context
-        return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of the stream, in types that JSON has."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.encode import encode_document
 from rlhf.generation.completions import completion_logprobs, sample_completions
 from rlhf.models.shared_base import SharedBase
 from rlhf.statistics import Estimate, cluster_mean, cluster_share
@@ -22,7 +23,7 @@ def text_loss(
         adapter: name of the adapter; None is the base.
         texts: documents no longer than the model's context. The first token of each is given, not predicted.
     """
-    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    ids = [encode_document(tokenizer, text) for text in texts]
     logprobs = completion_logprobs(shared, adapter, [row[:1] for row in ids], [row[1:] for row in ids])
     lengths = [len(row) - 1 for row in ids]
     token_losses = [-logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]

@@ -15,6 +15,7 @@ from trl.trainer.utils import selective_log_softmax
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
+from rlhf.models.chat_template import answer_text
 from rlhf.models.loading import context_length
 from rlhf.models.positions import forward_inputs
 from rlhf.models.shared_base import SharedBase
@@ -87,8 +88,8 @@ def sample_completions(
 
     responses = map_across_processes(len(prompt_ids), sample_rows)
     return [
-        Completion(ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop_ids)
-        for ids in responses
+        Completion(ids, answer_text(tokenizer, prompt, ids).strip(), ids[-1] in stop_ids)
+        for prompt, ids in zip(prompt_ids, responses, strict=True)
     ]
 
 

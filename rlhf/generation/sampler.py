@@ -8,7 +8,6 @@ are decoded in `rlhf.generation.continuous_batching` instead.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.random_numbers import inverse_cdf
 from rlhf.models.positions import position_ids, takes_position_ids
 from rlhf.models.sharding import is_sharded
+from rlhf.models.stop_tokens import eos_ids, stop_ids
 from rlhf.tensors import pad_left
 
 # Finished rows are dropped once they are a quarter of the batch, because this copies the cache of the other rows.
@@ -202,9 +202,8 @@ def stop_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None = None
 ) -> list[int]:
     """Ids that end a response: of the model's generation config, of the tokenizer, and `stop_token_id`."""
-    own = (model.generation_config or model.config).eos_token_id
-    of_tokenizer = cast(int | None, tokenizer.eos_token_id)
-    ids = {*(own if isinstance(own, list) else [own]), of_tokenizer, stop_token_id} - {None}
+    own = eos_ids(model.generation_config or model.config)
+    ids = {*own, *stop_ids(tokenizer), *([] if stop_token_id is None else [stop_token_id])}
     if not ids:
         raise InputError("Neither the model nor the tokenizer has an EOS token. Set stop_token_id.")
     return sorted(ids)

@@ -25,6 +25,9 @@ from transformers.utils import logging as hf_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf.errors import InputError
+from rlhf.models.chat_template import fix_date
+from rlhf.models.stop_tokens import KEY as STOP_TOKENS
+from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, stop_token_texts
 
 logger = logging.getLogger(__name__)
 
@@ -202,16 +205,19 @@ def _fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                 weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
 
 
-def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str = "main", eos_token: str | None = None) -> PreTrainedTokenizerBase:
     """Loads a tokenizer with a chat template, an end-of-text token, and a pad token that differs from it.
+
+    It carries the tokens that end an answer (`rlhf.models.stop_tokens`), and its template prints no date of today.
 
     Args:
         name: Hub id, model folder, adapter folder of a stage (which saves its tokenizer), folder with one .gguf file,
             or `sandbox`.
         revision: branch, tag or commit on the Hub.
+        eos_token: token of the vocabulary that ends answers from now on, such as `<|im_end|>` for bases of Qwen.
 
     Raises:
-        InputError: there is no tokenizer, or it has no end-of-text token.
+        InputError: there is no tokenizer, or it has no end-of-text token, or not this one.
     """
     folder = resolve_model_name(name)
     has_own_files = any((Path(folder) / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
@@ -220,6 +226,13 @@ def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, gguf_file=gguf_file)
     except (OSError, ValueError) as error:
         raise InputError(f"No tokenizer can be loaded from {name}: {_first_line(error)}") from error
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise InputError(
+                f"eos_token {eos_token} is not a token of the tokenizer of {name}. Name one of its tokens, or leave "
+                "eos_token out."
+            )
+        tokenizer.eos_token = eos_token
     if tokenizer.eos_token is None:
         raise InputError(
             f"The tokenizer of {name} has no eos_token, so no answer could end. Set it in tokenizer_config.json."
@@ -228,6 +241,9 @@ def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
         # Chats are encoded without special tokens. If the tokenizer starts every text with BOS, the template must too.
         opens_with_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{- bos_token -}}\n" if opens_with_bos else "") + DEFAULT_CHAT_TEMPLATE
+    fix_date(tokenizer)
+    if STOP_TOKENS not in tokenizer.init_kwargs:
+        add_stop_ids(tokenizer, base_stop_ids(folder, revision, gguf_file))
     set_pad_token(tokenizer)
     return tokenizer
 
@@ -246,7 +262,7 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _unused_special_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Finds a special token without a role: `<|padding|>` of GPT-NeoX, `<|vision_pad|>` of Qwen, `<unk>` of Llama 2."""
-    roles = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token)
+    roles = (*stop_token_texts(tokenizer), tokenizer.bos_token, tokenizer.unk_token)
     added = sorted(tokenizer.added_tokens_decoder.items())
     free = [
         token.content

@@ -11,6 +11,7 @@ from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.loading import load_base, load_tokenizer, resolve_model_name
 from rlhf.models.shared_base import SharedBase
+from rlhf.models.stop_tokens import add_stop_ids, saved_stop_tokens, token_ids
 from rlhf.runs.processes import process_state
 
 
@@ -50,6 +51,8 @@ def load_adapters(
         raise InputError("There is nothing to load. Set model_name_or_path, or pass the folder of an adapter.")
     model_args = replace(model_args, model_name_or_path=base_name)
     tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
+    for name in set(adapters) - {"reward"}:  # PPO may have been trained with a stop_token_id
+        add_stop_ids(tokenizer, token_ids(tokenizer, saved_stop_tokens(adapter_folder(adapters[name]))))
     base = load_base(model_args, tokenizer)
     if not getattr(base, "is_quantized", False):
         base = base.to(process_state().device)  # pyright: ignore[reportArgumentType]

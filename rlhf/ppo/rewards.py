@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.encode import Prompt, encode_completion, encode_prompt
+from rlhf.data.encode import Prompt, encode_prompt_and_completions
 from rlhf.errors import InputError
 from rlhf.models.loading import context_length
+from rlhf.models.stop_tokens import add_stop_ids, eos_ids
 from rlhf.ppo.networks import classifier_token_scores, freeze_reward
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ RewardFunction = Callable[..., Sequence[float]]
 class TextRewardModel:
     """A reward model that reads decoded text, because it has its own tokenizer.
 
-    Prompt and response are encoded as in its training: with its chat template if prompts are messages, and with its EOS
-    if the response ended by itself.
+    Prompt and response are encoded as in its training: with its chat template if prompts are messages, and with what
+    ends an answer there, up to its stop token, if the response ended by itself.
 
     Args:
         model: sequence classifier with one label; it is frozen.
@@ -34,6 +35,7 @@ class TextRewardModel:
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = freeze_reward(model).eval(), tokenizer
+        add_stop_ids(tokenizer, eos_ids(model.config))
         self.context = context_length(model.config)
         self.warned = False
 
@@ -46,8 +48,8 @@ class TextRewardModel:
         return classifier_token_scores(self.model, ids).gather(1, last).squeeze(1).tolist()
 
     def encode(self, prompt: Prompt, completion: str, ended: bool) -> list[int]:
-        answer = encode_completion(self.tokenizer, prompt, completion)
-        ids = encode_prompt(self.tokenizer, prompt) + (answer if ended else answer[:-1])
+        prompt_ids, [answer] = encode_prompt_and_completions(self.tokenizer, prompt, [completion], [ended])
+        ids = prompt_ids + answer
         if self.context is None or len(ids) <= self.context:
             return ids
         if not self.warned:

@@ -24,7 +24,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
+from rlhf.models.chat_template import answer_text
 from rlhf.models.shared_base import SharedBase
+from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
 from rlhf.ppo.checkpointing import PPOCheckpointing
 from rlhf.ppo.config import PPOConfig
@@ -148,6 +150,7 @@ class PPOTrainer(PPOCheckpointing):
         # Prompts and pretraining text
         self.processing_class, self.pad_id = processing_class, pad_id
         self.stop_ids = stop_tokens(networks.language_model, processing_class, args.stop_token_id)
+        add_stop_ids(processing_class, self.stop_ids)  # saved with the tokenizer, so that evaluation stops there, too
         self.max_prompt_length = longest_prompt(networks.config, args.max_prompt_length, args.response_length)
         train_dataset = self._encode(train_dataset, "train", args)
         if isinstance(eval_dataset, dict):
@@ -321,7 +324,7 @@ class PPOTrainer(PPOCheckpointing):
         columns = {name: [column[i] for i in batch.rows] for name, column in columns.items()}
         ids, decode = columns.pop("input_ids"), self.processing_class.batch_decode
         prompts = columns.pop("prompt", None) or decode(ids, skip_special_tokens=True)
-        completions = decode([responses[i] for i in batch.rows], skip_special_tokens=True)
+        completions = [answer_text(self.processing_class, ids[k], responses[i]) for k, i in enumerate(batch.rows)]
         with self.accelerator.autocast():
             return function_scores(
                 self.reward_funcs, self.reward_weights, prompts, completions, batch.ended.tolist(), **columns

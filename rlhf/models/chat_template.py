@@ -1,0 +1,141 @@
+"""What chat templates do beside writing messages: print a date, open or write blocks of thinking.
+
+The changes are made in the tokenizer's template, and are saved with it. So every stage, `pipeline` and vLLM ask in the
+form that was trained.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable
+from datetime import date
+from functools import lru_cache
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+FIXED_DATE = date(2024, 7, 26)  # the one that Llama's templates print where they cannot ask for today's
+NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE_NOTE = f"{{# date: {FIXED_DATE:%d %b %Y} #}}"
+NO_THINKING = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
+
+THINK_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+OPENS = re.compile(r"(<think>|\[THINK\])(\s*)\Z")  # at the end of a prompt
+THOUGHTS = re.compile(r"\s*(<think>|\[THINK\])(.*?)(</think>|\[/THINK\])\s*", re.DOTALL)  # at the start of an answer
+PROBE = [{"role": "user", "content": "Hello"}]
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes one fixed date into a template that prints today's, so that tomorrow's stages ask the same prompts."""
+
+    def fixed(template: str) -> str:
+        if "strftime_now" not in template:
+            return template
+        text = NOW.sub(lambda call: json.dumps(FIXED_DATE.strftime(call[2])), template)
+        if "strftime_now(" in text:  # a format that is not a literal
+            text = f"{{% macro strftime_now(format) %}}{FIXED_DATE:%d %b %Y}{{% endmacro %}}{text}"
+        return text if text == template else DATE_NOTE + text
+
+    if change_template(tokenizer, fixed):
+        logger.warning(
+            "the chat template prints today's date; it now prints %s, so that all stages ask the same prompts",
+            template_date(tokenizer),
+        )
+
+
+def template_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Returns the date that the chat template prints, such as `26 Jul 2024`; None if it prints none."""
+    text = f"{FIXED_DATE:%d %b %Y}"
+    return text if text in str(tokenizer.chat_template) else None
+
+
+def turn_thinking_off(tokenizer: PreTrainedTokenizerBase, answers: Iterable[str]) -> None:
+    """Sets `enable_thinking` to false in a template that has this switch, unless one of `answers` begins with thoughts.
+
+    Then the prompt holds the empty block of thoughts, as Qwen3's template writes it, and answers are trained without.
+    """
+    if not _has_switch(tokenizer) or NO_THINKING in str(tokenizer.chat_template):
+        return
+    if any(thoughts(answer) for answer in answers):
+        logger.warning(
+            "some answers begin with thoughts; prompts leave thinking on, as the chat template does by itself"
+        )
+        return
+    change_template(tokenizer, lambda template: NO_THINKING + template)
+    logger.warning(
+        "no answer begins with thoughts; the saved chat template sets enable_thinking to false, so that prompts hold "
+        "the empty block of thoughts and answers are trained without it"
+    )
+
+
+def thoughts(answer: str) -> str | None:
+    """Returns the thoughts in tags with which an answer begins; None without."""
+    found = THOUGHTS.match(answer)
+    return found[2] if found else None
+
+
+def answer_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns what the chat template writes after an answer, such as `<|im_end|>` and a newline."""
+    return _answer_end(tokenizer, len(tokenizer), str(tokenizer.chat_template), str(tokenizer.eos_token))
+
+
+@lru_cache(maxsize=16)
+def _answer_end(tokenizer: PreTrainedTokenizerBase, *_state) -> str:
+    answer = "\U000fffd0"  # a private-use character
+    try:
+        text = tokenizer.apply_chat_template([*PROBE, {"role": "assistant", "content": answer}], tokenize=False)
+    except (TemplateError, ValueError):
+        return ""
+    return str(text).rpartition(answer)[2]
+
+
+def continue_thoughts(start: str, answer: str) -> str:
+    """Returns the text that follows the rendered prompt `start` so that `answer` does not lie in a block of thoughts.
+
+    If `start` opens such a block (DeepSeek-R1), the answer's own thoughts continue it, or it is closed without any.
+    """
+    opened = OPENS.search(start)
+    if opened is None:
+        return answer
+    close = dict(THINK_TAGS)[opened[1]]
+    if close in answer:
+        rest = answer.lstrip().removeprefix(opened[1])
+        return rest.lstrip("\n") if opened[2] else rest
+    return ("\n" if opened[2] else "\n\n") + close + "\n\n" + answer
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ids: list[int]) -> str:
+    """Decodes sampled ids to the text of an answer, without special tokens.
+
+    Thoughts in a block that the prompt opened get their opening tag, and an empty block is left out, so that
+    `rlhf.data.encode.encode_completion` of the text gives the ids again.
+    """
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    opened = OPENS.search(str(tokenizer.decode(prompt_ids[-8:])))
+    if opened is None:
+        return text
+    before, close, after = text.partition(dict(THINK_TAGS)[opened[1]])
+    return after.lstrip() if close and not before.strip() else f"{opened[1]}{opened[2]}{text}"
+
+
+def change_template(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> bool:
+    """Applies `change` to the template, or to each of several; returns True if one is another now."""
+    before = tokenizer.chat_template
+    if isinstance(before, dict):
+        tokenizer.chat_template = {name: change(template) for name, template in before.items()}
+    elif before is not None:
+        tokenizer.chat_template = change(before)
+    return tokenizer.chat_template != before
+
+
+def _has_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
+    if "enable_thinking" not in str(tokenizer.chat_template):
+        return False
+    try:
+        usual = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True)
+        off = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return usual != off
+    except (TemplateError, ValueError):
+        return False
