@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from rlhf.runs.checkpoints import PARTIAL, complete_checkpoints
+from rlhf.runs.checkpoints import PARTIAL
+from rlhf.runs.resume import complete_checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

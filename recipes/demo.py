@@ -27,6 +27,8 @@ def main() -> None:
         if state.is_main_process:
             print(f"\n=== make {stage} ===", flush=True)
         sys.argv = [str(RECIPES / recipe), "--config", str(config)]
+        if stage in ("sft", "reward", "ppo"):
+            sys.argv += ["--overwrite_output_dir", "true"]
         runpy.run_path(sys.argv[0], run_name="__main__")
         state.wait_for_everyone()  # the first process may still be writing what the next stage reads
         seconds[stage] = time.monotonic() - started

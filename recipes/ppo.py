@@ -18,10 +18,12 @@ from trl import ModelConfig
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments, PretrainingArguments
+from rlhf.data.contracts import prompt_style, stage_contract
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
+from rlhf.models.contracts import check_agreement, check_style, with_revision_of
 from rlhf.models.loading import load_base, load_config, load_tokenizer
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
@@ -29,8 +31,9 @@ from rlhf.ppo.ptx import resolve_ptx_coef
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
-from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
+from rlhf.runs.resume import check_resume, find_checkpoint
 
 
 @dataclass
@@ -42,8 +45,8 @@ class ScriptArguments:
 
 def main() -> None:
     started = time.monotonic()
-    script, data_args, text_args, args, model_args = parse(
-        ScriptArguments, DataArguments, PretrainingArguments, PPOConfig, ModelConfig
+    script, data_args, text_args, args, model_args, folder_args = parse(
+        ScriptArguments, DataArguments, PretrainingArguments, PPOConfig, ModelConfig, RunFolderArguments
     )
 
     # Checks, before anything is loaded
@@ -56,15 +59,18 @@ def main() -> None:
         require_trl_ppo()
     sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
     base_name = model_args.model_name_or_path or base_model_name(check_adapter(sft), sft)
-    check_adapter(sft, base_name)
+    model_args = with_revision_of(replace(model_args, model_name_or_path=base_name), sft)
+    check_adapter(sft, base_name, model_args.model_revision)
     ensemble = [adapter_folder(path) for path in args.reward_ensemble_paths or ()]
     for folder in (reward, *ensemble):
-        check_reward_adapter(folder, base_name)
-    model_args = replace(model_args, model_name_or_path=base_name)
+        check_reward_adapter(folder, base_name, model_args.model_revision)
+    parents = {"sft": sft, "reward": reward} | {f"reward_{i}": folder for i, folder in enumerate(ensemble, 2)}
+    contracts = check_agreement(parents)
     config = load_config(base_name, model_args.model_revision)
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
     checkpoint = find_checkpoint(args)
-    start_run(args.output_dir, script, data_args, text_args, args, model_args, stage="ppo")
+    configs = (script, data_args, text_args, args, model_args)
+    check_folder(args.output_dir, *configs, resume=checkpoint is not None, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Prompts and pretraining text
@@ -72,7 +78,10 @@ def main() -> None:
     tokenizer = load_tokenizer(str(sft) if has_tokenizer else base_name)
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
+    check_style(sft, contracts.get("sft"), prompt_style(train), data_args.dataset_name)
     if script.ppo_trainer == "trl":
+        clear_folder(args.output_dir, resume=False)
+        start_run(args.output_dir, *configs, stage="ppo")
         trainer = trl_ppo_trainer(args, model_args, tokenizer, sft, reward, train, test)
         trainer.train()
         trainer.save_model(args.output_dir)
@@ -88,6 +97,10 @@ def main() -> None:
             rows, lengths, limit, name, data_args.on_bad_rows, args.output_dir, option="max_prompt_length"
         )
     pretraining = open_sources(text_args, data_args, args.output_dir)
+    contract = stage_contract("ppo", configs, tokenizer, prompts["train"], {"train": prompts["train"]}, parents)
+    check_resume(checkpoint, contract)
+    clear_folder(args.output_dir, resume=checkpoint is not None)
+    start_run(args.output_dir, *configs, stage="ppo")
 
     # One base, four adapters
     base = SharedBase(load_base(model_args, tokenizer))
@@ -111,6 +124,7 @@ def main() -> None:
         pretrain_dataset=pretraining,
         callbacks=[MetricsCallback(args.output_dir)],
     )
+    trainer.contract = contract
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
@@ -119,6 +133,7 @@ def main() -> None:
     result = {name: value for name, value in (logs[-1] if logs else {}).items() if "/" in name or name == "episode"}
     if test is not None:
         result |= {name: value for name, value in trainer.evaluate().items() if name.startswith("eval_")}
+    result["steps_taken"] = trainer.steps_taken
     write_result(args.output_dir, {**result, "seconds": round(time.monotonic() - started, 1)})
     trainer.accelerator.wait_for_everyone()
     publish_run(args.output_dir, "ppo", push)

@@ -21,9 +21,11 @@ from trl import ModelConfig
 
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
-from rlhf.data.lengths import drop_long_rows, shorter
+from rlhf.data.contracts import prompt_style, stage_contract
+from rlhf.data.lengths import drop_long_rows, short_rows, shorter
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.chat_template import turn_thinking_off
+from rlhf.models.contracts import check_style, with_revision_of
 from rlhf.models.loading import context_length, load_config, load_tokenizer, resolve_model_name
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.accuracy import LabelerGapWarning
@@ -34,47 +36,64 @@ from rlhf.reward.initialization import check_sft_start, load_reward_start
 from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
-from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.contract import read_contract
+from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
+from rlhf.runs.resume import check_resume, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    args, model_args, data_args = parse(KWiseRewardConfig, ModelConfig, DataArguments)
+    args, model_args, data_args, folder_args = parse(KWiseRewardConfig, ModelConfig, DataArguments, RunFolderArguments)
     started = time.monotonic()
     base_name = resolve_model_name(model_args.model_name_or_path)
     if args.sft_model_path is not None:
+        model_args = with_revision_of(model_args, adapter_folder(args.sft_model_path))
         check_sft_start(args.sft_model_path, model_args)
+    configs = (args, model_args, data_args)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     if args.cross_validate:  # a subfolder, so that a model in output_dir stays as it is
         args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
         args.save_strategy = "no"
     else:
         checkpoint = find_checkpoint(args)
-        start_run(args.output_dir, args, model_args, data_args, stage="reward")
+        check_folder(
+            args.output_dir, *configs, resume=checkpoint is not None, overwrite=folder_args.overwrite_output_dir
+        )
     push = resolve_push(args)
 
     # Data
     tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision, args.eos_token)
-    rows = {}
+    rows, trained_on = {}, None
     for split in ("train", "validation"):
-        dataset = load_comparisons(data_args, split, args.output_dir)
+        comparisons = load_comparisons(data_args, split, args.output_dir)
         if split == "train":  # as the SFT stage has done, if there is one
-            turn_thinking_off(tokenizer, chain.from_iterable(dataset["completions"]))
-        dataset = tokenize_comparisons(dataset, tokenizer)
+            turn_thinking_off(tokenizer, chain.from_iterable(comparisons["completions"]))
+        dataset = tokenize_comparisons(comparisons, tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, args.output_dir)
+        trained_on = trained_on or short_rows(comparisons, lengths, args.max_length)
+    assert trained_on is not None
+    if args.sft_model_path is not None:
+        sft = adapter_folder(args.sft_model_path)
+        check_style(sft, read_contract(sft), prompt_style(trained_on), data_args.dataset_name)
 
     if args.cross_validate:
         run_folds(args, model_args, data_args, tokenizer, rows, started)
         return
     demonstrations = load_calibration_rows(args, data_args, tokenizer)
+    parents = {"sft": args.sft_model_path} if args.sft_model_path is not None else {}
+    contract = stage_contract("reward", configs, tokenizer, trained_on, {"train": rows["train"]}, parents)
+    check_resume(checkpoint, contract)
+    clear_folder(args.output_dir, resume=checkpoint is not None)
+    start_run(args.output_dir, *configs, stage="reward")
 
     # Training
     callbacks = [MetricsCallback(args.output_dir), LabelerGapWarning()]
     trainer = make_trainer(args, model_args, tokenizer, rows["train"], rows["validation"], callbacks)
+    trainer.contract = contract
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
 
     # The bias is written before the adapter: an adapter without bias would pass for calibrated.
@@ -89,6 +108,7 @@ def main() -> None:
     report = trainer.report()
     if is_first_process():
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), **report, "calibration": calibration}
+        result["steps_taken"] = trainer.steps_taken
         write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
         write_report(args.output_dir, report)
     trainer.accelerator.wait_for_everyone()

@@ -17,16 +17,18 @@ from accelerate.utils import set_seed
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.arguments import PretrainingArguments
+from rlhf.data.contracts import stage_contract
 from rlhf.data.encode import completion_text
-from rlhf.data.lengths import drop_long_rows, shorter
+from rlhf.data.lengths import drop_long_rows, short_rows, shorter
 from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_reward_adapter
 from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.loading import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
-from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
+from rlhf.runs.resume import check_resume, find_checkpoint
 from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 from rlhf.sft.trainer import (
     SFTArguments,
@@ -39,18 +41,19 @@ from rlhf.sft.trainer import (
 
 
 def main() -> None:
-    args, choice, model_args, data_args, text_args = parse(
-        SFTArguments, ChoiceArguments, SFTModelConfig, DataArguments, PretrainingArguments
+    args, choice, model_args, data_args, text_args, folder_args = parse(
+        SFTArguments, ChoiceArguments, SFTModelConfig, DataArguments, PretrainingArguments, RunFolderArguments
     )
+    configs = (args, choice, model_args, data_args, text_args)
     started, folder = time.monotonic(), args.output_dir
     if (args.pretrain_mix == 0) != (text_args.pretrain_dataset_name is None):
         raise InputError("A mix needs both pretrain_mix and pretrain_dataset_name. Set both, or neither.")
     base_name = resolve_model_name(model_args.model_name_or_path)
     if choice.reward_model_path is not None:
-        check_reward_adapter(choice.reward_model_path, base_name)
+        check_reward_adapter(choice.reward_model_path, base_name, model_args.model_revision)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     checkpoint = find_checkpoint(args)
-    start_run(folder, args, choice, model_args, data_args, text_args, stage="sft")
+    check_folder(folder, *configs, resume=checkpoint is not None, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Data
@@ -58,13 +61,20 @@ def main() -> None:
     demonstrations = {split: load_demonstrations(data_args, split, folder) for split in ("train", "validation")}
     turn_thinking_off(tokenizer, map(completion_text, demonstrations["train"]["completion"]))
     rows = {split: tokenize_demonstrations(dataset, tokenizer) for split, dataset in demonstrations.items()}
+    trained_on = demonstrations["train"]
     for split, dataset in rows.items():
         lengths = [len(ids) for ids in dataset["input_ids"]]
+        trained_on = short_rows(trained_on, lengths, args.max_length) if split == "train" else trained_on
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, folder)
     train, text = rows["train"], open_sources(text_args, data_args, folder)
     if text is not None:
         train = mix_pretraining(train, text, tokenizer, args)
+    encoded = {"train": train, "eval": rows["validation"]}  # the validation loss chooses the epoch
+    contract = stage_contract("sft", configs, tokenizer, trained_on, encoded)
+    check_resume(checkpoint, contract)
+    clear_folder(folder, resume=checkpoint is not None)
+    start_run(folder, *configs, stage="sft")
 
     # Training
     set_seed(args.seed)
@@ -79,6 +89,7 @@ def main() -> None:
         peft_config=lora_config(model_args),
         callbacks=[MetricsCallback(folder)],
     )
+    trainer.contract = contract
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
     trainer.save_model(folder)
 
@@ -90,7 +101,7 @@ def main() -> None:
         table = score_checkpoints(table, folder, base, tokenizer, demonstrations["validation"], choice)
     if trainer.is_world_process_zero():
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), "n_validation": len(rows["validation"])}
-        result |= {"n_text_blocks": len(train) - len(rows["train"])}
+        result |= {"n_text_blocks": len(train) - len(rows["train"]), "steps_taken": trainer.steps_taken}
         result |= choose_checkpoint(folder, table)
         write_result(folder, result | {"seconds": time.monotonic() - started})
     trainer.accelerator.wait_for_everyone()

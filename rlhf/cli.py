@@ -1,7 +1,10 @@
 """The command line of the recipes: TRL's parser, which reports a mistake of the user in one line."""
 
+import contextlib
 import difflib
 import gc
+import os
+import signal
 import sys
 import warnings
 from argparse import Action, ArgumentError
@@ -56,15 +59,29 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Calls `main`. An `InputError` becomes one line on stderr and exit code 2; other exceptions pass through."""
+    """Calls `main`. An `InputError` becomes one line on stderr and exit code 2; other exceptions pass through.
+
+    Ctrl-C and SIGTERM become one line, too, with exit code 130. It is the message of the KeyboardInterrupt, which a
+    trainer gives to say how to go on.
+    """
     if gc.get_threshold() != THRESHOLDS:  # the first call: all libraries are loaded
         gc.freeze()
         gc.set_threshold(*THRESHOLDS)
+    with contextlib.suppress(ValueError):  # not in the main thread, where Python allows no handler
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{str(error) or 'stopped'}", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class _Parser(TrlParser):

@@ -1,6 +1,7 @@
 """Settings of all tests: no network, one thread per worker. Fixtures: toys on disk, recipes as modules."""
 
 import os
+from pathlib import Path
 
 # Before torch and the Hugging Face libraries are imported, which read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,7 +25,6 @@ def pytest_collection_modifyitems(items):
 def load_recipe():
     """Imports a script of recipes/ as a module, without running it."""
     import importlib.util
-    from pathlib import Path
 
     def load(script: str):
         path = Path(__file__).parent.parent / "recipes" / f"{script}.py"
@@ -73,6 +73,28 @@ def toy_gpt2_folder(tmp_path_factory):
     from toys import save_toy
 
     return str(save_toy(tmp_path_factory.mktemp("toys") / "gpt2", "gpt2"))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """Returns a folder with base/, data, and sft/, reward/ and ppo/ that their recipes wrote. Read only."""
+    from small_stages import run_stage, write_data
+    from toys import save_toy
+
+    home = tmp_path_factory.mktemp("small")
+    save_toy(home / "base")
+    write_data(home)
+    for stage in ("sft", "reward", "ppo"):
+        run_stage(stage, home)
+    return home
+
+
+@pytest.fixture
+def own_run(small_run, tmp_path):
+    """Returns a copy of `small_run` that the test may change."""
+    import shutil
+
+    return Path(shutil.copytree(small_run, tmp_path / "own"))
 
 
 @pytest.fixture

@@ -149,6 +149,9 @@ def test_samples_read_as_if_the_run_had_never_stopped(tmp_path):
 def test_resumed_with_other_options_is_refused(tmp_path):
     long_run(tmp_path, "shared").train()
     without = ppo_config(tmp_path, total_episodes=16, num_ppo_epochs=2, ema_decay=0.7)
+    with pytest.raises(InputError, match="was trained with lr_scheduler_type linear, and this run has constant"):
+        trainer(without).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    (tmp_path / "checkpoint-3" / "contract.json").unlink()  # as in a checkpoint of an old version
     with pytest.raises(InputError, match="was written with pretraining"):
         trainer(without).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     state = tmp_path / "checkpoint-3" / "ppo_state.json"

@@ -12,7 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import rlhf.runs.checkpoints
 from rlhf.errors import InputError
-from rlhf.runs.checkpoints import PARTIAL, AtomicCheckpoints, complete_checkpoints, find_checkpoint
+from rlhf.runs.checkpoints import PARTIAL, AtomicCheckpoints
+from rlhf.runs.resume import complete_checkpoints, find_checkpoint
 
 
 class AtomicTrainer(AtomicCheckpoints, Trainer):

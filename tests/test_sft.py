@@ -14,7 +14,7 @@ from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
 from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
-from rlhf.runs.checkpoints import find_checkpoint
+from rlhf.runs.resume import find_checkpoint
 from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 from rlhf.sft.trainer import (
     SFTArguments,

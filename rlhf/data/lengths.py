@@ -52,6 +52,13 @@ def drop_long_rows(
     return dataset.select(short)
 
 
+def short_rows(dataset: datasets.Dataset, lengths: Sequence[int], max_length: int | None) -> datasets.Dataset:
+    """Returns the rows that `drop_long_rows` keeps, of the same rows in another form."""
+    if max_length is None:
+        return dataset
+    return dataset.select([i for i, length in enumerate(lengths) if length <= max_length])
+
+
 def shorter(max_length: int | None, context: int | None) -> int | None:
     """Returns the smaller of two limits on a row's tokens; None is no limit."""
     return min((limit for limit in (max_length, context) if limit is not None), default=None)

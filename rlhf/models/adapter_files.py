@@ -2,12 +2,12 @@
 
     adapter_config.json, adapter_model.safetensors      as written by PEFT's save_pretrained
     calibration.json                                    {"bias": b}, for reward and value adapters
+    contract.json, trained_on.safetensors               see `rlhf.runs.contract`
 
 Reward and value adapters are saved as by TRL's RewardTrainer: task type SEQ_CLS, with the full head `score` beside the
 LoRA weights. b is the mean raw score of demonstrations; every reported score is raw - b.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf.errors import InputError
+from rlhf.models.contracts import check_base
 from rlhf.models.loading import resolve_model_name
+from rlhf.runs.contract import FILE_NAME, IDS_NAME, read_contract
+from rlhf.runs.digests import file_digest, weights_digest
 
 CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
 SCORE = "base_model.model.score.weight"
@@ -38,7 +41,7 @@ def adapter_folder(name: str | Path) -> Path:
         if str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:  # a Hub id is `owner/name`
             raise InputError(f"Adapter folder {name} does not exist. Run the stage that writes it first.")
         try:
-            files = ["adapter_*", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges*"]
+            files = ["adapter_*", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges*", IDS_NAME]
             folder = Path(snapshot_download(str(name), allow_patterns=files))
         except (OSError, ValueError) as error:
             raise InputError(
@@ -50,12 +53,13 @@ def adapter_folder(name: str | Path) -> Path:
     return folder
 
 
-def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
+def check_adapter(name: str | Path, base_name: str | None = None, revision: str | None = None) -> LoraConfig:
     """Checks an adapter before a model is loaded; returns its configuration.
 
     Args:
         name: folder or Hub id of the adapter.
         base_name: the model to load it on; None: the base that the adapter names.
+        revision: of a base on the Hub; None or "main": the commit that the adapter was trained on.
 
     Raises:
         InputError: missing or incomplete adapter, not LoRA, changes the base, or trained on another base.
@@ -70,8 +74,12 @@ def check_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
         raise InputError(f"Adapter {name} has PEFT type {PeftType(config.peft_type).value}. Pass a LORA adapter.")
     check_lora_config(config, f"Adapter {name}")
-    trained_on = config.base_model_name_or_path
-    if base_name is not None and trained_on and not same_base(trained_on, base_name):
+    trained_on, contract, same = config.base_model_name_or_path, read_contract(folder), None
+    if base_name is not None and contract is not None:
+        if revision in (None, "main"):
+            revision = contract.base.get("revision") or "main"
+        same = check_base(folder, contract, base_name, revision)
+    if base_name is not None and not same and trained_on and not same_base(trained_on, base_name):
         raise InputError(
             f"Adapter {name} was trained on {trained_on}, not on {base_name}. Set model_name_or_path to its base."
         )
@@ -107,13 +115,13 @@ def check_lora_config(config: PeftConfig | None, owner: str) -> None:
         raise InputError(f"{owner} copies layers of the base (layer_replication). Leave it out.")
 
 
-def check_reward_adapter(name: str | Path, base_name: str | None = None) -> LoraConfig:
+def check_reward_adapter(name: str | Path, base_name: str | None = None, revision: str | None = None) -> LoraConfig:
     """Checks an adapter as `check_adapter` does, and that it is a reward model.
 
     Raises:
         InputError: see `check_adapter`; or the adapter is not a sequence classifier.
     """
-    config = check_adapter(name, base_name)
+    config = check_adapter(name, base_name, revision)
     if config.task_type != TaskType.SEQ_CLS:
         raise InputError(
             f"Adapter {name} is not a reward model: its task type is {config.task_type}, not SEQ_CLS. "
@@ -125,14 +133,15 @@ def check_reward_adapter(name: str | Path, base_name: str | None = None) -> Lora
 def same_base(a: str, b: str) -> bool:
     """True if two model names mean the same base model: a folder may have moved, or hold a copy of a Hub model.
 
-    Two existing folders are compared as paths. Otherwise the last part of the names decides, so that
+    Two existing folders are compared by their weights. Otherwise the last part of the names decides, so that
     `HuggingFaceTB/SmolLM2-135M` equals `/models/SmolLM2-135M`. The sandbox's base is the same in every installation.
     """
     if _is_sandbox(a) or _is_sandbox(b):
         return _is_sandbox(a) and _is_sandbox(b)
     a_folder, b_folder = Path(a).expanduser(), Path(b).expanduser()
     if a_folder.is_dir() and b_folder.is_dir():
-        return a_folder.resolve() == b_folder.resolve()
+        weights = weights_digest(a_folder)
+        return a_folder.resolve() == b_folder.resolve() or (weights is not None and weights == weights_digest(b_folder))
     return a_folder.name == b_folder.name
 
 
@@ -170,18 +179,17 @@ def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) 
 
 
 def remove_adapter(folder: str | Path) -> None:
-    """Deletes weights and bias in a folder to which another adapter will be written.
+    """Deletes weights, bias and contract in a folder to which another adapter will be written.
 
     If that run is killed in between, the folder holds no adapter, instead of one with the bias of another.
     """
-    for file in (WEIGHTS, CALIBRATION):
+    for file in (WEIGHTS, CALIBRATION, FILE_NAME, IDS_NAME):
         (Path(folder) / file).unlink(missing_ok=True)
 
 
 def adapter_digest(folder: str | Path) -> str:
     """Returns a hash of an adapter's weights, 16 hex digits."""
-    with (Path(folder) / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_digest(Path(folder) / WEIGHTS)
 
 
 def read_calibration(name: str | Path) -> float:

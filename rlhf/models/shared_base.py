@@ -280,7 +280,7 @@ class SharedBase(nn.Module):
     # -- state of an adapter ------------------------------------------------------------------------------------------
 
     def _read(self, folder: str | Path) -> AdapterState:
-        config = check_adapter(folder, self.lm.name_or_path or None)
+        config = check_adapter(folder, self.lm.name_or_path or None, getattr(self.lm.config, "_commit_hash", None))
         folder = adapter_folder(folder)
         weights, score = read_adapter(folder)
         return config, weights, score, -read_calibration(folder)

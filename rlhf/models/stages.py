@@ -9,6 +9,7 @@ from trl import ModelConfig
 
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
+from rlhf.models.contracts import check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer, resolve_model_name
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids, saved_stop_tokens, token_ids
@@ -40,16 +41,20 @@ def load_adapters(
         adapters: name -> folder or Hub id. All are checked before the base is loaded.
 
     Raises:
-        InputError: see `rlhf.models.adapter_files.check_adapter`; or neither a base nor an adapter is given.
+        InputError: see `rlhf.models.adapter_files.check_adapter` and `rlhf.models.contracts.check_agreement`; or
+            neither a base nor an adapter is given.
     """
-    base_name = model_args.model_name_or_path
-    for name, folder in adapters.items():
+    base_name, folders = model_args.model_name_or_path, {name: adapter_folder(f) for name, f in adapters.items()}
+    for name, folder in folders.items():
         check = check_reward_adapter if name == "reward" else check_adapter
-        config = check(folder, base_name and resolve_model_name(base_name))
+        config = check(folder, base_name and resolve_model_name(base_name), model_args.model_revision)
         base_name = base_name or base_model_name(config, folder)
     if base_name is None:
         raise InputError("There is nothing to load. Set model_name_or_path, or pass the folder of an adapter.")
+    check_agreement(folders)
     model_args = replace(model_args, model_name_or_path=base_name)
+    for folder in folders.values():
+        model_args = with_revision_of(model_args, folder)
     tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
     for name in set(adapters) - {"reward"}:  # PPO may have been trained with a stop_token_id
         add_stop_ids(tokenizer, token_ids(tokenizer, saved_stop_tokens(adapter_folder(adapters[name]))))

@@ -31,6 +31,7 @@ from rlhf.ppo.ema import EMA, averaged
 from rlhf.ppo.metrics import Meter
 from rlhf.ppo.rollout import MicroBatch, Rollout
 from rlhf.runs.checkpoints import AtomicCheckpoints
+from rlhf.runs.contract import write_contract
 
 WEIGHTS_NAME = "ppo_state.safetensors"
 STATE_NAME = "ppo_state.json"
@@ -57,6 +58,8 @@ class PPOCheckpointing(AtomicCheckpoints, _BaseTrainer):
     The Trainer's attributes are declared as PPO narrows them.
     """
 
+    stage = "ppo"
+
     args: PPOConfig
     model: nn.Module
     processing_class: PreTrainedTokenizerBase
@@ -81,6 +84,8 @@ class PPOCheckpointing(AtomicCheckpoints, _BaseTrainer):
         save_networks(folder, self.actor_critic, self.ema, write=self.args.should_save)
         if self.args.should_save:
             self.processing_class.save_pretrained(folder)
+            for beside in (folder, folder / "raw", folder / "value") if self.contract is not None else ():
+                write_contract(beside, self.contract)
         if _internal_call:
             self._save_progress(folder)
         self.accelerator.wait_for_everyone()

@@ -21,7 +21,8 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
     Raises:
         InputError: there is no adapter, or it has another base or other LoRA settings.
     """
-    sft = check_adapter(sft_model_path, resolve_model_name(model_args.model_name_or_path))
+    base_name = resolve_model_name(model_args.model_name_or_path)
+    sft = check_adapter(sft_model_path, base_name, model_args.model_revision)
     ours = lora_config(model_args, "SEQ_CLS")
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
         theirs, wanted = getattr(sft, name), getattr(ours, name)

@@ -45,6 +45,8 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     arguments of TRL's RewardTrainer, with `args` a `KWiseRewardConfig`.
     """
 
+    stage = "reward"
+
     args: KWiseRewardConfig
     model: PreTrainedModel | PeftModel
     processing_class: PreTrainedTokenizerBase

@@ -58,6 +58,12 @@ def resolved_config(config: Any) -> dict[str, Any]:
     return resolved
 
 
+def option_defaults(config: Any) -> dict[str, Any]:
+    """Returns the default of each field of a dataclass, in types of YAML; without those that have no plain one."""
+    defaults = {field.name: _default(field) for field in dataclasses.fields(config) if field.init}
+    return {name: value for name, value in defaults.items() if value is not _NOT_PLAIN}
+
+
 def environment() -> dict[str, Any]:
     """Returns versions, platform, devices and, if the package runs from a git checkout, its commit."""
     import torch

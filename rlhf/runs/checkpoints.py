@@ -1,16 +1,23 @@
-"""Checkpoints that are saved completely or not at all, and the one that a run resumes from."""
+"""Checkpoints that are saved completely or not at all, know their run, and are resumed by their own run alone."""
 
-import json
+import logging
 import os
-import re
 import shutil
 from pathlib import Path
 
-from transformers import Trainer, TrainingArguments
+from datasets import Dataset
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf.errors import InputError
+from rlhf.runs.contract import Contract, write_contract
+from rlhf.runs.digests import base_identity, rows_digest
+from rlhf.runs.options import decisive_options
+from rlhf.runs.resume import check_resume, complete_checkpoints, is_complete
+from rlhf.runs.timed import MARK, SaveByTime, is_timed
+
+logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial-checkpoint"  # in output_dir; holds a checkpoint that is not complete
 
@@ -18,13 +25,88 @@ PARTIAL = ".partial-checkpoint"  # in output_dir; holds a checkpoint that is not
 class AtomicCheckpoints(Trainer):
     """Mixin for transformers.Trainer: a checkpoint gets its name only after all its files are on the disk.
 
+    A checkpoint holds the contract of its run (`rlhf.runs.contract`), and `train` refuses to resume from that of
+    another run. A recipe sets `contract`; without one, the trainer knows its own options and rows.
+
     The Trainer writes into a staging folder, which is synchronized to the disk and then renamed. A process that is
     killed while it saves leaves the staging folder. Nothing reads it, and the next checkpoint replaces it.
 
         class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer): ...
     """
 
+    stage: str | None = None  # a trainer without one, such as a test's, writes no contract
+    contract: Contract | None = None
+    steps_taken = 0  # by the last `train`, without those of the checkpoint that it resumed from
+
     _staging: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Trains as transformers' Trainer does.
+
+        Raises:
+            InputError: the checkpoint is of another run, or beyond the end of this one.
+            KeyboardInterrupt: the user or the system stopped the run; its message says how to go on.
+        """
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        if self.stage is not None:
+            self.contract = self.contract or self.own_contract()
+            check_resume(checkpoint, self.contract)
+        if not any(isinstance(callback, SaveByTime) for callback in self.callback_handler.callbacks):
+            self.add_callback(SaveByTime())
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(self._how_to_go_on()) from error
+        self._count_steps(checkpoint)
+        return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the contract beside the adapter that transformers' Trainer saves."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and self.contract is not None:
+            write_contract(output_dir or str(self.args.output_dir), self.contract)
+
+    def own_contract(self) -> Contract:
+        """Returns what the trainer itself knows of its run."""
+        options, defaults = decisive_options(self.args)
+        base = getattr(getattr(self.model, "config", None), "_name_or_path", None)
+        rows = {"train": self.train_dataset} | ({"eval": self.eval_dataset} if self.stage == "sft" else {})
+        known = {name: value for name, value in rows.items() if isinstance(value, Dataset)}
+        return Contract(
+            stage=str(self.stage),
+            base=base_identity(base) if base else {},
+            rows={name: f"{len(value)} rows with digest {rows_digest(value)}" for name, value in known.items()},
+            seed=self.args.seed,
+            options=options,
+            defaults=defaults,
+        )
+
+    def _checkpoint(self, option: str | bool | None) -> Path | None:
+        """Returns the complete checkpoint that `train` resumes from; None without one (the Trainer then raises)."""
+        if option is True:
+            return next(reversed(complete_checkpoints(str(self.args.output_dir))), None)
+        return Path(option) if option and is_complete(Path(option)) else None
+
+    def _count_steps(self, checkpoint: Path | None) -> None:
+        start = 0
+        if checkpoint is not None:
+            start = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        self.steps_taken = self.state.global_step - start
+        if start > self.state.max_steps:
+            raise InputError(
+                f"{checkpoint} is beyond the end of this run, which has {self.state.max_steps} steps. Resume from an "
+                "earlier checkpoint, or train longer."
+            )
+        if self.steps_taken == 0:
+            logger.warning("no step was taken: %s is the end of this run, and the result is its own", checkpoint)
+
+    def _how_to_go_on(self) -> str:
+        checkpoints = complete_checkpoints(str(self.args.output_dir))
+        stopped = f"stopped at step {self.state.global_step} of {self.state.max_steps}"
+        if not checkpoints:
+            return f"{stopped}, before the first checkpoint. Start it again."
+        step = checkpoints[-1].name.rpartition("-")[2]
+        return f"{stopped}. Go on from step {step} with --resume_from_checkpoint true."
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -44,21 +126,35 @@ class AtomicCheckpoints(Trainer):
         if self.state.best_model_checkpoint == str(folder / PARTIAL / name):
             self.state.best_model_checkpoint = str(folder / name)
         if self.args.should_save:
+            callbacks = self.callback_handler.callbacks
+            if any(isinstance(c, SaveByTime) and c.step == self.state.global_step for c in callbacks):
+                (folder / PARTIAL / name / MARK).write_text("to resume from\n", encoding="utf-8")
             self.state.save_to_json(str(folder / PARTIAL / name / TRAINER_STATE_NAME))
             commit_folder(folder / PARTIAL / name, folder / name)
             shutil.rmtree(folder / PARTIAL)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            rotate(folder, folder / name, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(folder / name))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: the staging folder will be renamed. `_save_checkpoint` pushes the renamed folder."""
+
+
+def rotate(folder: Path, newest: Path, limit: int | None, best: str | None) -> None:
+    """Deletes the checkpoints by the clock before `newest`, and the oldest others beyond `limit`.
+
+    The newest checkpoint and the best one stay.
+    """
+    protected = {newest, Path(best or newest)}
+    others = [path for path in complete_checkpoints(folder) if path not in protected]
+    others.sort(key=lambda path: path.stat().st_mtime)  # a run that was resumed earlier may have left later steps
+    regular = [path for path in others if not is_timed(path)]
+    surplus = 0
+    if limit is not None and limit > 0:
+        surplus = len(regular) - max(0, limit - sum(not is_timed(path) for path in protected))
+    for path in [path for path in others if is_timed(path)] + regular[: max(0, surplus)]:
+        shutil.rmtree(path)
 
 
 def commit_folder(written: Path, name: Path) -> None:
@@ -85,45 +181,3 @@ def fsync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def find_checkpoint(args: TrainingArguments) -> str | None:
-    """Returns the checkpoint for `trainer.train`; None to train from the beginning.
-
-    Args:
-        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last complete one in `output_dir`.
-
-    Raises:
-        InputError: that checkpoint does not exist or is not complete.
-    """
-    option = args.resume_from_checkpoint
-    if option is None or str(option).lower() == "false":
-        return None
-    if str(option).lower() == "true":
-        assert args.output_dir is not None, "TrainingArguments replaces None"
-        checkpoints = complete_checkpoints(args.output_dir)
-        if not checkpoints:
-            raise InputError(f"{args.output_dir} holds no checkpoint to resume from. Leave resume_from_checkpoint out.")
-        return str(checkpoints[-1])
-    if not is_complete(Path(option)):
-        raise InputError(
-            f"resume_from_checkpoint {option} is not the folder of a checkpoint (its trainer_state.json is missing "
-            "or damaged). Pass a checkpoint-<step> folder, or true for the last one in output_dir."
-        )
-    return str(option)
-
-
-def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Returns the complete checkpoints in a run's folder, the oldest first."""
-    named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(output_dir).glob("*")}
-    steps = {path: int(match[1]) for path, match in named.items() if match and is_complete(path)}
-    return sorted(steps, key=steps.__getitem__)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """True if the file that every Trainer writes last exists and is valid JSON."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.contract import FILE_NAME, IDS_NAME
 from rlhf.runs.model_card import STAGES, model_card, portable, read_mapping
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "calibration.json")
@@ -32,7 +33,8 @@ TOKENIZER = (
     "merges.txt",
     "chat_template.jinja",
 )
-FINAL_FILES = (*ADAPTER, *TOKENIZER, "result.json", "config.yaml", *(f"value/{name}" for name in ADAPTER))
+CONTRACT = (FILE_NAME, IDS_NAME)
+FINAL_FILES = (*ADAPTER, *TOKENIZER, *CONTRACT, "result.json", "config.yaml", *(f"value/{name}" for name in ADAPTER))
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _make_portable(path: Path) -> None:
     """Removes paths of this machine from a file that this library writes; tokenizer files stay byte for byte."""
     if path.name == "config.yaml" and path.exists():
         path.write_text(yaml.safe_dump(portable(read_mapping(path)), sort_keys=False), encoding="utf-8")
-    elif path.name in ("adapter_config.json", "result.json"):
+    elif path.name in ("adapter_config.json", "result.json", FILE_NAME):
         path.write_text(json.dumps(portable(read_mapping(path)), indent=2) + "\n", encoding="utf-8")
 
 

@@ -21,6 +21,8 @@ from rlhf.generation.completions import completion_rewards, sample_completions
 from rlhf.models.adapter_files import CONFIG, WEIGHTS
 from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
+from rlhf.runs.contract import FILE_NAME, copy_contract
+from rlhf.runs.timed import is_timed
 
 
 @dataclass
@@ -40,11 +42,16 @@ class ChoiceArguments:
 
 
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
-    """Returns one row per evaluated and saved checkpoint of a Trainer: `epoch`, `checkpoint`, `eval_loss`."""
+    """Returns one row per evaluated and saved checkpoint of a Trainer: `epoch`, `checkpoint`, `eval_loss`.
+
+    Checkpoints that the clock saved are left out: another run of the same options would have others.
+    """
     return [
         {"epoch": round(log["epoch"], 3), "checkpoint": f"checkpoint-{log['step']}", "eval_loss": log["eval_loss"]}
         for log in log_history
-        if "eval_loss" in log and (Path(run_folder) / f"checkpoint-{log['step']}").is_dir()
+        if "eval_loss" in log
+        and (checkpoint := Path(run_folder) / f"checkpoint-{log['step']}").is_dir()
+        and not is_timed(checkpoint)
     ]
 
 
@@ -65,6 +72,8 @@ def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -
         best, criterion = min(table, key=lambda row: row["eval_loss"]), "eval_loss"
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(Path(run_folder) / best["checkpoint"] / name, Path(run_folder) / name)
+    if (Path(run_folder) / best["checkpoint"] / FILE_NAME).exists():
+        copy_contract(Path(run_folder) / best["checkpoint"], run_folder)
     return {"chosen": best["checkpoint"], "chosen_by": criterion, "epochs": list(table)}
 
 

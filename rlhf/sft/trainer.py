@@ -144,6 +144,8 @@ def _counted_rows(rows: int, accelerator: Accelerator) -> int:
         return rows
     return min(rows, max(0, state.remainder - rows * accelerator.process_index))
 
+    stage = "sft"
+
 
 @dataclass
 class SFTModelConfig(ModelConfig):

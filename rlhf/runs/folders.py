@@ -1,0 +1,106 @@
+"""A run's folder holds the files of one run: never an adapter of one beside numbers of another."""
+
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.errors import InputError
+from rlhf.runs.artifacts import is_first_process, resolved_config
+from rlhf.runs.options import FREE
+from rlhf.runs.resume import complete_checkpoints
+
+logger = logging.getLogger(__name__)
+
+# All that a stage writes. Files of the user, and the folders of other stages, stay. The configuration goes last: while
+# the first process deletes, the others may still compare it.
+FILES = (
+    "result.json", "adapter_model.safetensors", "adapter_config.json", "model.safetensors", "calibration.json",
+    "contract.json", "trained_on.safetensors", "environment.json", "metrics.jsonl", "samples.jsonl", "README.md",
+    "report.md", "reliability.svg", "training_args.bin", "config.yaml",
+)  # fmt: skip
+SKIPPED = "skipped_rows.jsonl"
+FOLDERS = ("checkpoint-*", "old-checkpoint-*", ".partial-checkpoint", "raw", "value")
+SAME_RUN = ("resume_from_checkpoint", "overwrite_output_dir", "output_dir")
+
+
+@dataclass
+class RunFolderArguments:
+    """What becomes of an earlier run in `output_dir`."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the files of an earlier run in output_dir, checkpoints too."}
+    )
+
+
+def check_folder(output_dir: str | Path, *configs: Any, resume: bool, overwrite: bool = False) -> None:
+    """Refuses to start a run in the folder of another one; call it before the first file is written.
+
+    A finished run of the same options is done again, which is said. Nothing of it is deleted before `clear_folder`.
+
+    Args:
+        configs: the dataclass instances of the recipe.
+        resume: the run goes on from a checkpoint.
+        overwrite: accept an earlier run, whatever its options.
+
+    Raises:
+        InputError: an earlier run has checkpoints to go on from, or other options.
+    """
+    folder = Path(output_dir)
+    if resume:
+        return
+    finished, checkpoints = (folder / "result.json").exists(), complete_checkpoints(folder)
+    adapter = (folder / "adapter_model.safetensors").exists()
+    if not overwrite and (finished or checkpoints or adapter):
+        kind = "a finished run" if finished else "a run that was stopped" if checkpoints else "an adapter"
+        remedy = "Set another output_dir, or pass --overwrite_output_dir true to delete it"
+        if not finished and checkpoints:
+            raise InputError(
+                f"{folder} holds {kind} after {checkpoints[-1].name}. Pass --resume_from_checkpoint true to go on "
+                f"with it. {remedy}."
+            )
+        different = _different_options(folder, configs)
+        if different is not None:
+            raise InputError(f"{folder} holds {kind} {different}. {remedy}.")
+        logger.warning("%s holds %s of the same options; it is done again", folder, kind)
+    if is_first_process():
+        (folder / SKIPPED).unlink(missing_ok=True)  # the rows that are skipped are listed while they are loaded
+
+
+def clear_folder(output_dir: str | Path, resume: bool) -> None:
+    """Deletes the files of an earlier run, unless it is resumed; call it when data and options have been checked."""
+    if resume or not is_first_process():
+        return
+    for pattern in FOLDERS:
+        for path in Path(output_dir).glob(pattern):
+            shutil.rmtree(path)
+    for name in FILES:
+        (Path(output_dir) / name).unlink(missing_ok=True)
+
+
+def _different_options(folder: Path, configs: tuple) -> str | None:
+    """Returns how the run in `folder` differs from one of `configs`, None if it does not."""
+    try:
+        theirs = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        theirs = None
+    if not isinstance(theirs, dict):
+        return "without a config.yaml"
+    ours = {name: value for config in configs for name, value in resolved_config(config).items()}
+    for name in sorted(theirs.keys() | ours.keys()):
+        a, b = theirs.get(name), ours.get(name)
+        free = name in SAME_RUN or (FREE.fullmatch(name) and name not in _KEPT)
+        if a != b and not free:
+            return f"with {name} {a}, and this one has {b}"
+    return None
+
+
+# Free on resuming, because the contract records them by digests or over all processes, which config.yaml does not.
+_KEPT = (
+    "dataset_name", "dataset_config", "dataset_size", "dataset_seed", "dataset_train_split", "dataset_test_split",
+    "sft_model_path", "reward_model_path", "reward_ensemble_paths", "model_name_or_path", "model_revision", "seed",
+    "batch_size", "mini_batch_size", "num_mini_batches", "calibration_dataset", "calibration_size", "columns",
+)  # fmt: skip

@@ -1,0 +1,95 @@
+"""Resuming: the checkpoint to go on from, and the check that it is one of this run."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rlhf.errors import InputError
+from rlhf.runs.contract import FILE_NAME, Contract, differences, read_contract
+from rlhf.runs.options import LENGTH
+
+logger = logging.getLogger(__name__)
+
+# Of the base, its name may differ: a folder may have moved.
+COMPARED = ("stage", "seed", "options", "tokenizer", "prompt_style", "template_date", "stop_tokens", "parents", "rows")
+
+
+def find_checkpoint(args: TrainingArguments) -> str | None:
+    """Returns the checkpoint for `trainer.train`; None to train from the beginning.
+
+    Args:
+        args: `resume_from_checkpoint` is a checkpoint's folder, or `true` for the last complete one in `output_dir`.
+
+    Raises:
+        InputError: that checkpoint does not exist or is not complete.
+    """
+    option = args.resume_from_checkpoint
+    if option is None or str(option).lower() == "false":
+        return None
+    if str(option).lower() == "true":
+        assert args.output_dir is not None, "TrainingArguments replaces None"
+        checkpoints = complete_checkpoints(args.output_dir)
+        if not checkpoints:
+            raise InputError(f"{args.output_dir} holds no checkpoint to resume from. Leave resume_from_checkpoint out.")
+        return str(checkpoints[-1])
+    if not is_complete(Path(option)):
+        raise InputError(
+            f"resume_from_checkpoint {option} is not the folder of a checkpoint (its trainer_state.json is missing "
+            "or damaged). Pass a checkpoint-<step> folder, or true for the last one in output_dir."
+        )
+    return str(option)
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Returns the complete checkpoints in a run's folder, the oldest first."""
+    named = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in Path(output_dir).glob("*")}
+    steps = {path: int(match[1]) for path, match in named.items() if match and is_complete(path)}
+    return sorted(steps, key=steps.__getitem__)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """True if the file that every Trainer writes last exists and is valid JSON."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
+    """Checks that a checkpoint is one of this run: the same stage, base, rows, adapters and decisive options.
+
+    The length of the run may differ, with a warning. None, or a checkpoint without a contract, is not checked; the
+    latter is said.
+
+    Raises:
+        InputError: a difference, with its name and both values.
+    """
+    if checkpoint is None:
+        return
+    theirs = read_contract(checkpoint)
+    if theirs is None:
+        logger.warning(
+            "%s has no %s, so nobody can tell if it was trained with the same rows and options", checkpoint, FILE_NAME
+        )
+        return
+    found = differences(theirs, ours, COMPARED) + [
+        (name, a, b) for name, a, b in differences(theirs, ours, ["base"]) if name in ("base.digest", "base.weights")
+    ]
+    for name, a, b in found:
+        if name not in LENGTH:
+            raise InputError(
+                f"{checkpoint} was trained with {name} {a}, and this run has {b} ({Path(checkpoint) / FILE_NAME}). "
+                f"Resume with the same {name}, or start another run: leave resume_from_checkpoint out and set another "
+                "output_dir."
+            )
+    for name, a, b in found:
+        logger.warning(
+            "%s was trained with %s %s, and this run has %s: the learning rate follows the new length from here on",
+            checkpoint, name, a, b,
+        )  # fmt: skip

@@ -1,0 +1,141 @@
+"""docs/faults.md, section E: what one stage must know of another is beside its adapter, and is checked."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from small_stages import messages, refusal, run_stage, write_data
+from toys import save_toy
+from trl import ModelConfig
+
+from rlhf.data.splits import conversation_id
+from rlhf.errors import InputError
+from rlhf.models.adapter_files import adapter_digest, check_adapter
+from rlhf.models.stages import load_adapters
+from rlhf.runs.contract import read_contract, read_conversations
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails if a model is loaded."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("rlhf.models.loading._load", fail)
+
+
+def test_seam_e1_every_stage_writes_what_it_was_trained_with(small_run):
+    """Beside every adapter: of the run, of its checkpoints, of raw/ and value/."""
+    for stage in ("sft", "reward", "ppo"):
+        folders = [small_run / stage, *(small_run / stage).glob("checkpoint-*")]
+        folders += [small_run / "ppo" / name for name in ("raw", "value")] if stage == "ppo" else []
+        assert len(folders) > 1
+        for folder in folders:
+            contract = read_contract(folder)
+            assert contract is not None and contract.stage == stage
+            assert contract.base["digest"] and contract.base["weights"]
+            assert contract.tokenizer["digest"] and contract.tokenizer["template_digest"]
+            assert contract.prompt_style == "chat"
+            assert contract.options["learning_rate"] == 0.01
+            assert contract.seed is not None
+            (source,) = contract.trained_on
+            assert source["rows"] > 0 and source["digest"] and len(source["range"]) == 2
+            assert read_conversations(folder) is not None
+    assert read_contract(small_run / "reward").trained_modules["full"] == ["score"]
+
+
+def test_seam_e2_the_conversations_of_the_parents_are_among_those_trained_on(small_run):
+    sft, reward, ppo = (set(read_conversations(small_run / stage).tolist()) for stage in ("sft", "reward", "ppo"))
+    assert sft <= {conversation_id({"prompt": messages(f"Question {i}?")}) for i in range(24)}
+    assert len(sft) == read_contract(small_run / "sft").trained_on[0]["conversations"] > 0
+    assert sft <= reward <= ppo
+    assert np.array_equal(read_conversations(small_run / "ppo"), np.array(sorted(ppo)))
+
+
+def test_seam_e3_a_stage_keeps_the_digests_of_its_parents(small_run):
+    digests = {stage: adapter_digest(small_run / stage) for stage in ("sft", "reward")}
+    assert read_contract(small_run / "reward").parents == {"sft": digests["sft"]}
+    assert read_contract(small_run / "ppo").parents == digests
+
+
+def test_seam_e4_another_base_in_a_folder_of_the_same_name_is_refused(small_run, tmp_path, no_model):
+    other = save_toy(tmp_path / "base", seed=5)
+    with pytest.raises(
+        InputError, match=r"the file of the weights of .* differs: digest \w+, not \w+ as in .*contract"
+    ):
+        check_adapter(small_run / "sft", str(other))
+    with pytest.raises(InputError, match="Set model_name_or_path and model_revision"):
+        load_adapters(ModelConfig(model_name_or_path=str(other)), {"sft": small_run / "sft"})
+
+
+def test_seam_e5_a_base_that_was_moved_is_the_same(small_run, tmp_path):
+    moved = shutil.copytree(small_run / "base", tmp_path / "models" / "renamed")
+    check_adapter(small_run / "sft", str(moved))
+    shared, _ = load_adapters(ModelConfig(model_name_or_path=str(moved)), {"sft": small_run / "sft"})
+    assert shared.adapters == ("sft",)
+
+
+def test_seam_e6_sft_on_messages_and_reward_model_on_text_are_refused(own_run, capsys, no_model):
+    write_data(own_run / "text", style=str)
+    error = refusal(
+        capsys, "reward", own_run, dataset_name=own_run / "text" / "comparisons", output_dir=own_run / "reward-text"
+    )
+    assert "prompt_style chat" in error and "plain text (text)" in error and "contract.json" in error
+    error = refusal(capsys, "ppo", own_run, dataset_name=own_run / "text" / "prompts", output_dir=own_run / "ppo-text")
+    assert "prompt_style chat" in error
+
+
+def test_seam_e7_a_reward_model_with_another_template_is_refused(own_run, capsys, no_model):
+    template = own_run / "reward" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    contract = json.loads((own_run / "reward" / "contract.json").read_text())
+    contract["tokenizer"]["template_digest"] = "0" * 16
+    (own_run / "reward" / "contract.json").write_text(json.dumps(contract))
+    error = refusal(capsys, "ppo", own_run, output_dir=own_run / "ppo-2")
+    assert "another chat template" in error and "Train reward again" in error
+    with pytest.raises(InputError, match="another chat template"):
+        load_adapters(ModelConfig(), {"sft": own_run / "sft", "reward": own_run / "reward"})
+    for stage in ("sft", "reward"):  # adapters of an old version: the files of their tokenizers tell
+        (own_run / stage / "contract.json").unlink()
+    assert "another chat template" in refusal(capsys, "ppo", own_run, output_dir=own_run / "ppo-2")
+
+
+def test_seam_e8_an_sft_adapter_that_was_replaced_is_reported(own_run, caplog):
+    load_adapters(ModelConfig(), {stage: own_run / stage for stage in ("sft", "ppo")})
+    assert "was trained against another" not in caplog.text
+    chosen = read_chosen(own_run / "sft")
+    other = next(path for path in (own_run / "sft").glob("checkpoint-*") if path.name != chosen)
+    shutil.copyfile(other / "adapter_model.safetensors", own_run / "sft" / "adapter_model.safetensors")
+    load_adapters(ModelConfig(), {stage: own_run / stage for stage in ("sft", "ppo")})
+    assert "was trained against another sft adapter" in caplog.text
+    assert "parents.sft" in caplog.text
+
+
+def read_chosen(folder):
+    return json.loads((folder / "result.json").read_text())["chosen"]
+
+
+def test_seam_e9_an_adapter_without_contract_loads_with_one_sentence(own_run, caplog):
+    for name in ("contract.json", "trained_on.safetensors"):
+        (own_run / "sft" / name).unlink()
+    load_adapters(ModelConfig(), {"sft": own_run / "sft"})
+    assert caplog.text.count("has no contract.json") == 1
+
+
+def test_seam_e10_the_revision_of_the_base_is_kept_and_used(own_run):
+    from rlhf.models.contracts import with_revision_of
+
+    path = own_run / "sft" / "contract.json"
+    contract = json.loads(path.read_text())
+    contract["base"] |= {"name": "owner/model", "revision": "c0ffee"}
+    path.write_text(json.dumps(contract))
+    assert with_revision_of(ModelConfig(model_name_or_path="owner/model"), path.parent).model_revision == "c0ffee"
+    given = ModelConfig(model_name_or_path="owner/model", model_revision="v2")
+    assert with_revision_of(given, path.parent).model_revision == "v2"
+
+
+def test_seam_e11_a_stage_again_gives_the_same_contract(small_run, tmp_path):
+    again = run_stage("sft", small_run, output_dir=tmp_path / "sft")
+    assert read_contract(again) == read_contract(small_run / "sft")
