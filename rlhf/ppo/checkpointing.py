@@ -84,8 +84,9 @@ class PPOCheckpointing(AtomicCheckpoints, _BaseTrainer):
         save_networks(folder, self.actor_critic, self.ema, write=self.args.should_save)
         if self.args.should_save:
             self.processing_class.save_pretrained(folder)
-            for beside in (folder, folder / "raw", folder / "value") if self.contract is not None else ():
-                write_contract(beside, self.contract)
+            if self.contract is not None:
+                for beside in (folder, folder / "raw", folder / "value"):
+                    write_contract(beside, self.contract)
         if _internal_call:
             self._save_progress(folder)
         self.accelerator.wait_for_everyone()
