@@ -101,6 +101,8 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
     size. Here it is the mean over all completion tokens, whatever the batches and processes.
     """
 
+    stage = "sft"
+
     def __init__(self, model, args: SFTConfig | None = None, *positional, **kwargs):
         check_lora_config(kwargs.get("peft_config"), "peft_config")
         if args is not None:
@@ -143,8 +145,6 @@ def _counted_rows(rows: int, accelerator: Accelerator) -> int:
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return rows
     return min(rows, max(0, state.remainder - rows * accelerator.process_index))
-
-    stage = "sft"
 
 
 @dataclass
