@@ -38,6 +38,7 @@ def test_seam_e1_every_stage_writes_what_it_was_trained_with(small_run):
             assert contract.base["digest"] and contract.base["weights"]
             assert contract.tokenizer["digest"] and contract.tokenizer["template_digest"]
             assert contract.prompt_style == "chat"
+            assert contract.stop_tokens == ["<|endoftext|>"]
             assert contract.options["learning_rate"] == 0.01
             assert contract.seed is not None
             (source,) = contract.trained_on

@@ -12,7 +12,9 @@ from trl import ModelConfig
 from rlhf.data.arguments import DataArguments
 from rlhf.data.splits import conversation_id
 from rlhf.models.adapter_files import adapter_digest, adapter_folder
+from rlhf.models.chat_template import template_date
 from rlhf.models.contracts import base_of, tokenizer_digests
+from rlhf.models.stop_tokens import stop_token_texts
 from rlhf.runs.contract import Contract, read_conversations
 from rlhf.runs.digests import rows_digest
 from rlhf.runs.options import decisive_options
@@ -48,6 +50,8 @@ def stage_contract(
         base=base_of(model_args.model_name_or_path, model_args.model_revision),
         tokenizer=tokenizer_digests(tokenizer),
         prompt_style=prompt_style(rows),
+        stop_tokens=stop_token_texts(tokenizer),
+        template_date=template_date(tokenizer),
         trained_on=[source_entry(data_args, rows, own)],
         rows={name: rows_entry(dataset) for name, dataset in encoded.items() if dataset is not None},
         trained_modules=trained_modules(model_args, stage),
