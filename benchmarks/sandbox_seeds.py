@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rlhf.evaluation.summary import over_runs
+
 ROOT = Path(__file__).parent.parent
 STAGES = ("sft", "reward", "choose", "ppo", "evaluate")
 
@@ -71,7 +73,8 @@ def main() -> None:
             run_stage(stage, run, seed)
         rows.append(row(seed, run))
         print(json.dumps(rows[-1], indent=2), flush=True)
-    print(json.dumps(rows))
+    summaries = [json.loads((args.folder / str(seed) / "summary.json").read_text()) for seed in args.seeds]
+    print(json.dumps({"runs": rows, "over_runs": over_runs(summaries)}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ report says so. Each process of the launch answers a share of the prompts.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trl import ModelConfig
@@ -22,7 +22,8 @@ from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.report import read_stages, write_report
-from rlhf.evaluation.summary import summarize
+from rlhf.evaluation.summary import read_summary, summarize
+from rlhf.generation.score_options import policy_options
 from rlhf.models.stages import load_adapters
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 
@@ -54,9 +55,29 @@ class EvaluateArguments:
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "Temperature of the sampled arms and of the KL. None: that of the PPO run, else 1."},
+    )
+    missing_eos_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Positive number subtracted from the reward of an answer without EOS, also in best of n. None: "
+            "that of the PPO run, if it has one."
+        },
+    )
+    other_runs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of other runs of this recipe, each with a summary.json. The report then has the range of "
+            "the numbers over all runs."
+        },
+    )
 
     def __post_init__(self):
         require_at_least(self, 1, "max_new_tokens", "batch_size")
+        if self.temperature is not None and self.temperature <= 0:
+            raise InputError(f"temperature is {self.temperature}; greedy answers come anyway: make it positive.")
         if self.best_of_n and (self.best_of_n < 2 or not (self.sft_model_path and self.reward_model_path)):
             raise InputError(
                 f"best_of_n is {self.best_of_n}; it must be 0, or at least 2 with sft_model_path and reward_model_path."
@@ -73,6 +94,12 @@ def main() -> None:
     started = time.monotonic()
     args, data_args, model_args = parse(EvaluateArguments, EvaluationData, ModelConfig)
     recipe_dir = Path(args.recipe_dir or Path(args.output_dir).parent)
+    options = policy_options(args.ppo_model_path)
+    if args.temperature is not None:
+        options = replace(options, temperature=args.temperature)
+    if args.missing_eos_penalty is not None:
+        options = replace(options, missing_eos_penalty=args.missing_eos_penalty, missing_eos_reward=None)
+    other_runs = [read_summary(folder) for folder in args.other_runs or ()]
     start_run(args.output_dir, args, data_args, model_args, stage="evaluate")
 
     # Models and prompts
@@ -89,6 +116,7 @@ def main() -> None:
         models=["base", *(name for name in ("sft", "ppo") if name in adapters)],
         judge=gold_judge(data_args.dataset_name),
         max_new_tokens=args.max_new_tokens,
+        options=options,
         batch_size=args.batch_size,
         seed=args.seed,
         best_of=args.best_of_n,
@@ -106,11 +134,12 @@ def main() -> None:
         "model": model_args.model_name_or_path or shared.lm.name_or_path,
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
+        "temperature": options.temperature,
         "best_of_n": args.best_of_n,
         **labeler_limits(data_args.dataset_name, data_args.dataset_seed),
     }
     results = {name: stage.result for name, stage in stages.items()}
-    summary = summarize(rows, results, settings, seconds=round(time.monotonic() - started, 1))
+    summary = summarize(rows, results, settings, seconds=round(time.monotonic() - started, 1), other_runs=other_runs)
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(args.output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
     title = f"InstructGPT’s recipe: {recipe_dir.resolve().name}"

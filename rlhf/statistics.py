@@ -123,6 +123,14 @@ def win_rate(a: Values, b: Values, clusters: Clusters) -> Estimate:
     return cluster_share((np.sign(differences) + 1) / 2, clusters)
 
 
+def spread_over_runs(values: Values) -> dict[str, float]:
+    """Returns `mean`, `low` (the lowest), `high` (the highest) and `runs` of one number from several runs.
+
+    Runs differ by more than the intervals over prompts say, which hold the trained models fixed.
+    """
+    return {"mean": float(np.mean(values)), "low": float(min(values)), "high": float(max(values)), "runs": len(values)}
+
+
 def clustered_accuracy(correct: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
     """Returns the `cluster_share` of `correct` [P] as `accuracy`, with `low`, `high`, `n_pairs` and `n_prompts`.
 

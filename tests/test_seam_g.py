@@ -2,11 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from test_evaluation_report import SETTINGS, make_rows
 from test_reward_trainer import comparisons
 from test_sft import DEMONSTRATIONS
 from toys import (
@@ -15,20 +17,32 @@ from toys import (
     logged,
     lora,
     ppo_config,
+    save_adapter,
     separate,
     shared_base,
     trainer,
 )
 from trl import ModelConfig
 
+from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
+from rlhf.evaluation.answers import judged_answers
+from rlhf.evaluation.report import read_stages, render
+from rlhf.evaluation.summary import over_runs, read_summary, summarize
+from rlhf.generation.completions import Completion, sample_completions
+from rlhf.generation.score_options import PolicyOptions, policy_options, shaped_rewards
 from rlhf.models.adapter_files import check_adapter
 from rlhf.models.loading import load_base, load_sequence_classifier, lora_config
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA, decay_of_run
+from rlhf.ppo.rewards import shape_scores
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
+from rlhf.runs.artifacts import start_run
+from rlhf.runs.contract import Contract, write_contract
+from rlhf.sft.select_checkpoint import ChoiceArguments, score_checkpoints
 from rlhf.sft.trainer import SFTArguments, SFTTrainer, tokenize_demonstrations
+from rlhf.statistics import cluster_mean
 
 PLAIN = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")
 
@@ -352,3 +366,118 @@ def test_seam_g8_a_value_model_without_a_trained_head_starts_at_zero(tmp_path):
 def test_seam_g8_a_value_model_beside_a_reward_model_keeps_its_head(tmp_path):
     ppo = trainer(ppo_config(tmp_path), separate())
     assert ppo.actor_critic.token_scores("value", torch.tensor([[5, 6, 7]])).abs().max() > 0
+
+
+# ---- G2: intervals over prompts, spread over runs
+
+
+def test_seam_g2_the_report_says_that_intervals_are_over_prompts_and_shows_the_spread_over_runs(tmp_path):
+    rows = make_rows()
+    summaries = [summarize(rows, {}, SETTINGS, 1.0) for _ in range(3)]
+    for summary, rate in zip(summaries, (0.58, 0.69, 0.71), strict=True):
+        summary["win_rate_vs_sft"]["ppo"]["mean"] = rate
+    spread = over_runs(summaries)["win_rate_vs_sft.ppo"]
+    assert spread == pytest.approx({"mean": 0.66, "low": 0.58, "high": 0.71, "runs": 3})
+
+    alone = summarize(rows, {}, SETTINGS, 1.0)
+    together = summarize(rows, {}, SETTINGS, 1.0, other_runs=summaries)
+    assert alone["over_runs"] is None
+    assert together["over_runs"]["win_rate_vs_sft.ppo"]["runs"] == 4
+    assert alone["win_rate_vs_sft"] == together["win_rate_vs_sft"]
+    stages = read_stages(tmp_path)
+    page = render("A run", together, rows, stages)
+    assert "over prompts only" in page
+    assert "Over 4 runs" in page
+    assert "Over 4 runs" not in render("A run", alone, rows, stages)
+    with pytest.raises(InputError, match=r"summary\.json does not exist"):
+        read_summary("nowhere")
+
+
+def test_seam_g2_intervals_cover_with_few_clusters():
+    """The whole table is that of benchmarks/interval_coverage.py; before issue 16 five clusters covered 82 %."""
+    rng = np.random.default_rng(0)
+    for clusters in (5, 10, 20):
+        covered = 0
+        for _ in range(600):
+            sizes = np.maximum(1, np.round(np.exp(rng.normal(1.5, 0.8, size=clusters)))).astype(int)
+            index = np.repeat(np.arange(clusters), sizes)
+            values = 0.3**0.5 * rng.normal(size=clusters)[index] + 0.7**0.5 * rng.normal(size=len(index))
+            estimate = cluster_mean(values, index)
+            covered += estimate.low <= 0 <= estimate.high
+        assert covered / 600 > 0.92, clusters
+
+
+# ---- G9: the same options for PPO and for what it is compared with
+
+
+def test_seam_g9_options_of_the_policy_come_from_its_folder(tmp_path):
+    base = shared_base()
+    base.save_adapter("policy", tmp_path)
+    assert policy_options(tmp_path) == policy_options(None) == PolicyOptions(1.0, None, None)
+    start_run(tmp_path, ppo_config(tmp_path, temperature=0.7, missing_eos_penalty=2.0), stage="ppo")
+    assert policy_options(tmp_path) == PolicyOptions(0.7, 2.0, None)
+    write_contract(tmp_path, Contract("ppo", options={"temperature": 0.9}))
+    assert policy_options(tmp_path).temperature == 0.9
+
+
+def test_seam_g9_the_missing_eos_term_is_that_of_ppo():
+    completions = [Completion([5], "a", True), Completion([5], "b", False)]
+    for options in (PolicyOptions(), PolicyOptions(1.0, 2.0), PolicyOptions(1.0, None, -1.0)):
+        ours = shape_scores(
+            torch.tensor([0.5, 3.0]), torch.tensor([True, False]),
+            missing_eos_penalty=options.missing_eos_penalty, missing_eos_reward=options.missing_eos_reward,
+        )  # fmt: skip
+        assert shaped_rewards([0.5, 3.0], completions, options) == pytest.approx(ours.tolist())
+
+
+def test_seam_g9_evaluation_and_best_of_n_take_temperature_and_missing_eos(toy_base, toy_tokenizer):
+    shared = SharedBase(toy_base)
+    torch.manual_seed(0)
+    config = lora_config(ModelConfig(lora_r=4))
+    config.init_lora_weights = False
+    for name in ("sft", "ppo", "reward"):
+        shared.add_adapter(name, lora_config=config, head=name == "reward")
+    shared.eval()
+    rows = Dataset.from_dict({"prompt": [f"Question {i}?" for i in range(12)]})
+    options = PolicyOptions(0.7, missing_eos_penalty=100.0)
+    shared.lm.generation_config.eos_token_id = list(range(0, 300, 20))  # so that a random model ends some answers
+    judged = judged_answers(
+        shared, toy_tokenizer, rows, ["sft", "ppo"], judge=None, max_new_tokens=6, options=options, best_of=4
+    )
+    assert {row["ended"] for row in judged} == {True, False}
+    for row in judged:
+        assert row["reward"] == pytest.approx(row["rm_score"] - (0 if row["ended"] else 100.0), abs=1e-4)
+    ended = {arm: sum(row["ended"] for row in judged if row["arm"] == arm) for arm in ("sft", "sft_best")}
+    assert ended["sft_best"] > ended["sft"]
+
+    ids = [encode_prompt(toy_tokenizer, prompt) for prompt in rows["prompt"]]
+    samples = sample_completions(
+        shared, "ppo", ids, toy_tokenizer, max_new_tokens=6, temperature=0.7, seed=1, batch_size=64
+    )
+    assert [row["response"] for row in judged if row["arm"] == "ppo"] == [sample.text for sample in samples]
+    kl = [row["kl"] for row in judged if row["arm"] == "ppo"]
+    for i, sample in enumerate(samples[:4]):
+        sums = []
+        for name in ("ppo", "sft"):
+            with torch.no_grad(), shared.use(name):
+                logits = shared.lm(torch.tensor([ids[i] + sample.ids])).logits[0, len(ids[i]) - 1 : -1] / 0.7
+            sums.append(logits.log_softmax(-1).gather(1, torch.tensor(sample.ids)[:, None]).sum().item())
+        assert kl[i] == pytest.approx(sums[0] - sums[1], abs=1e-3)
+
+
+def test_seam_g9_the_choice_of_an_epoch_counts_missing_eos(tmp_path, toy_folder, toy_base, toy_tokenizer):
+    save_adapter(toy_folder, tmp_path / "checkpoint-1", "sft")
+    save_adapter(toy_folder, tmp_path / "reward", "reward")
+    table = [{"epoch": 1.0, "checkpoint": "checkpoint-1", "eval_loss": 1.0}]
+    scores = []
+    for penalty in (None, 100.0):
+        choice = ChoiceArguments(
+            str(tmp_path / "reward"), choice_prompts=8, choice_max_new_tokens=4, missing_eos_penalty=penalty
+        )
+        base = load_base(ModelConfig(toy_folder), toy_tokenizer)
+        [row] = score_checkpoints(table, tmp_path, base, toy_tokenizer, DEMONSTRATIONS, choice)
+        scores.append(row["rm_score"])
+    assert scores[0] - scores[1] == pytest.approx(100 * round((scores[0] - scores[1]) / 100 * 8) / 8, abs=1e-3)
+    assert scores[0] - scores[1] > 12
+    with pytest.raises(InputError, match=r"missing_eos_penalty is -1"):
+        ChoiceArguments(missing_eos_penalty=-1.0)

@@ -1,7 +1,8 @@
 """Comparison of arms: win rates, mean gold scores and the axes of the paper's Table 3, overall and by category.
 
-An arm is a model and its decoding: `sft` samples at temperature 1, `sft_greedy` decodes greedily, and `sft_best` is the
-best of n samples of `sft` by the reward model. A row is one judged answer, and a line of completions.jsonl:
+An arm is a model and its decoding: `sft` samples at the policy's temperature, `sft_greedy` decodes greedily, and
+`sft_best` is the best of n samples of `sft` by the reward model. A row is one judged answer, and a line of
+completions.jsonl:
 
     prompt_id   position in the evaluation set
     key         equal for equal prompts: the cluster of the intervals
@@ -11,7 +12,8 @@ best of n samples of `sft` by the reward model. A row is one judged answer, and 
     response    text of the answer
     ended       False if the answer was cut off at the length limit
     tokens      length of the answer
-    reward      score of the reward model; None without one
+    rm_score    score of the reward model; None without one
+    reward      the same as PPO counts it, with the term for a missing EOS
     gold        verdict of the gold judge; None without one
     kl          KL from SFT, in nats; samples of `ppo` only
 """
@@ -72,8 +74,13 @@ def gold(name: str) -> Score:
 
 
 def reward(row: AnswerRow) -> float | None:
-    """Returns the reward model's calibrated score."""
+    """Returns the reward model's calibrated score, with the term for a missing EOS that PPO was trained with."""
     return row["reward"]
+
+
+def rm_score(row: AnswerRow) -> float | None:
+    """Returns the reward model's calibrated score alone."""
+    return row.get("rm_score", row["reward"])
 
 
 def arms_of(rows: Iterable[AnswerRow]) -> list[str]:
@@ -133,7 +140,7 @@ def gold_accuracy(rows: list[AnswerRow], a: str, b: str) -> Estimate | None:
     decodings of the SFT model as arms, this is the accuracy on the distribution from which PPO starts.
     """
     gold_a, gold_b, keys = paired(rows, a, b, gold("overall"))
-    reward_a, reward_b, reward_keys = paired(rows, a, b, reward)
+    reward_a, reward_b, reward_keys = paired(rows, a, b, rm_score)
     if keys != reward_keys:
         return None
     decided = [

@@ -1,9 +1,12 @@
 """Numbers of one evaluation: judged answers and the stages' results -> summary.json."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from rlhf.errors import InputError
 from rlhf.evaluation.best_of_n import best_of_n_kl
 from rlhf.evaluation.preferences import (
     AXES,
@@ -20,14 +23,18 @@ from rlhf.evaluation.preferences import (
     share,
     share_gain,
 )
-from rlhf.statistics import Estimate
+from rlhf.statistics import Estimate, spread_over_runs
 
-SETTINGS = ("dataset", "model", "split", "seed", "max_new_tokens")
+SETTINGS = ("dataset", "model", "split", "seed", "max_new_tokens", "temperature")
 STAGES = ("sft", "reward", "ppo")
 
 
 def summarize(
-    rows: list[AnswerRow], results: dict[str, dict | None], settings: dict[str, Any], seconds: float
+    rows: list[AnswerRow],
+    results: dict[str, dict | None],
+    settings: dict[str, Any],
+    seconds: float,
+    other_runs: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Returns all numbers of summary.json; a number that could not be measured is null.
 
@@ -37,10 +44,44 @@ def summarize(
     Args:
         rows: judged answers, see `rlhf.evaluation.preferences`.
         results: stage -> its result.json, or None if the stage was not run.
-        settings: dataset, model, split, seed, max_new_tokens, best_of_n (optional), and the limits of
+        settings: dataset, model, split, seed, max_new_tokens, temperature, best_of_n (optional), and the limits of
             `rlhf.evaluation.gold.labeler_limits` (optional).
         seconds: duration of the evaluation.
+        other_runs: summaries of other runs of the recipe. The intervals are over prompts, for the models of this run;
+            `over_runs` has the mean and the range of the numbers of all runs.
     """
+    summary = _summary(rows, results, settings, seconds)
+    return summary | {"over_runs": over_runs([summary, *other_runs]) if other_runs else None}
+
+
+def read_summary(run: str | Path) -> dict[str, Any]:
+    """Returns the summary.json of a run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(run) / "summary.json"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Evaluate that run first, or leave it out of other_runs.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def over_runs(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the spread over runs of each arm's win rate and gold score, and of the reward model's accuracy."""
+    values: dict[str, list[float]] = {}
+    for summary in summaries:
+        for arm, estimate in (summary["win_rate_vs_sft"] or summary["win_rate_vs_sft_by_reward_model"] or {}).items():
+            values.setdefault(f"win_rate_vs_sft.{arm}", []).append(estimate["mean"])
+        for arm, mean in (summary["gold"] or {}).items():
+            values.setdefault(f"gold.{arm}", []).append(mean)
+        if summary["reward_model"]["accuracy"] is not None:
+            values.setdefault("reward_model.accuracy", []).append(summary["reward_model"]["accuracy"])
+    return {name: spread_over_runs(numbers) for name, numbers in values.items()}
+
+
+def _summary(
+    rows: list[AnswerRow], results: dict[str, dict | None], settings: dict[str, Any], seconds: float
+) -> dict[str, Any]:
     overall = _by_arm(rows, gold("overall"))
     best = settings.get("best_of_n")
     return {
@@ -118,7 +159,7 @@ def _reward_model(rows: list[AnswerRow], result: dict | None, settings: dict[str
 
 
 def _improved(rows: list[AnswerRow]) -> dict[str, int] | None:
-    """Returns the number of categories in which PPO's mean gold score at temperature 1 is above SFT's."""
+    """Returns the number of categories in which PPO's mean gold score of samples is above SFT's."""
     improved = []
     for category in by_category(rows).values():
         means = _means(_by_arm(category, gold("overall")))

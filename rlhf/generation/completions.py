@@ -95,9 +95,13 @@ def sample_completions(
 
 @torch.no_grad()
 def completion_logprobs(
-    shared: SharedBase, adapter: str | None, prompt_ids: Sequence[list[int]], completion_ids: Sequence[list[int]]
+    shared: SharedBase,
+    adapter: str | None,
+    prompt_ids: Sequence[list[int]],
+    completion_ids: Sequence[list[int]],
+    temperature: float = 1.0,
 ) -> list[float]:
-    """Returns log pi(completion | prompt) at temperature 1 for each pair: the sum over the completion's tokens.
+    """Returns log pi(completion | prompt) at a temperature for each pair: the sum over the completion's tokens.
 
     Logits are computed for completions only, in batches of at most LOGIT_TOKENS positions.
     """
@@ -112,7 +116,7 @@ def completion_logprobs(
             inputs = forward_inputs(shared.lm, ids, mask)
             with shared.use(adapter):
                 logits = shared.lm(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
-            logprobs = selective_log_softmax(logits.float(), ids[:, ids.shape[1] - longest :])  # [B, C]
+            logprobs = selective_log_softmax(logits.float() / temperature, ids[:, ids.shape[1] - longest :])  # [B, C]
             sums |= {i: row[longest - lengths[i] :].sum().item() for i, row in zip(batch, logprobs, strict=True)}
         return [sums[i] for i in rows]
 

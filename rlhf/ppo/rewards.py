@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.encode import Prompt, encode_prompt_and_completions
 from rlhf.errors import InputError
+from rlhf.generation.score_options import with_missing_eos
 from rlhf.models.loading import context_length
 from rlhf.models.stop_tokens import add_stop_ids, eos_ids
 from rlhf.ppo.networks import classifier_token_scores, freeze_reward
@@ -173,11 +174,7 @@ def shape_scores(
     scores = scores / scale
     if clip is not None:
         scores = scores.clamp(-clip, clip)
-    if missing_eos_penalty is not None:
-        scores = torch.where(ended, scores, scores - missing_eos_penalty)
-    if missing_eos_reward is not None:
-        scores = torch.where(ended, scores, torch.full_like(scores, missing_eos_reward))
-    return scores
+    return with_missing_eos(scores, ended, missing_eos_penalty, missing_eos_reward)
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:

@@ -18,6 +18,7 @@ from rlhf.data.encode import encode_prompt, prompt_key
 from rlhf.data.lengths import drop_long_rows
 from rlhf.errors import InputError
 from rlhf.generation.completions import completion_rewards, sample_completions
+from rlhf.generation.score_options import PolicyOptions, shaped_rewards
 from rlhf.models.adapter_files import CONFIG, WEIGHTS
 from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
@@ -37,8 +38,24 @@ class ChoiceArguments:
         default=128, metadata={"help": "Different validation prompts that every checkpoint answers."}
     )
     choice_max_new_tokens: int = field(default=256, metadata={"help": "Tokens of the longest of these answers."})
+    choice_temperature: float = field(
+        default=1.0, metadata={"help": "Sampling temperature of these answers. Set it to the one of the PPO stage."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Positive number subtracted from the score of an answer without EOS. Set it as in the PPO stage. "
+            "None subtracts nothing."
+        },
+    )
     choice_batch_size: int = field(default=32, metadata={"help": "Answers sampled in one batch."})
     choice_seed: int = field(default=0, metadata={"help": "Seed of sampling, the same for all checkpoints."})
+
+    def __post_init__(self):
+        if self.choice_temperature <= 0:
+            raise InputError(f"choice_temperature is {self.choice_temperature}; answers are sampled: make it positive.")
+        if self.missing_eos_penalty is not None and self.missing_eos_penalty <= 0:
+            raise InputError(f"missing_eos_penalty is {self.missing_eos_penalty}; it is subtracted: make it positive.")
 
 
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
@@ -99,6 +116,7 @@ def score_checkpoints(
     prompts = prompts_to_answer(demonstrations, base, tokenizer, choice)
     shared = SharedBase(base)
     shared.add_adapter("reward", folder=choice.reward_model_path, head=True)
+    options = PolicyOptions(choice.choice_temperature, choice.missing_eos_penalty)
     scored = []
     for row in table:
         name = row["checkpoint"]
@@ -110,12 +128,14 @@ def score_checkpoints(
             prompts,
             tokenizer,
             max_new_tokens=choice.choice_max_new_tokens,
+            temperature=options.temperature,
             seed=choice.choice_seed,
             batch_size=choice.choice_batch_size,
             description=name,
         )
         ids = [completion.ids for completion in completions]
-        rewards = torch.tensor(completion_rewards(shared, "reward", prompts, ids, choice.choice_batch_size))
+        rewards = completion_rewards(shared, "reward", prompts, ids, choice.choice_batch_size)
+        rewards = torch.tensor(shaped_rewards(rewards, completions, options))
         shared.peft_model.delete_adapter(name)
         standard_error = rewards.std(correction=0) / len(rewards) ** 0.5
         scored.append({**row, "rm_score": rewards.mean().item(), "rm_score_se": standard_error.item()})
