@@ -135,9 +135,9 @@ SFT, REWARD, PPO = GOOD["sft"][0], GOOD["reward"][0], GOOD["ppo"][0]
         ("reward", {**REWARD, "ranks": [0, 1, 2]}, ["ranks", "3", "2"]),
         ("reward", {**REWARD, "ranks": [0, 1.5]}, ["ranks", "1.5"]),
         ("reward", {**REWARD, "completions": ["a", LONG]}, ["256", "tokens"]),
-        ("ppo", {"question": "Name a fruit."}, ["prompt", "question"]),
+        ("ppo", {"topic": "Name a fruit."}, ["prompt", "topic"]),
         ("ppo", {"prompt": ""}, ["prompt", "empty"]),
-        ("evaluate", {"question": "Name a fruit."}, ["prompt", "question"]),
+        ("evaluate", {"topic": "Name a fruit."}, ["prompt", "topic"]),
         ("choose", {"prompt": "Name a fruit."}, ["completion"]),
     ],
 )

@@ -117,6 +117,95 @@ SEED = {
 }
 CHAT = {"id": "0", "data": ["Hi", "Hello", "Bye", "Bye!"]}
 CONVERSATION = [user("Hi"), assistant("Hello"), user("Bye")]
+NECTAR = {
+    "prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: ",
+    "answers": [
+        {"answer": text, "model": "m", "rank": float(rank)}
+        for text, rank in zip("abcdefg", [4, 1, 2, 3, 7, 6, 5], strict=True)
+    ],
+    "turns": 2,
+    "num_responses": 7,
+    "source": ["lmsys-chat-1m"],
+    "good_natured": True,
+}
+BREAD = user("Why is bread soft?")
+STACK = {
+    "qid": 1,
+    "question": "How to sort?",
+    "date": "2012/01/01",
+    "metadata": ["https://stackoverflow.com/questions/1"],
+    "response_j": "Use sorted.",
+    "response_k": "No.",
+}
+SHP = {
+    "post_id": "p",
+    "domain": "askculinary_test",
+    "upvote_ratio": 0.98,
+    "history": "Why is bread soft?",
+    "c_root_id_A": "a",
+    "c_root_id_B": "b",
+    "created_at_utc_A": 2,
+    "created_at_utc_B": 1,
+    "score_A": 340,
+    "score_B": 166,
+    "human_ref_A": "Air.",
+    "human_ref_B": "No.",
+    "labels": 1,
+    "seconds_difference": 1.0,
+    "score_ratio": 2.0,
+}
+WEBGPT = {
+    "question": {"dataset": "eli5", "id": "q", "full_text": "Why?"},
+    "quotes_0": {"title": ["t"], "extract": ["e"]},
+    "answer_0": "So.",
+    "tokens_0": {"prefix": [1], "completion": [2]},
+    "score_0": -0.5,
+    "quotes_1": {"title": ["t"], "extract": ["e"]},
+    "answer_1": "No.",
+    "tokens_1": {"prefix": [1], "completion": [2]},
+    "score_1": 0.5,
+}
+ARENA = {
+    "question_id": "q",
+    "model_a": "m",
+    "model_b": "n",
+    "winner": "model_b",
+    "judge": "arena_user_1",
+    "conversation_a": [user("Hi"), assistant("No.")],
+    "conversation_b": [user("Hi"), assistant("Hello")],
+    "turn": 1,
+    "anony": True,
+    "language": "English",
+    "tstamp": 1.0,
+    "openai_moderation": {"flagged": False},
+    "toxic_chat_tag": {"roberta-large": {"flagged": False, "probability": 0.01}},
+}
+ARENA_55K = {
+    "id": 30192,
+    "model_a": "m",
+    "model_b": "n",
+    "prompt": '["Hi"]',
+    "response_a": '["Hello"]',
+    "response_b": '["No."]',
+    "winner_model_a": 1,
+    "winner_model_b": 0,
+    "winner_tie": 0,
+}
+CAPYBARA = {
+    "source": "Airoboros",
+    "conversation": [{"input": "Hi", "output": "Hello"}, {"input": "Bye", "output": "Bye!"}],
+    "original_response": "Bye!",
+    "generation_prompt": ["<s>Hi"],
+    "raw_generation_responses": ["x"],
+    "new_generations": ["No."],
+    "prompt": "Hi Hello Bye",
+    "chosen": [*CONVERSATION, assistant("Bye!")],
+    "rejected": [*CONVERSATION, assistant("No.")],
+    "rating_chosen": 5,
+    "rating_rejected": 2,
+    "chosen_model": "c",
+    "rejected_model": "r",
+}
 UNPAIRED = [
     {"prompt": "Q", "completion": "good", "label": True},
     {"prompt": "R", "completion": "fine", "label": True},
@@ -191,6 +280,46 @@ CASES = [
         ],
         "prompts": [{"prompt": [user(t)], "category": "classification"} for t in ("Is it rude?\n\nHi", "Is it rude?")],
     }),
+    ("nectar", [NECTAR], {
+        "comparisons": [{"prompt": CONVERSATION, "completions": list("abcdefg"), "ranks": [3, 0, 1, 2, 6, 5, 4]}],
+        "prompts": [{"prompt": CONVERSATION}],
+    }),
+    ("stack_exchange_paired", [STACK], {
+        "comparisons": [{"prompt": [user("How to sort?")], "completions": ["Use sorted.", "No."], "ranks": [0, 1]}],
+        "prompts": [{"prompt": [user("How to sort?")]}],
+    }),
+    ("shp", [SHP, SHP | {"labels": 0}], {
+        "comparisons": [
+            {"prompt": [BREAD], "completions": ["Air.", "No."], "ranks": r, "category": "askculinary_test"}
+            for r in ([0, 1], [1, 0])
+        ],
+        "prompts": [{"prompt": [BREAD], "category": "askculinary_test"}] * 2,
+    }),
+    ("webgpt", [WEBGPT], {
+        "comparisons": [
+            {"prompt": [user("Why?")], "completions": ["So.", "No."], "ranks": [1, 0], "ratings": [-0.5, 0.5]}
+        ],
+        "prompts": [{"prompt": [user("Why?")]}],
+    }),
+    ("arena", [ARENA, ARENA | {"winner": "tie (bothbad)"}, ARENA | {"winner": "model_a"}], {
+        "comparisons": [
+            {"prompt": [user("Hi")], "completions": texts, "ranks": ranks}
+            for texts, ranks in ((["Hello", "No."], [0, 1]), (["No.", "Hello"], [0, 0]), (["No.", "Hello"], [0, 1]))
+        ],
+        "prompts": [{"prompt": [user("Hi")]}] * 3,
+    }),
+    ("arena_55k", [ARENA_55K, ARENA_55K | {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}], {
+        "comparisons": [
+            {"prompt": [user("Hi")], "completions": ["Hello", "No."], "ranks": ranks} for ranks in ([0, 1], [0, 0])
+        ],
+        "prompts": [{"prompt": [user("Hi")]}] * 2,
+    }),
+    ("capybara", [CAPYBARA, CAPYBARA | {"rating_rejected": 5}], {
+        "comparisons": [
+            {"prompt": CONVERSATION, "completions": ["Bye!", "No."], "ranks": ranks} for ranks in ([0, 1], [0, 0])
+        ],
+        "prompts": [{"prompt": CONVERSATION}] * 2,
+    }),
     ("ultrachat", [CHAT], {
         "demonstrations": [{"prompt": CONVERSATION, "completion": [assistant("Bye!")]}],
         "prompts": [{"prompt": CONVERSATION}],
@@ -249,9 +378,13 @@ def test_our_own_and_trls_formats_need_none(row):
 
 
 def test_trls_preferences_with_the_prompt_inside(tmp_path):
-    text = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    text = {"chosen": "User: Sky?\nAssistant: It is blue.", "rejected": "User: Sky?\nAssistant: It is black."}
     (row,) = load_comparisons(write(tmp_path / "text.jsonl", [text]), "train")
-    assert row == {"prompt": "The sky is", "completions": [" blue.", " black."], "ranks": [0, 1]}
+    assert row == {
+        "prompt": "User: Sky?\nAssistant:",
+        "completions": [" It is blue.", " It is black."],
+        "ranks": [0, 1],
+    }
     # HuggingFaceH4/ultrafeedback_binarized: the prompt as text beside conversations that hold it
     both = {"prompt": "Hi", "chosen": [user("Hi"), assistant("Hello")], "rejected": [user("Hi"), assistant("No.")]}
     (row,) = load_comparisons(write(tmp_path / "both.jsonl", [both | {"score_chosen": 9.0}]), "train")
@@ -270,7 +403,7 @@ def test_prompts_are_those_of_the_same_rows_demonstrations_and_comparisons(tmp_p
     talk = {"prompt": "Hi", "messages": [system, *CONVERSATION, assistant("Bye!")]}
     pair = {"prompt": "Hi", "chosen": [*CONVERSATION, assistant("A")], "rejected": [*CONVERSATION, assistant("B")]}
     without = {"chosen": [user("Hi"), assistant("A")], "rejected": [user("Hi"), assistant("B")]}
-    texts = {"chosen": "Say it in Dutch: dag", "rejected": "Say it in Dutch: nee"}
+    texts = {"chosen": "User: Hi\nAssistant: dag", "rejected": "User: Hi\nAssistant: nee"}
     for number, (load, row) in enumerate(
         [
             (load_demonstrations, talk),
@@ -315,7 +448,9 @@ def test_rows_that_belong_together_may_be_in_two_files(tmp_path):
 def test_a_format_can_be_named_and_a_wrong_name_is_an_error(tmp_path):
     args = write(tmp_path / "a.jsonl", [{"instruction": "Add.", "output": "3"}])
     args.dataset_format = "dolly"
-    with pytest.raises(InputError, match="column response; add it; its columns are those of alpaca, but dataset_f"):
+    with pytest.raises(
+        InputError, match=r"column output may change .*; its columns are those of alpaca, but dataset_f"
+    ):
         load_demonstrations(args, "train")
     with pytest.raises(InputError, match=r"dataset_format dollies is unknown. Choose from oasst, oasst_messages, hh_"):
         DataArguments(dataset_name="a", dataset_format="dollies")
@@ -358,7 +493,7 @@ def test_a_kind_that_a_format_does_not_have_is_an_error(tmp_path):
         ("demonstrations", [CHAT | {"data": ["Hi"]}], "line 1: column messages has no message of the user with"),
         ("demonstrations", [CHAT | {"data": ["Hi", 3]}], r"line 1: content of messages\[1\] is a number"),
         ("comparisons", [UNPAIRED[0], UNPAIRED[2] | {"prompt": ""}], "line 2: column prompt is empty"),
-        ("comparisons", [*UNPAIRED[:2], UNPAIRED[2] | {"completion": 4}], r"line 1: completions\[1\] is a number"),
+        ("comparisons", [*UNPAIRED[:2], UNPAIRED[2] | {"completion": 4}], "line 3: column completion is a number"),
     ],
 )
 def test_faults_are_named(tmp_path, kind, rows, reason):

@@ -116,7 +116,8 @@ def test_single_votes_keep_their_labelers(tmp_path):
 @pytest.mark.parametrize(
     ("votes", "reason"),
     [
-        ("x", "column votes is not a list of objects"),
+        ("x", "column votes is not a list in JSON"),
+        (["x"], "column votes is not a list of objects"),
         ([vote("x", 0, 3)], r"a vote is on \[0, 3\]; two indices of the 3 completions"),
         ([vote("x", 0, None)], r"a vote is on \[0, None\]"),
         ([vote("x", 1, 1)], "a vote compares completion 1 with itself"),

@@ -58,7 +58,7 @@ RANKED = {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]}
 @pytest.mark.parametrize(
     ("kind", "row", "reason"),
     [
-        ("demonstration", {"prompt": "Q", "answer": "A"}, r"no column completion \(there is prompt, answer\); add it"),
+        ("demonstration", {"prompt": "Q", "note": "A"}, r"no column completion \(there is prompt, note\); add it"),
         ("demonstration", {"prompt": "Q", "completion": " \n"}, "completion is empty"),
         ("demonstration", {"prompt": [USER], "completion": [USER]}, "one message of the assistant is needed"),
         ("demonstration", {"prompt": "Q", "completion": 3}, "completion is a number; text is needed"),

@@ -3,8 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf.data.columns import parse_columns
 from rlhf.data.formats import FORMATS
+from rlhf.data.schemas import KNOWN
 from rlhf.errors import InputError, require_at_least
+
+
+def check_columns(pairs: list[str] | None) -> None:
+    """Raises `InputError` for pairs new=old that cannot be used."""
+    parse_columns(pairs, KNOWN.union(*(form.columns for form in FORMATS.values())))
 
 
 @dataclass
@@ -41,6 +48,12 @@ class DataArguments:
         default=None,
         metadata={"help": "Published format of the rows (docs/data.md). None recognizes it by the columns."},
     )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "New names of columns, new=old, before the format is recognized: prompt=question ignore=score."
+        },
+    )
     on_bad_rows: Literal["error", "skip"] = field(
         default="error",
         metadata={
@@ -53,6 +66,9 @@ class DataArguments:
             raise InputError("dataset_name is empty. Set it to a Hub name, a local file or folder, or sandbox.")
         if self.dataset_format is not None and self.dataset_format not in FORMATS:
             raise InputError(f"dataset_format {self.dataset_format} is unknown. Choose from {', '.join(FORMATS)}.")
+        check_columns(self.columns)
+        if self.columns and self.dataset_name == "sandbox":
+            raise InputError("columns renames columns of files, and the sandbox has none. Leave it out.")
         require_at_least(self, 1, "dataset_size", "dataset_eval_size")
         if self.dataset_train_split == self.dataset_test_split:
             raise InputError(
@@ -79,7 +95,12 @@ class PretrainingArguments:
         default=None, metadata={"help": "Number of documents to use of each source, from the first. None uses all."}
     )
 
+    pretrain_columns: list[str] | None = field(
+        default=None, metadata={"help": "New names of columns of these sources, new=old: text=content."}
+    )
+
     def __post_init__(self):
+        check_columns(self.pretrain_columns)
         names, configs = self.pretrain_dataset_name or [], self.pretrain_dataset_config
         if configs is not None and len(configs) != len(names):
             raise InputError(

@@ -1,4 +1,4 @@
-"""Reads rows of json, jsonl, csv, parquet and txt files, each with its line, so that a bad row can be found."""
+"""Reads rows of json, jsonl, csv, tsv, parquet and txt files, each with its line, so that a bad row can be found."""
 
 import csv
 import gzip
@@ -9,18 +9,41 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedIOBase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from rlhf.data.cells import unique_keys
 from rlhf.errors import InputError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".txt", ".txt.gz")
-JSON_COLUMNS = ("messages", "completions", "ranks", "ratings", "votes")  # lists, as JSON in a csv cell
-MAYBE_MESSAGES = ("prompt", "completion", "chosen", "rejected")  # text, or a list of messages as JSON
-INDICES = ("best", "worst")
+SUFFIXES = (
+    ".jsonl",
+    ".jsonl.gz",
+    ".json",
+    ".json.gz",
+    ".csv",
+    ".csv.gz",
+    ".tsv",
+    ".tsv.gz",
+    ".parquet",
+    ".txt",
+    ".txt.gz",
+)
+DELIMITERS = ",;\t|"
+# Columns of numbers, which are text in a csv cell.
+NUMBERS = frozenset(
+    (
+        *("best", "worst", "helpfulness", "preference_strength", "overall_preference", "choice", "labels", "turn"),
+        *("score_chosen", "score_rejected", "chosen_score", "rejected_score", "rating_chosen", "rating_rejected"),
+        *("chosen_rating", "rejected_rating", "chosen-rating", "rejected-rating", "score_0", "score_1", "weight"),
+    )
+)
+NUMBER = re.compile(r"-?\d{1,9}(\.\d+)?")
+SPLITS = {"train", "validation", "valid", "val", "dev", "test"}
+CONTAINERS = ("data", "train", "rows", "examples", "samples", "records", "items")  # keys of a list of rows
 csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long document
 
 
@@ -52,12 +75,16 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
     kind = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind == "parquet":
         return _parquet_rows(path)
-    if kind == "csv":
-        return _csv_rows(path)
+    if kind in ("csv", "tsv"):
+        return _csv_rows(path, "\t" if kind == "tsv" else ",")
     if kind == "txt":
         return _text_rows(path)
     if kind == "json" and _starts_with(path, b"["):
         return _json_array_rows(path)
+    if kind == "json" and _starts_with(path, b"{") and not _first_line_is_row(path):
+        return _json_object_rows(path)
+    if kind == "jsonl" and _starts_with(path, b"[") and (rows := _array_of_rows(path)):
+        return rows
     return _jsonl_rows(path)
 
 
@@ -104,7 +131,7 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
 
 def _parse_object(text: str) -> tuple[dict[str, Any], str | None]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         return {}, f"not valid JSON ({error.msg} at column {error.colno}); each line needs one JSON object"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested too deep
@@ -119,17 +146,56 @@ def _object(value: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def _json_array_rows(path: Path) -> Iterator[SourceRow]:
+    return _rows_of_values(path, _whole_json(path))
+
+
+def _json_object_rows(path: Path) -> Iterator[SourceRow]:
+    """Yields the rows of an object that holds them in one list, {"data": [...]}; any other object is one row."""
+    value = _whole_json(path)
+    holders = [key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    if len(value) > 1 and value.keys() <= SPLITS:
+        raise InputError(f"{path} holds several splits ({', '.join(value)}). Write each into a file of its own.")
+    if len(holders) == 1 and holders[0] in CONTAINERS:
+        return _rows_of_values(path, value[holders[0]])
+    if value and all(isinstance(column, dict) and all(map(str.isdigit, column)) for column in value.values()):
+        raise InputError(
+            f"{path} holds columns and not rows, as pandas writes them. Write rows with "
+            'to_json(path, orient="records", lines=True).'
+        )
+    return _rows_of_values(path, [value])
+
+
+def _array_of_rows(path: Path) -> Iterator[SourceRow] | None:
+    """Returns the rows of an array of objects in a file that is named like JSON lines; None if it is none."""
+    try:
+        values = _whole_json(path)
+    except InputError:
+        return None
+    return _rows_of_values(path, values) if values and all(isinstance(value, dict) for value in values) else None
+
+
+def _first_line_is_row(path: Path) -> bool:
+    """True for JSON lines in a file that is named like JSON."""
+    lines = [line for _, line, fault in islice(_lines(path), 100) if fault or line.strip()]
+    content, fault = _parse_object(lines[0]) if lines else ({}, None)
+    return len(lines) > 1 and fault is None and not (len(content) == 1 and next(iter(content)) in CONTAINERS)
+
+
+def _whole_json(path: Path) -> Any:
     text = []
     for number, line, fault in _lines(path):
         if fault:
             raise InputError(f"{path}, line {number}: {fault}.")
         text.append(line)
     try:
-        values = json.loads("".join(text))
+        return json.loads("".join(text), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno} is not valid JSON ({error.msg}). Correct it there.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not usable JSON ({error}). Write one JSON object per line instead.") from error
+
+
+def _rows_of_values(path: Path, values: list[Any]) -> Iterator[SourceRow]:
     for number, value in enumerate(values, 1):
         content, fault = _object(value)
         yield SourceRow(str(path), f"row {number}", content, fault)
@@ -142,18 +208,36 @@ def _text_rows(path: Path) -> Iterator[SourceRow]:
             yield SourceRow(str(path), f"line {number}", {} if fault else {"text": line.strip()}, fault)
 
 
-def _csv_rows(path: Path) -> Iterator[SourceRow]:
-    reader = csv.reader(_decoded(path), strict=True)
+def _csv_rows(path: Path, default: str) -> Iterator[SourceRow]:
+    reader = csv.reader(_decoded(path), strict=True, delimiter=_delimiter(path, default))
     header, last = None, 0
     try:
         for cells in reader:
             first, last = last + 1, reader.line_num  # a quoted cell may span lines
             if header is None:
-                header = cells or None
+                header = _header(path, cells) if cells else None
             elif cells:
                 yield _csv_row(path, first, header, cells)
     except csv.Error as error:
         raise InputError(f"{path}, line {last + 1} is not valid CSV ({error}). Check its quotes.") from error
+
+
+def _delimiter(path: Path, default: str) -> str:
+    """Returns the delimiter that divides the header into the most columns; of equals, the first of `DELIMITERS`."""
+    header = next((line for _, line, _ in _lines(path) if line.strip()), "")
+    widths = {}
+    for delimiter in sorted(DELIMITERS, key=lambda one: one != default):
+        with suppress(csv.Error):
+            widths[delimiter] = len(next(csv.reader([header], delimiter=delimiter)))
+    return max(widths, key=widths.__getitem__, default=default)
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path} has two columns with the name {twice[0]!r}. Give each its own name.")
+    return names
 
 
 def _decoded(path: Path) -> Iterator[str]:
@@ -165,34 +249,34 @@ def _decoded(path: Path) -> Iterator[str]:
 
 def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> SourceRow:
     place = f"line {number}"
-    if len(cells) > len(header):
-        fault = f"{len(cells)} cells under {len(header)} columns; put cells that hold commas in quotes"
+    if len(cells) != len(header):
+        fault = f"{len(cells)} cells under {len(header)} columns; put cells that hold delimiters or newlines in quotes"
         return SourceRow(str(path), place, {}, fault)
-    content: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
-    for name in content.keys() & set(JSON_COLUMNS):
-        try:
-            content[name] = json.loads(content[name])
-        except (ValueError, RecursionError):
-            example = "[0, 1, 2]" if name in ("ranks", "ratings") else '["one", "two"]'
-            return SourceRow(str(path), place, {}, f"column {name} is not a list in JSON; write it like {example}")
-    for name in content.keys() & set(MAYBE_MESSAGES):
-        if re.match(r"\[\s*\{", content[name]):
-            with suppress(ValueError, RecursionError):  # then it is text that begins like a list
-                content[name] = json.loads(content[name])
-    for name in content.keys() & set(INDICES):
-        if re.fullmatch(r"\d{1,9}", content[name]):
-            content[name] = int(content[name])
+    content: dict[str, Any] = {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    index = content.pop("", None)  # pandas writes its row numbers under no name
+    if index is not None and not NUMBER.fullmatch(index):
+        return SourceRow(
+            str(path), place, {}, f"a column without a name holds {index!r:.40}; name it in the first line"
+        )
+    for name in content.keys() & NUMBERS:
+        if content[name] and NUMBER.fullmatch(content[name]):
+            content[name] = float(content[name]) if "." in content[name] else int(content[name])
     return SourceRow(str(path), place, content)
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise InputError(f"{path} has two columns with the same name ({', '.join(names)}). Rename one.")
             number = 0
             for batch in file.iter_batches(batch_size=1000):
                 for content in batch.to_pylist():
                     number += 1
                     yield SourceRow(str(path), f"row {number}", content)
+    except InputError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not a readable Parquet file ({reason}). Write it again.") from error

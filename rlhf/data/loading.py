@@ -8,6 +8,7 @@ source with other splits, the split to evaluate on, if it is missing.
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from rlhf.data import schemas
 from rlhf.data.arguments import DataArguments
 from rlhf.data.assembly import RowAssembler
 from rlhf.data.bad_rows import BadRows
+from rlhf.data.cells import read_cells
+from rlhf.data.columns import Renaming, log_unread, refuse_unread
 from rlhf.data.files import SourceRow
 from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
@@ -154,7 +157,7 @@ def checked_rows(kind: str, rows: Iterable[SourceRow], args: DataArguments, bad_
         bad_rows: gets every row that is read, and the rows that cannot be used.
     """
     prompt_type, num_like_first, num_others = None, 0, 0
-    for row, form, content in _conversion_inputs(rows, args, bad_rows):
+    for row, form, content in _conversion_inputs(kind, rows, args, bad_rows):
         try:
             checked = [CHECKS[kind](converted) for converted in _converted(kind, row, form, content, args)]
             types = {type(row.get("prompt")) for row in checked} | ({prompt_type} if prompt_type else set())
@@ -183,24 +186,32 @@ def _held_out(source: Splits, args: DataArguments) -> set[str]:
 
 
 def _conversion_inputs(
-    rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows
+    kind: str, rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows
 ) -> Iterator[tuple[SourceRow, Format | None, Row | list[Row]]]:
     """Yields (row, format, content) of single rows, then (first row, format, contents) of assembled rows."""
-    assembler = RowAssembler()
+    assembler, renaming, unread = RowAssembler(), Renaming(args.columns, args.dataset_name), set()
     for row in rows:
         bad_rows.read(row)
         if row.fault:
             bad_rows.add(row, row.fault)
             continue
-        name = args.dataset_format or detect(row.content)
-        form = FORMATS[name] if name else None
-        if name and form is not None and form.assemble_by is not None:
-            try:
+        try:
+            row = replace(row, content=read_cells(renaming(row.content)))
+            name = args.dataset_format or detect(row.content)
+            form = FORMATS[name] if name else None
+            known = schemas.KNOWN if form is None else form.columns
+            unread |= row.content.keys() - known
+            if form is not None:
+                refuse_unread(row.content, known, kind)
+            if name and form is not None and form.assemble_by is not None:
                 assembler.add(name, form.assemble_by(row.content), row)
-            except RowError as error:
-                bad_rows.add(row, _reason(error, row, args))
+                continue
+        except RowError as error:
+            bad_rows.add(row, _reason(error, row, args))
             continue
         yield row, form, row.content
+    renaming.check_that_all_were_found()
+    log_unread(args.dataset_name, unread)
     for form, first, contents in assembler:
         yield first, form, contents
 

@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.arguments import DataArguments, PretrainingArguments
+from rlhf.data.columns import Renaming
 from rlhf.data.encode import encode_document
 from rlhf.data.loading import load_pretraining
 from rlhf.data.schemas import RowError, pretraining
@@ -218,6 +219,8 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
     for name, config in zip(names, configs, strict=True):
         if is_hub_dataset(name):
             rows = stream_hub(name, config, "train")
+            if args.pretrain_columns:
+                rows = rows.map(Renaming(args.pretrain_columns, name))
             if data.on_bad_rows == "skip":
                 rows = rows.filter(_is_document)
             sources.append(rows if args.pretrain_dataset_size is None else rows.take(args.pretrain_dataset_size))
@@ -227,6 +230,7 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
                 dataset_config=config,
                 dataset_size=args.pretrain_dataset_size,
                 dataset_seed=data.dataset_seed,
+                columns=None if name == "sandbox" else args.pretrain_columns,
                 on_bad_rows=data.on_bad_rows,
             )
             sources.append(load_pretraining(own, "train", output_dir, hold_out=False))

@@ -9,7 +9,21 @@ To add a format:
    `PUBLISHED` in tests/test_data_loading.py, and a line to the table in docs/data.md.
 """
 
-from rlhf.data.formats import helpsteer, hh, instructions, oasst, summarize, trl, ultrachat, ultrafeedback, votes
+from rlhf.data.formats import (
+    arena,
+    capybara,
+    forums,
+    helpsteer,
+    hh,
+    instructions,
+    nectar,
+    oasst,
+    summarize,
+    trl,
+    ultrachat,
+    ultrafeedback,
+    votes,
+)
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import Row
 
@@ -23,6 +37,13 @@ FORMATS: dict[str, Format] = {
     "helpsteer2": helpsteer.HELPSTEER2,
     "helpsteer2_preference": helpsteer.HELPSTEER2_PREFERENCE,
     "helpsteer3": helpsteer.HELPSTEER3,
+    "nectar": nectar.NECTAR,
+    "stack_exchange_paired": forums.STACK_EXCHANGE,
+    "shp": forums.SHP,
+    "webgpt": forums.WEBGPT,
+    "arena": arena.ARENA,
+    "arena_55k": arena.ARENA_55K,
+    "capybara": capybara.CAPYBARA,
     "alpaca": instructions.ALPACA,
     "dolly": instructions.DOLLY,
     "self_instruct": instructions.SELF_INSTRUCT,

@@ -85,16 +85,22 @@ def _ranks(row: Row, column: str) -> list[int]:
 HELPSTEER2 = Format(
     title="HelpSteer2 ratings",
     matches=has("prompt", "response", "helpfulness"),
+    columns=("prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity"),
     kinds={"comparisons": rated_comparisons, "prompts": rated_prompts},
     assemble_by=rated_prompt,
 )
 HELPSTEER2_PREFERENCE = Format(
     title="HelpSteer2 preferences",
     matches=has("prompt", "response_1", "response_2", "preference_strength"),
+    columns=(
+        *("prompt", "response_1", "response_2", "preference_strength", "preference_statement"),
+        *("preference_elaboration", "three_most_similar_preferences", "all_preferences_unprocessed"),
+    ),
     kinds={"comparisons": compared, "prompts": compared_prompts},
 )
 HELPSTEER3 = Format(
     title="HelpSteer3 preferences",
     matches=has("context", "response1", "response2", "overall_preference"),
+    columns=("context", "response1", "response2", "overall_preference", "individual_preference", "domain"),
     kinds={"comparisons": compared_after_context, "prompts": contexts},
 )

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 
-from rlhf.data.formats.base import Format, Row, assistant, has, optional_text, required_text, user
+from rlhf.data.formats.base import Format, Row, assistant, conversation, has, optional_text, required_text, user
+from rlhf.data.formats.trl import is_labeled
 from rlhf.data.schemas import RowError
 
 
 def alpaca_demonstrations(row: Row) -> Iterator[Row]:
-    """{"instruction", "input", "output"}: the input, if not blank, is the second paragraph of the prompt."""
+    """{"instruction", "input", "output"}: the input, if not blank, is the second paragraph of the prompt.
+
+    LLaMA-Factory adds "system", and "history": pairs of an earlier instruction and its answer.
+    """
     (question,) = alpaca_prompts(row)
     yield question | {"completion": assistant(required_text(row, "output"))}
 
 
 def alpaca_prompts(row: Row) -> Iterator[Row]:
-    yield {"prompt": user(required_text(row, "instruction"), optional_text(row, "input"))}
+    yield {"prompt": conversation(row, user(required_text(row, "instruction"), optional_text(row, "input")))}
 
 
 def dolly_demonstrations(row: Row) -> Iterator[Row]:
@@ -23,10 +27,8 @@ def dolly_demonstrations(row: Row) -> Iterator[Row]:
 
 
 def dolly_prompts(row: Row) -> Iterator[Row]:
-    yield {
-        "prompt": user(required_text(row, "instruction"), optional_text(row, "context"), optional_text(row, "input")),
-        "category": row.get("category"),
-    }
+    texts = required_text(row, "instruction"), optional_text(row, "context"), optional_text(row, "input")
+    yield {"prompt": conversation(row, user(*texts)), "category": row.get("category")}
 
 
 def seed_demonstrations(row: Row) -> Iterator[Row]:
@@ -51,16 +53,19 @@ def _instances(row: Row) -> Iterator[tuple[Row, Row]]:
 
 ALPACA = Format(
     title="Alpaca instructions",
-    matches=has("instruction", "output"),
+    matches=lambda row: {"instruction", "output"} <= row.keys() and not is_labeled(row),
+    columns=("instruction", "input", "output", "system", "history"),
     kinds={"demonstrations": alpaca_demonstrations, "prompts": alpaca_prompts},
 )
 DOLLY = Format(
     title="Dolly instructions",
-    matches=has("instruction", "response"),
+    matches=lambda row: {"instruction", "response"} <= row.keys() and not is_labeled(row),
+    columns=("instruction", "context", "input", "response", "system", "history", "category"),
     kinds={"demonstrations": dolly_demonstrations, "prompts": dolly_prompts},
 )
 SELF_INSTRUCT = Format(
     title="self-instruct tasks",
     matches=has("instruction", "instances"),
+    columns=("instruction", "instances", "is_classification"),
     kinds={"demonstrations": seed_demonstrations, "prompts": seed_prompts},
 )

@@ -130,12 +130,14 @@ def _checked(message: Any, role: str) -> Row:
 TREES = Format(
     title="OpenAssistant trees",
     matches=is_tree,
+    columns=("prompt",),
     kinds={"demonstrations": demonstrations, "comparisons": comparisons, "prompts": prompts},
     language=lambda tree: _root(tree).get("lang"),
 )
 MESSAGES = Format(
     title="OpenAssistant messages",
     matches=is_message,
+    columns=("text", "role", "rank", "labels"),
     kinds={
         "demonstrations": lambda messages: demonstrations(tree_of(messages)),
         "comparisons": lambda messages: comparisons(tree_of(messages)),

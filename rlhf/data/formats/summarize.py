@@ -80,11 +80,13 @@ def _overall(row: Row) -> float | None:
 SUMMARIES = Format(
     title="compared summaries",
     matches=has("info", "summaries", "choice"),
+    columns=("info", "summaries", "choice", "worker", "extra"),
     kinds={"comparisons": comparisons, "prompts": prompts},
 )
 SUMMARY_AXES = Format(
     title="rated summaries",
     matches=has("info", "summary"),
+    columns=("info", "summary", "worker"),
     kinds={"comparisons": rated_comparisons, "prompts": rated_prompts},
     assemble_by=post_and_worker,
 )

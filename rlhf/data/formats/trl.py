@@ -1,58 +1,74 @@
 """TRL's unpaired preferences: {"prompt", "completion", "label": true or false}, one completion per row.
 
-Files without truth values spell them 1 and 0, or as words. `rlhf.data.schemas` reads TRL's other formats.
+Files without truth values spell them 1 and 0, 1.0 and 0.0, or as words. LLaMA-Factory names the label kto_tag. Prompt
+and completion may have any name that a demonstration has. `rlhf.data.schemas` reads TRL's other formats.
 """
 
 import json
 from collections.abc import Iterator
 
-from rlhf.data.encode import prompt_key
+from rlhf.data.checks import kind_of
+from rlhf.data.encode import completion_text, prompt_key
 from rlhf.data.formats.base import Format, Row
-from rlhf.data.schemas import RowError, check_prompt
+from rlhf.data.schemas import OPTIONAL_COLUMNS, RowError, demonstration
+from rlhf.data.spellings import COMPLETIONS, CONVERSATIONS, HISTORY, QUESTIONS, SYSTEMS
 
-TRUTH_VALUES = {"true": True, "1": True, "false": False, "0": False}
+LABELS = ("label", "kto_tag")
+ANSWERS = ("completion", "messages", *COMPLETIONS, *CONVERSATIONS)
+TRUTH_VALUES = {
+    **dict.fromkeys(["true", "t", "1", "1.0", "yes", "good", "desirable", "chosen"], True),
+    **dict.fromkeys(["false", "f", "0", "0.0", "no", "bad", "undesirable", "rejected"], False),
+}
 
 
-def is_unpaired(row: Row) -> bool:
-    return "completion" in row and _is_good(row) is not None
-
-
-def _is_good(row: Row) -> bool | None:
-    label = row.get("label")
-    return TRUTH_VALUES.get(str(label).lower()) if isinstance(label, bool | int | str) else None
+def is_labeled(row: Row) -> bool:
+    """True for an answer with a column for its label, be it empty or of another meaning: it is no demonstration."""
+    return any(label in row for label in LABELS) and any(row.get(answer) is not None for answer in ANSWERS)
 
 
 def comparisons(rows: list[Row]) -> Iterator[Row]:
     """Ranks the good completions of a prompt above the bad ones; no row if all are good, or all bad."""
     ranks = [0 if _is_good(row) else 1 for row in rows]
     if len(set(ranks)) == 2:
-        completions = [row["completion"] for row in rows]
-        yield {"prompt": rows[0]["prompt"], "completions": completions, "ranks": ranks}
+        answered = [_without_label(row) for row in rows]
+        completions = [completion_text(row["completion"]) for row in answered]
+        yield answered[0] | {"completions": completions, "ranks": ranks, "completion": None}
 
 
 def demonstrations(rows: list[Row]) -> Iterator[Row]:
     """Yields the good completions."""
     for row in rows:
         if _is_good(row):
-            yield {"prompt": row["prompt"], "completion": row["completion"]}
+            yield _without_label(row)
 
 
 def prompts(rows: list[Row]) -> Iterator[Row]:
-    yield {"prompt": rows[0]["prompt"]}
+    yield _without_label(rows[0])
 
 
 def labeled_prompt(row: Row) -> str:
     """Returns the prompt as the key of a labeled completion."""
-    if _is_good(row) is None:
-        raise RowError(f"column label is {row.get('label')!r:.40}; true or false is needed")
-    if row.get("prompt") is None or row.get("completion") is None:
-        raise RowError("no column prompt or no column completion; add it")
-    return json.dumps(prompt_key(check_prompt(row["prompt"])))
+    _is_good(row)
+    return json.dumps(prompt_key(_without_label(row)["prompt"]))
+
+
+def _is_good(row: Row) -> bool:
+    (label, *others) = [row[name] for name in LABELS if row.get(name) is not None] or [None]
+    truth = TRUTH_VALUES.get(str(label).strip().lower())
+    if truth is None or others:
+        got = kind_of(label) if label is None else repr(label)[:40]
+        raise RowError(f"column {next((n for n in LABELS if n in row), 'label')} is {got}; true or false is needed")
+    return truth
+
+
+def _without_label(row: Row) -> Row:
+    return demonstration({name: value for name, value in row.items() if name not in LABELS})
 
 
 TRL_UNPAIRED = Format(
     title="unpaired preferences",
-    matches=is_unpaired,
+    matches=is_labeled,
+    columns=("prompt", *LABELS, *ANSWERS, *QUESTIONS, *SYSTEMS, HISTORY, *OPTIONAL_COLUMNS),
     kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
     assemble_by=labeled_prompt,
 )

@@ -26,5 +26,6 @@ prompts = demonstrations  # the schema of prompts drops the last answer
 ULTRACHAT = Format(
     title="UltraChat dialogues",
     matches=is_dialogue,
+    columns=("data",),
     kinds={"demonstrations": demonstrations, "prompts": prompts},
 )

@@ -1,7 +1,8 @@
 """openbmb/UltraFeedback: {"instruction", "completions": [{"response", "overall_score", ...} x 4]}, rated by GPT-4.
 
 About two thousand completions of the first release have an overall score of 10 that the critique contradicts;
-argilla/ultrafeedback-binarized-preferences-cleaned lists them. They are read unchanged.
+argilla/ultrafeedback-binarized-preferences-cleaned lists them. They are read unchanged. Each completion was written
+under a system prompt of its own (`custom_system_prompt`), which the rating did not see; it is not part of the prompt.
 """
 
 from collections.abc import Iterator
@@ -48,5 +49,6 @@ def _rated(row: Row) -> list[Row]:
 ULTRAFEEDBACK = Format(
     title="UltraFeedback completions",
     matches=has("instruction", "completions"),
+    columns=("instruction", "completions", "source", "models", "correct_answers", "incorrect_answers"),
     kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
 )

@@ -71,5 +71,6 @@ def _vote(row: Row, vote: Row) -> Vote:
 VOTES = Format(
     title="votes on pairs",
     matches=has("completions", "votes"),
+    columns=("prompt", "completions", "votes", *OPTIONAL_COLUMNS),
     kinds={"comparisons": comparisons, "votes": votes, "prompts": prompts},
 )

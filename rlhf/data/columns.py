@@ -1,0 +1,194 @@
+"""The columns that change what a row means, which are read or refused and never ignored; and renaming (`--columns`).
+
+A name is judged by its words: `system_prompt` and `SystemMessage` have the word system. A column that is not read, and
+whose name has a word of `PROMPT` or `ANSWER`, is refused unless it is empty or repeats a column that is read. Names
+that end in a word of `ABOUT` (`prompt_id`, `chosen_model`), and names without such words, say nothing about the row:
+they are ignored, and the log names them once.
+"""
+
+import logging
+import re
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+from rlhf.data.checks import Row, RowError, is_empty
+from rlhf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What is asked.
+PROMPT_WORDS = """
+    prompt prompts instruction instructions question questions query queries problem input inputs system developer
+    history previous conversation conversations dialog dialogue message messages turns context contexts background
+    knowledge evidence document documents passage passages article facts hint persona character scenario constraints
+    tool tools function functions api apis schema kwargs prefix suffix choices options examples shots text body post
+"""
+MEDIA_WORDS = "image images picture pictures photo photos video videos audio audios pixel speech"
+# What is answered, and how good it is.
+ANSWER_WORDS = """
+    completion completions response responses answer answers output outputs reply replies target targets solution
+    solutions generation generations candidate candidates summary summaries chosen rejected accepted preferred
+    dispreferred thinking thought thoughts reasoning rationale explanation cot label labels score scores rating
+    ratings rate rank ranks ranking rankings margin reward rewards return preference preferences winner loser better
+    worse best worst vote votes kto tie tied good bad correct incorrect correctness right wrong true false valid
+    thumb thumbs upvotes downvotes likes dislikes feedback verdict judgment judgement quality helpful helpfulness
+    harmless harmlessness harmful safe unsafe desirable undesirable accept reject strength positive negative
+"""
+# Last words of names about a row: prompt_id, answer_length, score_model.
+ABOUT_WORDS = """
+    id ids idx index hash uuid key source dataset lang language languages length len tokens token count counts num
+    model models name names type types date time timestamp at version category categories license split policy
+    author annotator annotators worker labeler url link format fingerprint topic domain task file subset
+"""
+REPEATABLE_WORDS = "prompt instruction question query message messages response completion answer output"
+PROMPT, MEDIA, ANSWER, ABOUT, REPEATABLE = (
+    frozenset(words.split()) for words in (PROMPT_WORDS, MEDIA_WORDS, ANSWER_WORDS, ABOUT_WORDS, REPEATABLE_WORDS)
+)
+WEIGHT = frozenset(["weight", "weights"])
+FIRST_ABOUT = frozenset(["num", "n", "count", "original"])
+IGNORE = "ignore"  # target of --columns for columns to leave out
+
+
+def refuse_unread(row: Row, read: Collection[str], kind: str) -> None:
+    """Raises `RowError` if a column may change what the row means and is neither read nor empty.
+
+    Args:
+        read: names of the columns that are read, or known to say nothing.
+        kind: "prompts" needs the columns about the prompt only, "pretraining" the text only.
+    """
+    for name, value in row.items():
+        if name in read or is_empty(value):
+            continue
+        words = _words(name)
+        if not _changes_meaning(words, value, kind) or _repeats(words, value, row, read):
+            continue
+        raise RowError(
+            f"column {name} may change what the row means, and is not read here; rename it with --columns "
+            f"new={name}, or leave the column out with --columns {IGNORE}={name}"
+        )
+
+
+def log_unread(source: str, names: Collection[str]) -> None:
+    """Logs once for each source which columns are not read."""
+    names = sorted(name for name in map(str, names) if name.strip() and not name.startswith(("__index", "Unnamed: ")))
+    if names:
+        _log_once(source, ", ".join(names[:30]))
+
+
+class Renaming:
+    """Gives columns the names of `--columns new=old ...`, and leaves out those of `ignore=old`.
+
+    Args:
+        pairs: as on the command line.
+        source: name of the data set, for messages.
+    """
+
+    def __init__(self, pairs: list[str] | None, source: str):
+        self.names = parse_columns(pairs)
+        self.source = source
+        self.not_found = set(self.names)
+        self.present: set[str] = set()
+
+    def __call__(self, row: Row) -> Row:
+        """Returns the renamed row.
+
+        Raises:
+            RowError: a new name is that of another column of the row.
+        """
+        if not self.names:
+            return row
+        if self.not_found:
+            self.not_found -= row.keys()
+            self.present |= row.keys()
+        kept = {name: value for name, value in row.items() if name not in self.names}
+        for old, new in self.names.items():
+            if old not in row or new == IGNORE:
+                continue
+            if not is_empty(kept.get(new)):
+                raise RowError(
+                    f"column {old} is to be named {new}, but there is a column {new}; leave it out with --columns "
+                    f"{IGNORE}={new}"
+                )
+            kept[new] = row[old]
+        return kept
+
+    def check_that_all_were_found(self) -> None:
+        """Raises `InputError` if a column was in no row."""
+        if self.not_found:
+            raise InputError(
+                f"columns names {', '.join(sorted(self.not_found))}, which no row of {self.source} has. Name some of "
+                f"{', '.join(sorted(self.present))[:300]}."
+            )
+
+
+def parse_columns(pairs: list[str] | None, targets: Collection[str] | None = None) -> dict[str, str]:
+    """Returns {old name: new name} of `--columns new=old ...`.
+
+    Args:
+        targets: new names to choose from. None allows all.
+
+    Raises:
+        InputError: a pair of another form, a new name that no format reads, or a name that is given twice.
+    """
+    names: dict[str, str] = {}
+    for pair in pairs or []:
+        new, _, old = (part.strip() for part in pair.partition("="))
+        if not new or not old:
+            raise InputError(f"columns has {pair!r}. Write new=old, for example prompt=question.")
+        if new != IGNORE and targets is not None and new not in targets:
+            raise InputError(
+                f"columns has {pair}, but {new} is not a column that is read. Choose from {', '.join(sorted(targets))}."
+            )
+        if old in names:
+            raise InputError(f"columns names {old} twice. Give each column one new name.")
+        if new != IGNORE and new in names.values():
+            raise InputError(f"columns gives the name {new} to two columns. Leave one out.")
+        names[old] = new
+    return names
+
+
+def _changes_meaning(words: tuple[str, ...], value: Any, kind: str) -> bool:
+    if not words:
+        return False
+    if any(word in WEIGHT for word in words):
+        return not (isinstance(value, int | float) and value == 1)
+    if any(word in MEDIA for word in words):
+        return bool(value)
+    if kind == "pretraining" or words[-1] in ABOUT or words[0] in FIRST_ABOUT:
+        return False
+    if any(word in PROMPT for word in words) and not isinstance(value, bool | int | float):
+        return True
+    return kind != "prompts" and any(word in ANSWER for word in words)
+
+
+def _repeats(words: tuple[str, ...], value: Any, row: Row, read: Collection[str]) -> bool:
+    """True if the value stands in a column that is read; `text` may hold all of them, as in Alpaca."""
+    others = [row[name] for name in read if name in row and not is_empty(row[name])]
+    if words == ("text",) and isinstance(value, str):
+        return bool(others) and all(one.strip() in value for one in others if isinstance(one, str))
+    if not all(word in REPEATABLE for word in words):
+        return False
+    contents = [
+        message.get("content")
+        for one in others
+        if isinstance(one, list)
+        for message in one
+        if isinstance(message, dict)
+    ]
+    return any(_plain(value) == _plain(one) for one in [*others, *contents])
+
+
+def _plain(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+@cache
+def _words(name: str) -> tuple[str, ...]:
+    """("systemPrompt_2") -> ("system", "prompt"): numbers say nothing."""
+    return tuple(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", str(name)))
+
+
+@cache
+def _log_once(source: str, names: str) -> None:
+    logger.warning("columns of %s that are not read: %s", source, names)
