@@ -1,6 +1,9 @@
 """Numbers that are what they seem: seeds, averages, precision, losses, initializations (docs/faults.md, section G)."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +35,7 @@ from rlhf.evaluation.summary import over_runs, read_summary, summarize
 from rlhf.generation.completions import Completion, sample_completions
 from rlhf.generation.score_options import PolicyOptions, policy_options, shaped_rewards
 from rlhf.models.adapter_files import check_adapter
-from rlhf.models.loading import load_base, load_sequence_classifier, lora_config
+from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA, decay_of_run
@@ -184,6 +187,17 @@ def test_seam_g5_full_sft_of_a_16_bit_model_moves_its_weights(tmp_path, toy_fold
     assert changed({n: before[n] for n in used}, {n: weights(run.model)[n] for n in used}) > 0.95
 
 
+def test_seam_g5_a_full_16_bit_reward_model_moves_its_weights(tmp_path, toy_folder, toy_tokenizer):
+    model = load_sequence_classifier(ModelConfig(toy_folder), toy_tokenizer).to(torch.bfloat16)
+    options = dict(max_steps=2, learning_rate=1e-5, save_strategy="no", eval_strategy="no")
+    run = reward_trainer(model, toy_tokenizer, tmp_path, **options)
+    before = weights(run.model)
+    run.train()
+    used = {name for name in before if "embed" not in name}
+    assert {weight.dtype for weight in before.values()} == {torch.float32}
+    assert changed({n: before[n] for n in used}, {n: weights(run.model)[n] for n in used}) > 0.95
+
+
 def test_seam_g5_modules_trained_in_full_beside_lora_are_float32(tmp_path, toy_folder, toy_tokenizer):
     base = load_base(ModelConfig(toy_folder), toy_tokenizer).to(torch.bfloat16)
     shared = SharedBase(base)
@@ -269,6 +283,32 @@ def test_seam_g6_sft_eval_loss_is_the_mean_over_completion_tokens(tmp_path, toy_
     accuracies = [log["eval_mean_token_accuracy"] for log in run.state.log_history if "eval_loss" in log]
     assert accuracies
     assert {round(found["eval_loss"], 4) for found in metrics} == {round(total / count, 4)}
+
+
+def evaluated_loss(folder, out):
+    """Writes the eval loss of 7 demonstrations in batches of 2 on each process."""
+    run = sft_trainer(
+        folder, load_tokenizer(folder), out, DEMONSTRATIONS.select(range(7)), per_device_eval_batch_size=2
+    )
+    loss = run.evaluate()["eval_loss"]
+    if run.is_world_process_zero():
+        (out / "loss").write_text(str(loss))
+
+
+@pytest.mark.slow
+def test_seam_g6_sft_eval_loss_is_the_same_on_two_processes(tmp_path, toy_folder):
+    for name in "12":
+        (tmp_path / name).mkdir()
+    evaluated_loss(toy_folder, tmp_path / "1")
+    here = Path(__file__).parent
+    call = f"evaluated_loss({str(toy_folder)!r}, Path({str(tmp_path / '2')!r}))"
+    (tmp_path / "run.py").write_text(f"from pathlib import Path\nfrom test_seam_g import evaluated_loss\n{call}\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "run.py"]
+    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (float((tmp_path / name / "loss").read_text()) for name in "12")
+    assert one == pytest.approx(two, rel=1e-6)
 
 
 def test_seam_g6_reward_eval_loss_does_not_depend_on_the_batch_size(tmp_path, toy_folder, toy_tokenizer):

@@ -48,6 +48,10 @@ class ChoiceArguments:
             "None subtracts nothing."
         },
     )
+    missing_eos_reward: float | None = field(
+        default=None,
+        metadata={"help": "Score of an answer without EOS, instead of its own. Set it as in the PPO stage."},
+    )
     choice_batch_size: int = field(default=32, metadata={"help": "Answers sampled in one batch."})
     choice_seed: int = field(default=0, metadata={"help": "Seed of sampling, the same for all checkpoints."})
 
@@ -116,7 +120,7 @@ def score_checkpoints(
     prompts = prompts_to_answer(demonstrations, base, tokenizer, choice)
     shared = SharedBase(base)
     shared.add_adapter("reward", folder=choice.reward_model_path, head=True)
-    options = PolicyOptions(choice.choice_temperature, choice.missing_eos_penalty)
+    options = PolicyOptions(choice.choice_temperature, choice.missing_eos_penalty, choice.missing_eos_reward)
     scored = []
     for row in table:
         name = row["checkpoint"]

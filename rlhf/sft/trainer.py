@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from rlhf.data.encode import encode_completion, encode_prompt
@@ -105,12 +105,16 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
 
     def __init__(self, model, args: SFTConfig | None = None, *positional, **kwargs):
         check_lora_config(kwargs.get("peft_config"), "peft_config")
-        if args is not None:
-            set_seed(args.seed)  # the Trainer sets it after TRL has drawn the LoRA weights
+        seed = TrainingArguments.seed if args is None else args.seed
+        set_seed(seed)  # the Trainer sets it after TRL has drawn the LoRA weights
         with trained_weights_kept(model):
             super().__init__(model, args, *positional, **kwargs)
         float_trained_weights(self.model)
         self._eval_sums: dict[str, float] = defaultdict(float)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Tokens of an optimizer step on all processes; None in evaluation, where a loss is its own batch's mean."""
+        return super()._get_num_items_in_batch(batch_samples, device) if self.model.training else None
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         counted = _counted_rows(len(inputs["labels"]), self.accelerator)
