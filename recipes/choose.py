@@ -18,9 +18,11 @@ from trl import ModelConfig
 
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
+from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.loading import load_base, load_tokenizer
+from rlhf.models.stages import trained_style
 from rlhf.runs.artifacts import is_first_process, read_result, write_result
 from rlhf.runs.hub import publish_run
 from rlhf.runs.processes import process_state
@@ -47,6 +49,8 @@ def main() -> None:
 
     tokenizer = load_tokenizer(folder)
     demonstrations = load_demonstrations(data_args, "validation")
+    style = trained_style([folder, choice.reward_model_path])
+    demonstrations = in_prompt_style(demonstrations, data_args, tokenizer, "validation", style)
     base = load_base(model_args, tokenizer).to(process_state().device)  # pyright: ignore[reportArgumentType]
     table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
     if not is_first_process():

@@ -8,13 +8,15 @@ Decodes greedily unless --temperature is given. For adapters in other folders or
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trl import ModelConfig
 
 from rlhf.cli import parse, run
+from rlhf.data.prompt_style import resolve_style, styled_prompt
 from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.compare import answers, as_text
-from rlhf.models.stages import load_adapters, stage_folders
+from rlhf.models.stages import load_adapters, stage_folders, trained_style
 
 
 @dataclass
@@ -29,8 +31,12 @@ class CompareArguments:
     temperature: float = field(default=0.0, metadata={"help": "Temperature of sampling. 0 is greedy."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer, at most."})
-    plain_text: bool = field(
-        default=False, metadata={"help": "Continue the prompt as plain text, without chat template."}
+    prompt_style: Literal["chat", "text"] | None = field(
+        default=None,
+        metadata={
+            "help": "chat: the instruction is a message. text: it is continued as it is. None: as the adapters were "
+            "trained."
+        },
     )
 
     def __post_init__(self):
@@ -52,7 +58,8 @@ def main() -> None:
         if "ppo" not in adapters:
             print("PPO has not finished in this run. Base and SFT answer.\n")
     shared, tokenizer = load_adapters(model_args, adapters)
-    prompt = args.prompt if args.plain_text else [{"role": "user", "content": args.prompt}]
+    trained = trained_style(adapters.values())
+    prompt = styled_prompt(args.prompt, resolve_style(args.prompt_style or trained or "chat", trained, tokenizer))
     options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
     print(as_text(args.prompt, answers(shared, tokenizer, prompt, **options)))
 

@@ -18,13 +18,14 @@ from trl import ModelConfig
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments
+from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.report import read_stages, write_report
 from rlhf.evaluation.summary import read_summary, summarize
 from rlhf.generation.score_options import policy_options
-from rlhf.models.stages import load_adapters
+from rlhf.models.stages import load_adapters, load_stage_tokenizer, trained_style
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 
 
@@ -106,6 +107,8 @@ def main() -> None:
     paths = {"sft": args.sft_model_path, "ppo": args.ppo_model_path, "reward": args.reward_model_path}
     adapters = {name: path for name, path in paths.items() if path}
     prompts = load_prompts(data_args, "validation", args.output_dir)
+    style, (_, tokenizer) = trained_style(adapters.values()), load_stage_tokenizer(model_args, adapters)
+    prompts = in_prompt_style(prompts, data_args, tokenizer, data_args.dataset_test_split, style, args.output_dir)
     shared, tokenizer = load_adapters(model_args, adapters)
 
     # Answers

@@ -19,13 +19,16 @@ from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments, PretrainingArguments
 from rlhf.data.contracts import prompt_style, stage_contract
+from rlhf.data.first_example import show_prompt
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.pretraining import open_sources
+from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.contracts import check_agreement, check_style, with_revision_of
 from rlhf.models.loading import load_base, load_config, load_tokenizer
 from rlhf.models.shared_base import SharedBase
+from rlhf.models.stages import trained_style
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.ptx import resolve_ptx_coef
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
@@ -78,6 +81,10 @@ def main() -> None:
     tokenizer = load_tokenizer(str(sft) if has_tokenizer else base_name)
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
+    style = trained_style([sft, reward])
+    train = in_prompt_style(train, data_args, tokenizer, "train", style, args.output_dir)
+    if test is not None:
+        test = in_prompt_style(test, data_args, tokenizer, "validation", style, args.output_dir)
     check_style(sft, contracts.get("sft"), prompt_style(train), data_args.dataset_name)
     if script.ppo_trainer == "trl":
         clear_folder(args.output_dir, resume=False)
@@ -96,6 +103,7 @@ def main() -> None:
         prompts[split] = drop_long_rows(
             rows, lengths, limit, name, data_args.on_bad_rows, args.output_dir, option="max_prompt_length"
         )
+    show_prompt(tokenizer, prompts["train"][0]["input_ids"])
     pretraining = open_sources(text_args, data_args, args.output_dir)
     contract = stage_contract("ppo", configs, tokenizer, prompts["train"], {"train": prompts["train"]}, parents)
     check_resume(checkpoint, contract)

@@ -22,11 +22,14 @@ from trl import ModelConfig
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_comparisons
 from rlhf.data.contracts import prompt_style, stage_contract
+from rlhf.data.first_example import show_comparison
 from rlhf.data.lengths import drop_long_rows, short_rows, shorter
+from rlhf.data.prompt_style import in_prompt_style
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.contracts import check_style, with_revision_of
 from rlhf.models.loading import context_length, load_config, load_tokenizer, resolve_model_name
+from rlhf.models.stages import trained_style
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.accuracy import LabelerGapWarning
 from rlhf.reward.calibration import calibrate, load_calibration_rows
@@ -66,9 +69,11 @@ def main() -> None:
     # Data
     tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision, args.eos_token)
     rows, trained_on = {}, None
+    style = trained_style([] if args.sft_model_path is None else [args.sft_model_path])
     for split in ("train", "validation"):
         comparisons = load_comparisons(data_args, split, args.output_dir)
-        if split == "train":  # as the SFT stage has done, if there is one
+        comparisons = in_prompt_style(comparisons, data_args, tokenizer, split, style, args.output_dir)
+        if split == "train" and args.sft_model_path is None:  # else the SFT stage has decided
             turn_thinking_off(tokenizer, chain.from_iterable(comparisons["completions"]))
         dataset = tokenize_comparisons(comparisons, tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
@@ -80,10 +85,11 @@ def main() -> None:
         sft = adapter_folder(args.sft_model_path)
         check_style(sft, read_contract(sft), prompt_style(trained_on), data_args.dataset_name)
 
+    show_comparison(tokenizer, rows["train"][0])
     if args.cross_validate:
         run_folds(args, model_args, data_args, tokenizer, rows, started)
         return
-    demonstrations = load_calibration_rows(args, data_args, tokenizer)
+    demonstrations = load_calibration_rows(args, data_args, tokenizer, prompt_style(trained_on))
     parents = {"sft": args.sft_model_path} if args.sft_model_path is not None else {}
     contract = stage_contract("reward", configs, tokenizer, trained_on, {"train": rows["train"]}, parents)
     check_resume(checkpoint, contract)

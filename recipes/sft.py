@@ -19,8 +19,10 @@ from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.arguments import PretrainingArguments
 from rlhf.data.contracts import stage_contract
 from rlhf.data.encode import completion_text
+from rlhf.data.first_example import show_demonstration
 from rlhf.data.lengths import drop_long_rows, short_rows, shorter
 from rlhf.data.pretraining import open_sources
+from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_reward_adapter
 from rlhf.models.chat_template import turn_thinking_off
@@ -59,6 +61,8 @@ def main() -> None:
     # Data
     tokenizer = load_tokenizer(base_name, model_args.model_revision, args.eos_token)
     demonstrations = {split: load_demonstrations(data_args, split, folder) for split in ("train", "validation")}
+    for split, dataset in demonstrations.items():
+        demonstrations[split] = in_prompt_style(dataset, data_args, tokenizer, split, output_dir=folder)
     turn_thinking_off(tokenizer, map(completion_text, demonstrations["train"]["completion"]))
     rows = {split: tokenize_demonstrations(dataset, tokenizer) for split, dataset in demonstrations.items()}
     trained_on = demonstrations["train"]
@@ -67,6 +71,7 @@ def main() -> None:
         trained_on = short_rows(trained_on, lengths, args.max_length) if split == "train" else trained_on
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, folder)
+    show_demonstration(tokenizer, rows["train"][0])
     train, text = rows["train"], open_sources(text_args, data_args, folder)
     if text is not None:
         train = mix_pretraining(train, text, tokenizer, args)

@@ -165,7 +165,7 @@ def test_compare_prints_what_three_models_answer(run):
 
 def test_compare_takes_adapters_from_anywhere_and_passes_its_options_on(run, monkeypatch, capsys):
     options = ["--sft_model_path", run / "sft", "--temperature", "1", "--seed", "3", "--max_new_tokens", "8"]
-    load_main("compare", ["--prompt", "Once", "--plain_text", "true", *options], monkeypatch)()
+    load_main("compare", ["--prompt", "Once", "--prompt_style", "text", *options], monkeypatch)()
     shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
     results = answers(shared, tokenizer, "Once", max_new_tokens=8, temperature=1.0, seed=3)
     assert capsys.readouterr().out == as_text("Once", results) + "\n"

@@ -54,6 +54,13 @@ class DataArguments:
             "help": "New names of columns, new=old, before the format is recognized: prompt=question ignore=score."
         },
     )
+    prompt_style: Literal["chat", "text"] | None = field(
+        default=None,
+        metadata={
+            "help": "Form of prompts that are text. chat: one message of the user. text: continued as it is. None: as "
+            "the adapter that is loaded was trained; without one, chat if the tokenizer brings a chat template."
+        },
+    )
     on_bad_rows: Literal["error", "skip"] = field(
         default="error",
         metadata={

@@ -1,6 +1,6 @@
 """Loads the finished stages of a run onto one base."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rlhf.models.contracts import check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer, resolve_model_name
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids, saved_stop_tokens, token_ids
+from rlhf.runs.contract import read_contract
 from rlhf.runs.processes import process_state
 
 
@@ -41,6 +42,24 @@ def load_adapters(
         adapters: name -> folder or Hub id. All are checked before the base is loaded.
 
     Raises:
+        InputError: see `load_stage_tokenizer`.
+    """
+    model_args, tokenizer = load_stage_tokenizer(model_args, adapters)
+    base = load_base(model_args, tokenizer)
+    if not getattr(base, "is_quantized", False):
+        base = base.to(process_state().device)  # pyright: ignore[reportArgumentType]
+    shared = SharedBase(base)
+    for name, folder in adapters.items():
+        shared.add_adapter(name, folder=folder, head=name == "reward")
+    return shared.eval(), tokenizer
+
+
+def load_stage_tokenizer(
+    model_args: ModelConfig, adapters: Mapping[str, str | Path]
+) -> tuple[ModelConfig, PreTrainedTokenizerBase]:
+    """Checks named adapters; returns the options of their base, and their tokenizer with the stop tokens of all.
+
+    Raises:
         InputError: see `rlhf.models.adapter_files.check_adapter` and `rlhf.models.contracts.check_agreement`; or
             neither a base nor an adapter is given.
     """
@@ -58,13 +77,13 @@ def load_adapters(
     tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
     for name in set(adapters) - {"reward"}:  # PPO may have been trained with a stop_token_id
         add_stop_ids(tokenizer, token_ids(tokenizer, saved_stop_tokens(adapter_folder(adapters[name]))))
-    base = load_base(model_args, tokenizer)
-    if not getattr(base, "is_quantized", False):
-        base = base.to(process_state().device)  # pyright: ignore[reportArgumentType]
-    shared = SharedBase(base)
-    for name, folder in adapters.items():
-        shared.add_adapter(name, folder=folder, head=name == "reward")
-    return shared.eval(), tokenizer
+    return model_args, tokenizer
+
+
+def trained_style(folders: Iterable[str | Path]) -> str | None:
+    """Returns the form of prompts, "chat" or "text", in the first contract of these adapters that names one."""
+    contracts = (read_contract(adapter_folder(folder)) for folder in folders)
+    return next((contract.prompt_style for contract in contracts if contract and contract.prompt_style), None)
 
 
 def _tokenizer_source(base_name: str, adapters: Mapping[str, str | Path]) -> str:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.encode import encode_completion, encode_prompt
+from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.trainer import KWiseRewardTrainer
@@ -26,11 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_calibration_rows(
-    args: KWiseRewardConfig, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase
+    args: KWiseRewardConfig, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, style: str | None = None
 ) -> list[list[int]] | None:
-    """Returns token ids (prompt, response, EOS) of the demonstrations to calibrate with, from the validation split.
+    """Returns token ids (prompt, response) of the demonstrations to calibrate with, from the validation split.
 
     Returns None, with a warning, if no `calibration_dataset` is set and `dataset_name` has preferences alone.
+
+    Args:
+        style: form of the prompts of the comparisons, "chat" or "text".
 
     Raises:
         InputError: `calibration_dataset` cannot be read, or has no demonstration within `max_length`.
@@ -40,7 +44,8 @@ def load_calibration_rows(
         name, config = args.calibration_dataset, args.calibration_dataset_config
         source = replace(source, dataset_name=name, dataset_config=config, dataset_format=None)
     try:
-        return _sequences(load_demonstrations(source, "validation"), tokenizer, args.max_length)
+        rows = in_prompt_style(load_demonstrations(source, "validation"), source, tokenizer, "validation", style)
+        return _sequences(rows, tokenizer, args.max_length)
     except InputError as error:
         if args.calibration_dataset is not None:
             raise

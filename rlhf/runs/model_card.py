@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from rlhf.errors import InputError
+from rlhf.runs.contract import read_contract
 from rlhf.runs.markdown import markdown_table, render_template
 
 STAGES = ("sft", "reward", "ppo")
@@ -35,7 +36,9 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
     folder = Path(folder)
     config = read_mapping(folder / "config.yaml")
     base_name = read_mapping(folder / "adapter_config.json").get("base_model_name_or_path") or ""
-    base = portable(base_name)
+    base, contract = portable(base_name), read_contract(folder)
+    tokenizer = read_mapping(folder / "tokenizer_config.json")
+    stop_tokens = tokenizer.get("stop_tokens") or [token_text(tokenizer.get("eos_token"))]
     return render_template(
         TEMPLATE,
         stage=stage,
@@ -49,8 +52,15 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
         base_code='resolve_model_name("sandbox")' if base == "sandbox" else json.dumps(base_name),
         adapter_code=json.dumps(repo or str(folder)),
         bias_code=repr(read_mapping(folder / "calibration.json").get("bias", 0.0)),
+        prompt_style=contract.prompt_style if contract else None,
+        stop_tokens=json.dumps(stop_tokens, ensure_ascii=False),
         embedding_rows=_embedding_rows(folder / "adapter_model.safetensors"),
     )
+
+
+def token_text(token: Any) -> str:
+    """Returns the text of a token of tokenizer_config.json, where some versions write an object."""
+    return token["content"] if isinstance(token, dict) else str(token)
 
 
 def portable(value: Any) -> Any:

@@ -1,0 +1,157 @@
+"""The form of prompts of text: one message of the user in the chat template ("chat"), or the text as it is ("text").
+
+Where the tokenizer brings a chat template, a model was made to answer in it, so a text is a message there. Prompts that
+are messages have the form "chat" in any case. Rows are converted once, right after they are loaded, so that judges,
+samples and the model see the same prompt.
+"""
+
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import datasets
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.data.arguments import DataArguments
+from rlhf.data.bad_rows import BadRows
+from rlhf.data.encode import Prompt, without_eos
+from rlhf.data.files import SourceRow
+from rlhf.data.literal import special_tokens
+from rlhf.data.loading import MESSAGES
+from rlhf.errors import InputError
+from rlhf.models.loading import DEFAULT_CHAT_TEMPLATE
+
+PromptStyle = Literal["chat", "text"]
+
+
+def brings_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if the chat template is the tokenizer's own, not the one that `load_tokenizer` gives where there is none."""
+    template = tokenizer.chat_template
+    return template is not None and not str(template).strip().endswith(DEFAULT_CHAT_TEMPLATE.strip())
+
+
+def resolve_style(option: str | None, trained: str | None, tokenizer: PreTrainedTokenizerBase) -> PromptStyle:
+    """Returns the form of prompts that are text.
+
+    Args:
+        option: `prompt_style` of the options; None follows what is known.
+        trained: form that the adapter was trained on (`Contract.prompt_style`); None for a stage without an adapter.
+
+    Raises:
+        InputError: the option differs from `trained`.
+    """
+    if option is not None and trained is not None and option != trained:
+        raise InputError(
+            f"prompt_style is {option}, but the adapter was trained on prompts of style {trained} (contract.json). "
+            "Leave prompt_style out, or train the stage before with it."
+        )
+    style = option or trained or ("chat" if brings_template(tokenizer) else "text")
+    return cast(PromptStyle, style)
+
+
+def in_prompt_style(
+    rows: datasets.Dataset,
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    trained: str | None = None,
+    output_dir: str | None = None,
+) -> datasets.Dataset:
+    """Returns the rows with prompts in the form of `resolve_style`; rows of messages stay as they are.
+
+    Args:
+        rows: of `load_demonstrations`, `load_comparisons` or `load_prompts`.
+        args: `prompt_style`, and the handling of bad rows.
+        split: name of the split, for messages.
+        output_dir: the run's folder, in which skipped rows are listed.
+
+    Raises:
+        InputError: the form is "text" by `prompt_style` or `trained` and the prompts are messages, or these two differ;
+            or a prompt of text is rendered in the chat template already, while `on_bad_rows` is "error".
+    """
+    style = resolve_style(args.prompt_style, trained, tokenizer)
+    if not isinstance(rows[0]["prompt"], str):
+        if style == "text" and "text" in (args.prompt_style, trained):
+            whose = "prompt_style is text" if trained is None else "the adapter was trained on prompts of style text"
+            raise InputError(
+                f"{whose}, but the prompts of {args.dataset_name} are messages. Write them in one form, or train the "
+                "stage before on messages."
+            )
+        return rows
+    rows = _without_rendered(rows, args, tokenizer, split, output_dir)
+    if style == "text":
+        return rows
+    # The space at the border of two texts belongs to no message, and neither does an EOS.
+    completion_is_message = "completion" in rows.column_names
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        converted = {"prompt": as_messages(row["prompt"])}
+        if completion_is_message:
+            answer = without_eos(tokenizer, row["completion"]).removeprefix(" ")
+            converted["completion"] = [{"role": "assistant", "content": answer}]
+        if "completions" in row:
+            converted["completions"] = [without_eos(tokenizer, c).removeprefix(" ") for c in row["completions"]]
+        return converted
+
+    features = rows.features.copy()
+    features["prompt"] = MESSAGES
+    if completion_is_message:
+        features["completion"] = MESSAGES
+    return rows.map(convert, features=features, desc=f"Prompts of {split} as messages")
+
+
+def as_messages(text: str) -> list[dict[str, str]]:
+    """Returns a text as one message of the user."""
+    return [{"role": "user", "content": text}]
+
+
+def styled_prompt(text: str, style: str) -> Prompt:
+    """Returns one prompt of text in a form."""
+    return as_messages(text) if style == "chat" else text
+
+
+def rendered_mark(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """Returns the mark of the chat template with which a text begins, such as `<|im_start|>` or `[INST]`, or None."""
+    mark = template_mark(tokenizer)
+    text = text.lstrip().removeprefix(str(tokenizer.bos_token or "")).lstrip()
+    return mark if mark and text.startswith(mark) else None
+
+
+def template_mark(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns what a rendered prompt begins with after BOS, "" for nothing: the template's first token or words."""
+    return _template_mark(tokenizer, str(tokenizer.chat_template)) if brings_template(tokenizer) else ""
+
+
+@lru_cache(maxsize=16)
+def _template_mark(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    try:
+        messages = as_messages("\U000fffd0")
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, ValueError):
+        return ""
+    head = rendered.partition(messages[0]["content"])[0]
+    head = head.removeprefix(str(tokenizer.bos_token or "")).strip()
+    token = special_tokens(tokenizer).match(head)
+    return token[0] if token else head
+
+
+def _without_rendered(
+    rows: datasets.Dataset,
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    output_dir: str | None,
+) -> datasets.Dataset:
+    bad_rows, good = BadRows(args.on_bad_rows, output_dir), []
+    for i, prompt in enumerate(rows["prompt"]):
+        row = SourceRow(f"{args.dataset_name} ({split} split) as loaded", f"row {i + 1}", {})
+        bad_rows.read(row)
+        mark = rendered_mark(tokenizer, prompt)
+        if mark is None:
+            good.append(i)
+        else:
+            bad_rows.add(row, f"column prompt begins with the chat template's {mark}; give messages in its place")
+    bad_rows.report()
+    if not good:
+        raise InputError(f"All prompts of {args.dataset_name} are rendered in the chat template. Give messages.")
+    return rows if len(good) == len(rows) else rows.select(good)
