@@ -85,7 +85,7 @@ def in_prompt_style(
     completion_is_message = "completion" in rows.column_names
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
-        converted = {"prompt": as_messages(row["prompt"])}
+        converted: dict[str, Any] = {"prompt": as_messages(row["prompt"])}
         if completion_is_message:
             answer = without_eos(tokenizer, row["completion"]).removeprefix(" ")
             converted["completion"] = [{"role": "assistant", "content": answer}]
