@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+# Stands wherever a mask is 0. What stands there is never read, but it is embedded, and every model has an embedding for
+# this id. The pad token of a tokenizer may have none: scripts often add one without resizing the embeddings.
+PADDING_ID = 0
+
 
 def pad_left(sequences: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns ids and attention mask, both [B, T] int64, with padding on the left."""

@@ -12,20 +12,19 @@ from rlhf.ppo import PPOConfig
 
 def test_defaults_are_the_papers(tmp_path):
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert (args.rollout_size, args.steps_per_rollout, args.num_ppo_epochs) == (512, 8, 1)
     assert (args.kl_coef, args.cliprange, args.cliprange_value, args.gamma, args.lam) == (0.02, 0.2, 0.2, 1.0, 0.95)
-    assert (args.temperature, args.ema_decay, args.warmup_rollouts) == (1.0, 0.992, 10)
+    assert (args.temperature, args.ema_decay, args.num_ppo_epochs) == (1.0, 0.992, 1)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-8)
     assert args.lr_scheduler_type == "constant"
-    assert args.logging_steps == 8  # once a rollout
+    assert args.logging_steps == 1  # once a rollout
 
 
 def test_batch_sizes_give_the_factors(tmp_path):
-    args = ppo_config(tmp_path, per_device_train_batch_size=4, mini_batch_size=64, batch_size=512)
-    assert (args.gradient_accumulation_steps, args.num_mini_batches) == (16, 8)
+    args = ppo_config(tmp_path, per_device_train_batch_size=4, mini_batch_size=64, batch_size=512, num_mini_batches=8)
+    assert (args.micro_batches_per_step, args.num_mini_batches) == (16, 8)
     assert (args.rollout_size, args.steps_per_rollout, args.micro_steps_per_rollout) == (512, 8, 128)
-    args = ppo_config(tmp_path, per_device_train_batch_size=4, mini_batch_size=6)
-    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (3, 2)
+    args = ppo_config(tmp_path, per_device_train_batch_size=4, mini_batch_size=6, batch_size=12)
+    assert (args.per_device_train_batch_size, args.micro_batches_per_step) == (3, 2)
 
 
 def test_episodes_are_rounded_up_to_rollouts(tmp_path):
@@ -38,7 +37,9 @@ def test_episodes_are_rounded_up_to_rollouts(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 10}, "batch_size 10 is not a multiple of the minibatch .* 2 x 1 processes = 4"),
+        ({"mini_batch_size": 7}, "x 1 processes is 8, not a multiple of mini_batch_size 7"),
+        ({"batch_size": 9}, "batch_size is 9, not a multiple of num_mini_batches 2"),
+        ({"batch_size": 12, "mini_batch_size": 4}, "is 3 minibatches, and num_mini_batches is 2; leave one"),
         ({"num_mini_batches": 0}, "num_mini_batches is 0"),
         ({"response_length": 0}, "response_length is 0"),
         ({"total_episodes": 0}, "total_episodes is 0"),

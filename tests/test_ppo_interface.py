@@ -57,7 +57,7 @@ def test_fault_29_30_trls_own_example_runs_with_the_import_changed(tmp_path, mon
     """The steps of trl/examples/scripts/ppo: options of the command line, tokenized prompts, four full models."""
     start = word_tokenizer()
     start.pad_token = None
-    for name, model in (("sft", causal(vocab_size=VOCAB + 1)), ("reward", classifier(vocab_size=VOCAB + 1))):
+    for name, model in (("sft", causal()), ("reward", classifier())):
         model.save_pretrained(tmp_path / name)
         start.save_pretrained(tmp_path / name)
     arguments = [

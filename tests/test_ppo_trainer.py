@@ -13,7 +13,6 @@ from toys import (
     separate,
     shared_base,
     trainer,
-    word_tokenizer,
 )
 from transformers import TrainerCallback
 
@@ -354,10 +353,6 @@ def test_models_that_would_train_wrongly_are_refused(tmp_path):
     del base.heads["value"]
     with pytest.raises(InputError, match="lacks the adapters value"):
         trainer(args, base)
-    no_pad = word_tokenizer()
-    no_pad.pad_token = None
-    with pytest.raises(InputError, match="pad token"):
-        trainer(args, layout, processing_class=no_pad)
 
 
 # docs/trl-faults.md, fault 12

@@ -81,7 +81,7 @@ def test_batches_and_lengths(recipe, stages):
         assert args.batch_size in (8, 32, 64, 128)
         assert args.max_length <= context
     assert ppo.rollout_size == ppo.batch_size
-    assert ppo.mini_batch_size == ppo.per_device_train_batch_size * ppo.gradient_accumulation_steps
+    assert ppo.mini_batch_size == ppo.per_device_train_batch_size * ppo.micro_batches_per_step
     assert ppo.total_episodes >= 8 * ppo.batch_size
     if ppo.max_prompt_length is not None:
         assert ppo.max_prompt_length + ppo.response_length <= min(reward.max_length, context)

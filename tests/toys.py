@@ -136,7 +136,11 @@ def prompts(n: int = 16, seed: int = 0) -> Dataset:
 
 
 def ppo_config(output_dir, **changes) -> PPOConfig:
-    """Returns the settings of two rollouts of four episodes on the CPU; nothing is saved or reported."""
+    """Returns the settings of one rollout of eight episodes on the CPU; nothing is saved or reported.
+
+    Unlike in PPOConfig, `gradient_accumulation_steps` is that of one minibatch, and `logging_steps`, `eval_steps` and
+    `save_steps` count optimizer steps, so that tests can look into a rollout.
+    """
     defaults = dict(
         output_dir=str(output_dir),
         per_device_train_batch_size=2,
@@ -157,7 +161,15 @@ def ppo_config(output_dir, **changes) -> PPOConfig:
         num_sample_generations=0,
         seed=7,
     )
-    return PPOConfig(**{**defaults, **changes})
+    values = {**defaults, **changes}
+    values["gradient_accumulation_steps"] *= values["num_mini_batches"]
+    intervals = {name: changes[name] for name in ("logging_steps", "eval_steps", "save_steps") if name in changes}
+    args = PPOConfig(**{name: value for name, value in values.items() if name not in intervals})
+    if not intervals:
+        return args
+    total = args.total_steps(num_prompts=0)
+    shares = {name: (steps - 0.5) / total if steps <= total else 1000 for name, steps in intervals.items()}
+    return PPOConfig(**{**values, **shares})
 
 
 def trainer(args: PPOConfig, layout: dict | SharedBase | None = None, cls=PPOTrainer, **kwargs) -> PPOTrainer:

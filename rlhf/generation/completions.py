@@ -6,7 +6,6 @@ every process gets all results.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +20,7 @@ from rlhf.models.positions import forward_inputs
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.artifacts import is_first_process
 from rlhf.runs.processes import map_across_processes
-from rlhf.tensors import length_batches, pad_left
+from rlhf.tensors import PADDING_ID, length_batches, pad_left
 
 LOGIT_TOKENS = 4096  # positions whose logits over the vocabulary are in memory at a time
 
@@ -81,7 +80,7 @@ def sample_completions(
                 uniforms[rows],
                 temperature=temperature,
                 stop_ids=stop_ids,
-                pad_id=cast(int, tokenizer.pad_token_id),
+                pad_id=PADDING_ID,
                 batch_size=batch_size,
                 progress=(description or "sampling") if progress and is_first_process() else None,
             )
@@ -111,7 +110,9 @@ def completion_logprobs(
         sums = {}
         for batch in length_batches(lengths, max(1, LOGIT_TOKENS // (max(lengths, default=0) + 1)), rows):
             # Padding is on the left, so that the completions are the last positions, as logits_to_keep needs.
-            ids, mask = pad_left([prompt_ids[i] + completion_ids[i] for i in batch], 0, shared.device)  # [B, T]
+            ids, mask = pad_left(
+                [prompt_ids[i] + completion_ids[i] for i in batch], PADDING_ID, shared.device
+            )  # [B, T]
             longest = max(lengths[i] for i in batch)  # C
             inputs = forward_inputs(shared.lm, ids, mask)
             with shared.use(adapter):
@@ -137,7 +138,7 @@ def completion_rewards(
     def score_rows(rows: list[int]) -> list[float]:
         scores = {}
         for batch in length_batches([len(ids) for ids in sequences], batch_size, rows):
-            ids, mask = pad_left([sequences[i] for i in batch], 0, shared.device)
+            ids, mask = pad_left([sequences[i] for i in batch], PADDING_ID, shared.device)
             last = shared.token_scores(adapter, ids, mask)[:, -1]  # [B]
             scores |= dict(zip(batch, last.tolist(), strict=True))
         return [scores[i] for i in rows]

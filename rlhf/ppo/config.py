@@ -1,16 +1,19 @@
 """PPOConfig: TRL's names, the paper's numbers (arXiv 2203.02155, appendix C.4)."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import SchedulerType
-from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.base_config import _BaseConfig
 
 from rlhf.errors import InputError, require_at_least
 from rlhf.runs.batches import divide_batch
 from rlhf.runs.processes import use_one_device
+
+COMPUTED = ("num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size")
+TRL_MODEL = "EleutherAI/pythia-160m"  # TRL's default for both model paths
 
 
 @dataclass
@@ -20,11 +23,15 @@ class PPOConfig(_BaseConfig):
     A rollout is `batch_size` episodes, divided into `num_mini_batches` minibatches. Each minibatch gives one optimizer
     step in each of `num_ppo_epochs` passes:
 
-        mini_batch_size = per_device_train_batch_size x gradient_accumulation_steps x processes
-        batch_size      = mini_batch_size x num_mini_batches
+        batch_size      = per_device_train_batch_size x gradient_accumulation_steps x processes
+        mini_batch_size = batch_size / num_mini_batches
 
-    Either set the factors, or set `mini_batch_size` and `batch_size`; then `gradient_accumulation_steps` and
-    `num_mini_batches` are computed from the number of processes, so that a YAML means the same run on 1 and on 8 GPUs.
+    as in TRL. Either set the factors, or set `batch_size` and `mini_batch_size`, which mean the same run on 1 and on 8
+    GPUs. The remaining sizes are computed. On each device `per_device_train_batch_size` episodes pass the models
+    together, so with `batch_size` set it changes only memory and speed.
+
+    `logging_steps`, `eval_steps` and `save_steps` count rollouts, as in TRL; below 1 they are a share of the run.
+    `max_steps` and the numbers of checkpoints count optimizer steps.
 
     Raises:
         InputError: a value out of range, or values that cannot be combined.
@@ -37,7 +44,11 @@ class PPOConfig(_BaseConfig):
 
     # Defaults of TrainingArguments that PPO changes
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of the policy."})
-    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches per optimizer step."})
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={"help": "Episodes per rollout and process / per_device_train_batch_size, as in TRL. Without effect "
+                          "if batch_size is set."},
+    )  # fmt: skip
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam (paper: 0.95 in all stages)."})
     # Stiennon et al. (2020) use 1e-5 for full models. Gradients of LoRA weights are as small as that: a fresh adapter's
     # steps would be 7 % of the learning rate, and the value model's about 60 %.
@@ -45,8 +56,12 @@ class PPOConfig(_BaseConfig):
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "Shape of the learning rates after `warmup_rollouts`."}
     )
-    logging_steps: float | None = field(
-        default=None, metadata={"help": "Optimizer steps between two logs. None: one log per rollout."}
+    logging_steps: float = field(default=1, metadata={"help": "Rollouts between two logs; below 1 a share of the run."})
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "Rollouts between two evaluations; below 1 a share. None: logging_steps."}
+    )
+    save_steps: float = field(
+        default=500, metadata={"help": "Rollouts between two checkpoints; below 1 a share of the run."}
     )
 
     # Batches
@@ -56,12 +71,12 @@ class PPOConfig(_BaseConfig):
                           "num_train_epochs passes over the prompts. max_steps overrides it."},
     )  # fmt: skip
     batch_size: int | None = field(
-        default=None, metadata={"help": "Episodes per rollout over all processes; sets num_mini_batches."}
+        default=None, metadata={"help": "Episodes per rollout over all processes, instead of the factors."}
     )
     mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Episodes per optimizer step, all processes; sets gradient_accumulation_steps."}
+        default=None, metadata={"help": "Episodes per optimizer step, all processes; sets num_mini_batches."}
     )
-    num_mini_batches: int = field(default=8, metadata={"help": "Minibatches per rollout (paper: 512 / 64 = 8)."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Minibatches per rollout (paper: 512 / 64 = 8)."})
     num_ppo_epochs: int = field(default=1, metadata={"help": "Passes over each rollout."})
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Responses sampled at once on each process."}
@@ -151,11 +166,13 @@ class PPOConfig(_BaseConfig):
 
     # Optimization
     value_learning_rate: float | None = field(
-        default=9e-6, metadata={"help": "Peak learning rate of the value model. None: learning_rate."}
+        default=None, metadata={"help": "Peak learning rate of the value model (paper: 9e-6). None: learning_rate."}
     )
-    warmup_rollouts: int = field(
-        default=10, metadata={"help": "Rollouts over which learning rates rise from 1/10 of the peak to the peak."}
-    )
+    warmup_rollouts: int | None = field(
+        default=None,
+        metadata={"help": "Rollouts over which learning rates rise from 1/10 of the peak to the peak. None: 10, but "
+                          "at most a tenth of the run."},
+    )  # fmt: skip
     value_warmup_rollouts: int = field(
         default=0,
         metadata={"help": "Number of initial rollouts that train only the value model. A value model that starts "
@@ -177,21 +194,27 @@ class PPOConfig(_BaseConfig):
     ds3_gather_for_generation: bool = field(
         default=True, metadata={"help": "Accepted for TRL's scripts, without effect."}
     )
-    num_total_batches: int | None = field(
-        default=None, metadata={"help": "Accepted for TRL's scripts, without effect."}
+    num_total_batches: int | None = field(default=None, metadata={"help": "Computed: rollouts of the whole run."})
+    micro_batch_size: int | None = field(
+        default=None, metadata={"help": "Computed: per_device_train_batch_size x processes."}
     )
-    micro_batch_size: int | None = field(default=None, metadata={"help": "Accepted for TRL's scripts, without effect."})
-    local_batch_size: int | None = field(default=None, metadata={"help": "Accepted for TRL's scripts, without effect."})
+    local_batch_size: int | None = field(
+        default=None, metadata={"help": "Computed: episodes per rollout on each process."}
+    )
     local_mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Accepted for TRL's scripts, without effect."}
+        default=None, metadata={"help": "Computed: episodes per optimizer step on each process."}
     )
 
     # What the recipe reads and the run leaves behind
     num_sample_generations: int = field(
         default=10, metadata={"help": "Number of times that a run writes a few samples to samples.jsonl."}
     )
-    sft_model_path: str | None = field(default=None, metadata={"help": "SFT adapter or model: policy and reference."})
-    reward_model_path: str | None = field(default=None, metadata={"help": "Reward model: scores and initial values."})
+    sft_model_path: str | None = field(
+        default=TRL_MODEL, metadata={"help": "SFT adapter or model: policy and reference. The default is TRL's."}
+    )
+    reward_model_path: str | None = field(
+        default=TRL_MODEL, metadata={"help": "Reward model: scores and initial values. The default is TRL's."}
+    )
     reward_ensemble_paths: list[str] | None = field(
         default=None,
         metadata={"help": "Further reward adapters on the same base that score together with it."},
@@ -200,18 +223,13 @@ class PPOConfig(_BaseConfig):
         default="mean", metadata={"help": "Score of an ensemble: its mean, or min for the worst case."}
     )
 
+    computed = frozenset()  # fields that __post_init__ computes; no field itself
+
     def __post_init__(self):
-        log_per_rollout, eval_with_log = self.logging_steps is None, self.eval_steps is None
-        if log_per_rollout:
-            self.logging_steps = 1  # TrainingArguments wants a number; the right one is known below
         super().__post_init__()
         use_one_device(self)
         self._check_values()
         self._resolve_batch()
-        if log_per_rollout:
-            self.logging_steps = self.steps_per_rollout
-            if eval_with_log and self.eval_strategy == IntervalStrategy.STEPS:
-                self.eval_steps = self.logging_steps
 
     @property
     def rollout_size(self) -> int:
@@ -221,7 +239,7 @@ class PPOConfig(_BaseConfig):
     @property
     def local_rollout_size(self) -> int:
         """Episodes per rollout on this process."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        return self.local_batch_size or 0  # computed in any case
 
     @property
     def steps_per_rollout(self) -> int:
@@ -231,7 +249,12 @@ class PPOConfig(_BaseConfig):
     @property
     def micro_steps_per_rollout(self) -> int:
         """Forward-backward passes per rollout on each process."""
-        return self.steps_per_rollout * self.gradient_accumulation_steps
+        return self.steps_per_rollout * self.micro_batches_per_step
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward-backward passes per optimizer step on each process."""
+        return math.ceil((self.local_mini_batch_size or 1) / self.per_device_train_batch_size)
 
     def total_steps(self, num_prompts: int) -> int:
         """Optimizer steps of the whole run on a dataset of `num_prompts` prompts."""
@@ -239,6 +262,23 @@ class PPOConfig(_BaseConfig):
             return self.max_steps
         episodes = self.total_episodes or self.num_train_epochs * num_prompts
         return max(1, math.ceil(episodes / self.rollout_size)) * self.steps_per_rollout
+
+    def of_run(self, num_prompts: int) -> "PPOConfig":
+        """Returns a copy in the terms of transformers.Trainer, for a run on `num_prompts` prompts.
+
+        There, the accumulation is of one optimizer step, and all intervals count optimizer steps.
+        """
+        args = copy.copy(self)
+        args.max_steps = self.total_steps(num_prompts)
+        args.num_total_batches = math.ceil(args.max_steps / self.steps_per_rollout)
+        args.total_episodes = self.total_episodes or int(self.num_train_epochs * num_prompts)
+        args.gradient_accumulation_steps = self.micro_batches_per_step
+        args.per_device_train_batch_size = min(self.per_device_train_batch_size, self.local_mini_batch_size or 1)
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            rollouts = getattr(self, name)
+            if rollouts is not None and rollouts >= 1:
+                setattr(args, name, int(rollouts * self.steps_per_rollout))
+        return args
 
     def _check_values(self) -> None:
         require_at_least(
@@ -270,18 +310,42 @@ class PPOConfig(_BaseConfig):
             raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or left out.")
 
     def _resolve_batch(self) -> None:
-        """Computes the accumulation and the number of minibatches from `mini_batch_size` and `batch_size`, if set."""
-        if self.mini_batch_size is not None:
-            self.per_device_train_batch_size, self.gradient_accumulation_steps = divide_batch(
-                self.mini_batch_size, self.world_size, self.per_device_train_batch_size, "mini_batch_size"
-            )
-        per_step = self.per_device_train_batch_size * self.world_size
-        mini_batch_size = per_step * self.gradient_accumulation_steps
-        if self.batch_size is not None:
-            if self.batch_size % mini_batch_size:
+        """Computes the sizes of rollout and minibatch that are not set, and names them in `computed`."""
+        processes = self.world_size
+        sizes = ("batch_size", "mini_batch_size", *COMPUTED)
+        self.computed = frozenset(name for name in sizes if name in COMPUTED or getattr(self, name) is None)
+        if self.batch_size is None:
+            self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
+            given = f"per_device_train_batch_size x gradient_accumulation_steps x {processes} processes"
+        else:
+            given = "batch_size"
+        if self.mini_batch_size is None:
+            if self.batch_size % self.num_mini_batches:
                 raise InputError(
-                    f"batch_size {self.batch_size} is not a multiple of the minibatch of per_device_train_batch_size "
-                    f"{self.per_device_train_batch_size} x gradient_accumulation_steps "
-                    f"{self.gradient_accumulation_steps} x {self.world_size} processes = {mini_batch_size}."
+                    f"{given} is {self.batch_size}, not a multiple of num_mini_batches {self.num_mini_batches}."
                 )
-            self.num_mini_batches = self.batch_size // mini_batch_size
+            self.mini_batch_size = self.batch_size // self.num_mini_batches
+        else:
+            if self.batch_size % self.mini_batch_size:
+                raise InputError(
+                    f"{given} is {self.batch_size}, not a multiple of mini_batch_size {self.mini_batch_size}."
+                )
+            self.per_device_train_batch_size, _ = divide_batch(
+                self.mini_batch_size, processes, self.per_device_train_batch_size, "mini_batch_size"
+            )
+        minibatches = self.batch_size // self.mini_batch_size
+        if self.num_mini_batches not in (1, minibatches):
+            raise InputError(
+                f"batch_size {self.batch_size} / mini_batch_size {self.mini_batch_size} is {minibatches} minibatches, "
+                f"and num_mini_batches is {self.num_mini_batches}; leave one of the three out."
+            )
+        if self.mini_batch_size % processes:
+            raise InputError(
+                f"{given} / num_mini_batches is {self.mini_batch_size}, not a multiple of the {processes} processes."
+            )
+        self.num_mini_batches = minibatches
+        self.local_batch_size = self.batch_size // processes
+        self.local_mini_batch_size = self.mini_batch_size // processes
+        self.micro_batch_size = self.per_device_train_batch_size * processes
+        if self.total_episodes is not None:
+            self.num_total_batches = math.ceil(self.total_episodes / self.batch_size)

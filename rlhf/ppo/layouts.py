@@ -152,6 +152,11 @@ class SeparateActorCritic(ActorCritic):
     def write(self, role, folder):
         self.network(role).save_pretrained(str(folder))
 
+    @property
+    def value_model(self) -> PreTrainedModel | PeftModel:
+        """The value model, as TRL's wrapper names it."""
+        return self.value
+
     def network(self, role: str) -> PreTrainedModel | PeftModel:
         return self.policy if role == "policy" else self.value
 
@@ -197,6 +202,9 @@ def build_actor_critic(
         if any(argument is not None for argument in (ref_model, value_model, peft_config)):
             raise InputError("a SharedBase has reference and value: leave out ref_model, value_model and peft_config.")
         return SharedActorCritic(model, reward_model)
+    sizes = [m.config.get_text_config().vocab_size for m in (model, ref_model or model)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"the policy has {sizes[0]} tokens and the reference {sizes[1]}; resize both or neither.")
     if ref_model is model:
         raise InputError("ref_model is the policy itself, so the KL would stay 0; leave it out, or pass a copy.")
     if value_model is not None and value_model is reward_model:

@@ -22,8 +22,8 @@ def episode_means(
     """Means over the episodes of all processes.
 
     `objective/kl`, `entropy` (an estimate, -log pi) and `non_score_reward` are sums over a response, in nats.
-    `objective/score` is the output of the reward model and functions. `rlhf_reward` includes the clip, the missing-EOS
-    terms and the KL penalty: PPO maximizes it.
+    `objective/score` is the output of the reward model and functions, `objective/scores` includes scale, clip and the
+    missing-EOS terms, and `rlhf_reward` the KL penalty as well: PPO maximizes it.
 
     Args:
         reduce: sums a tensor over the processes.
@@ -35,6 +35,7 @@ def episode_means(
         columns["objective/kl"].append(kl)
         columns["objective/entropy"].append(-batch.logprobs.sum(1))
         columns["objective/score"].append(batch.scores)
+        columns["objective/scores"].append(batch.shaped_scores)
         columns["objective/non_score_reward"].append(-kl_coef * kl)
         columns["objective/rlhf_reward"].append(batch.shaped_scores - kl_coef * kl)
         columns["rollout/length"].append(batch.response_mask.sum(1))
@@ -44,6 +45,54 @@ def episode_means(
     sums = [(as_float64(torch.cat(column)) * weight).sum() for column in columns.values()]
     *sums, episodes = reduce(torch.stack([*sums, as_float64(weight).sum()])).tolist()
     return {name: total / episodes for name, total in zip(columns, sums, strict=True)}
+
+
+def update_shares(
+    batch: MicroBatch, logprobs: Tensor, values: Tensor, ratio: Tensor, share: Tensor, clip: float, clip_value: float
+) -> dict[str, Tensor]:
+    """This micro-batch's shares of the metrics of an update, which are means over response tokens.
+
+    `policy/clipfrac` counts ratios outside the clip range, and `clipfrac_avg`, as in TRL, those whose loss is clipped.
+    `policy/entropy_avg` is estimated from the sampled tokens: E[-log pi] = E_old[-ratio log pi].
+
+    Args:
+        logprobs, values, ratio: [B, T] of the new policy and value model.
+        share: [B, T] weights of the tokens in the mean, 0 outside the mask.
+    """
+    logprobs, values, ratio = logprobs.detach(), values.detach(), ratio.detach()
+    clipped_ratio = ratio.clamp(1 - clip, 1 + clip)
+    clipped_values = batch.values + (values - batch.values).clamp(-clip_value, clip_value)
+    value_clipped = (clipped_values - batch.returns).square() > (values - batch.returns).square()
+    deviation = (ratio * batch.response_mask).sum() / batch.response_mask.sum() - 1
+    return {
+        "policy/approxkl": (0.5 * (logprobs - batch.logprobs).square() * share).sum(),
+        "policy/clipfrac": (((ratio - 1).abs() > clip) * share).sum(),
+        "policy/clipfrac_avg": ((-batch.advantages * clipped_ratio > -batch.advantages * ratio) * share).sum(),
+        "policy/entropy_avg": (-ratio * logprobs * share).sum(),
+        "policy/ratio": (ratio * share).sum(),
+        "val/clipfrac_avg": (value_clipped * share).sum(),
+        MICRO_BATCHES: torch.ones_like(deviation),
+        DEVIATION: deviation,
+        SQUARE: deviation.square(),
+    }
+
+
+# Sums over micro-batches, from which `val/ratio_var` is computed: count, and moments of (mean ratio - 1).
+MICRO_BATCHES, DEVIATION, SQUARE = "micro_batches", "ratio_deviation", "ratio_square"
+
+# The names of TRL's PPOTrainer for metrics that have another name here.
+TRL_NAMES = {
+    "loss/policy_avg": "loss/policy",
+    "loss/value_avg": "loss/value",
+    "policy/approxkl_avg": "policy/approxkl",
+    "val/ratio": "policy/ratio",
+    "eps": "throughput/episodes_per_s",
+}
+
+
+def with_trl_names(metrics: dict[str, float]) -> dict[str, float]:
+    """Adds the metrics that have another name in TRL under that name."""
+    return metrics | {theirs: metrics[ours] for theirs, ours in TRL_NAMES.items() if ours in metrics}
 
 
 class Meter:
@@ -87,8 +136,10 @@ class Meter:
         """Returns means since the last call. All processes must call it."""
         means = {name: sum(values) / len(values) for name, values in self._rollout.items()}
         if self._loss:
-            sums = reduce(torch.stack(list(self._loss.values()))).tolist()
-            means |= {name: total / self._steps for name, total in zip(self._loss, sums, strict=True)}
+            totals = dict(zip(self._loss, reduce(torch.stack(list(self._loss.values()))).tolist(), strict=True))
+            n, deviation, square = (totals.pop(name, 0.0) for name in (MICRO_BATCHES, DEVIATION, SQUARE))
+            means |= {name: total / self._steps for name, total in totals.items()}
+            means["val/ratio_var"] = max(0.0, (square - deviation**2 / n) / (n - 1)) if n > 1 else 0.0
         self._rollout.clear()
         self._loss, self._steps = {}, 0.0
         return means

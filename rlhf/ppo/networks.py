@@ -79,8 +79,13 @@ def make_trainable(model: PreTrainedModel | PeftModel) -> PreTrainedModel | Peft
 
 
 def classifier_token_scores(model: PreTrainedModel | PeftModel, input_ids: Tensor) -> Tensor:
-    """Scores [b, W] float32 of a sequence classifier at every position, not at the last token alone."""
+    """Scores [b, W] float32 of a sequence classifier at every position, not at the last token alone.
+
+    Tokens that the policy has and the classifier lacks, such as a pad token for which only the policy was resized, are
+    read as its last token.
+    """
     model = unwrap_peft(model)
+    input_ids = input_ids.clamp(max=model.config.get_text_config().vocab_size - 1)
     hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
     with torch.autocast(hidden.device.type, enabled=False):  # one dot product: float32 costs nothing
         return model.get_submodule("score")(hidden).squeeze(-1).float()

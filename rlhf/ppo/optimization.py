@@ -11,6 +11,8 @@ from rlhf.errors import InputError
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.config import PPOConfig
 
+LONGEST_WARMUP = 10  # rollouts
+
 
 def parameter_groups(model: ActorCritic, args: PPOConfig, decayed: Container[str]) -> list[dict]:
     """Parameter groups of policy and value with their learning rates, split by weight decay.
@@ -30,8 +32,9 @@ def parameter_groups(model: ActorCritic, args: PPOConfig, decayed: Container[str
 
 
 def rollout_schedule(optimizer: torch.optim.Optimizer, args: PPOConfig, num_training_steps: int) -> LambdaLR:
-    """Raises learning rates from 1/10 of the peak over `warmup_rollouts`; the policy's start after the value warm-up.
+    """Raises learning rates from 1/10 of the peak over the warm-up; the policy's start after the value warm-up.
 
+    `warmup_rollouts` None is 10 rollouts, at most a tenth of the run, so that short runs reach the peak.
     `lr_scheduler_type` (constant in the paper) is multiplied with it.
     """
     shape = get_scheduler(
@@ -47,8 +50,12 @@ def rollout_schedule(optimizer: torch.optim.Optimizer, args: PPOConfig, num_trai
             f"lr_scheduler_type {name} is not a function of the step; use for example constant, linear or cosine."
         )
 
+    rollouts = args.warmup_rollouts
+    if rollouts is None:
+        rollouts = min(LONGEST_WARMUP, num_training_steps // args.steps_per_rollout // 10)
+    warmup = rollouts * args.steps_per_rollout
+
     def factor(start: int) -> Callable[[int], float]:
-        warmup = args.warmup_rollouts * args.steps_per_rollout
 
         def at(step: int) -> float:
             rise = min(1.0, 0.1 + 0.9 * (step - start) / warmup) if warmup else 1.0

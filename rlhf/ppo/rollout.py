@@ -4,7 +4,7 @@ Prompts and random numbers (rlhf/generation/random_numbers.py) are functions of 
 is the same on 1 and on 8 processes and in large and small batches, and a rollout can be repeated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +17,31 @@ from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import random_generator
 from rlhf.models.loading import context_length
+from rlhf.ppo.prompts import QUERY, tokenized_prompts
 from rlhf.tensors import pad_left
 
 
 def encode_prompts(
-    dataset: Dataset, tokenizer, max_length: int | None, num_proc: int | None = None, name: str = "train"
+    dataset: Dataset,
+    tokenizer,
+    max_length: int | None,
+    num_proc: int | None = None,
+    name: str = "train",
+    collate: Callable | None = None,
 ) -> Dataset:
-    """Adds `input_ids` from `prompt` (text or messages); a dataset with `input_ids`, like TRL's, is only checked.
+    """Adds `input_ids` from `prompt` (text or messages), or takes tokenized prompts as in TRL's scripts.
+
+    Args:
+        collate: data collator that makes `input_ids` from a list of one row.
 
     Raises:
         InputError: no such column, no rows, or a prompt that is empty or longer than `max_length` tokens.
     """
     if len(dataset) == 0:
         raise InputError(f"the {name} prompts are empty; give at least one row.")
-    if "input_ids" not in dataset.column_names:
+    if collate is not None or not {"input_ids", QUERY}.isdisjoint(dataset.column_names):
+        dataset = tokenized_prompts(dataset, tokenizer, name, collate)
+    else:
         if "prompt" not in dataset.column_names:
             raise InputError(f"the {name} prompts have the columns {dataset.column_names}; `prompt` is missing.")
         dataset = dataset.map(

@@ -5,7 +5,6 @@ each micro-batch, with the gradient of PPO-ptx added in `training_step`. Gradien
 precision, the training loop and distribution are the Trainer's; saving and resuming are in `rlhf.ppo.checkpointing`.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -41,7 +40,7 @@ from rlhf.ppo.guards import (
 )
 from rlhf.ppo.layouts import build_actor_critic
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means
+from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means, update_shares, with_trl_names
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.ptx import add_ptx_gradient, pretraining_stream, resolve_ptx_coef
 from rlhf.ppo.rewards import RewardFunction, function_scores, reward_sources, shape_scores
@@ -54,21 +53,24 @@ from rlhf.ppo.rollout import (
     prompt_rows,
     split,
 )
+from rlhf.ppo.trl_interface import TRLInterface
+from rlhf.tensors import PADDING_ID
 
 
-class PPOTrainer(PPOCheckpointing):
+class PPOTrainer(TRLInterface, PPOCheckpointing):
     """Trains a policy against a reward with PPO. Names and order of the arguments are those of TRL's PPOTrainer.
 
     Args:
         args: the configuration; never changed.
-        processing_class: tokenizer with a pad token.
+        processing_class: the tokenizer; a pad token is not needed.
         model: the policy, or a `SharedBase` with the adapters policy, sft (the reference), value and, unless the reward
             comes from elsewhere, reward.
         ref_model: reference of the KL penalty. None: the policy without its adapter if it has one, else a copy.
         reward_model: sequence classifier with one label; None if `reward_funcs` are given.
         train_dataset: prompts: `prompt` (text or messages) or `input_ids`; further columns go to the reward functions.
         value_model: sequence classifier that is trained; None: a copy of the reward model.
-        data_collator: accepted for TRL's sake; prompts are padded here, with masks that are never guessed from ids.
+        data_collator: makes `input_ids`, and perhaps `attention_mask`, of a list of rows, as in TRL; it is called once
+            for each row. None: see `rlhf.ppo.prompts`.
         eval_dataset: held-out prompts, or a dict of them, for `evaluate` and `eval_strategy`.
         optimizers: optimizer and scheduler to use instead of AdamW with one learning rate each for policy and value.
         callbacks: as in transformers.Trainer.
@@ -114,9 +116,6 @@ class PPOTrainer(PPOCheckpointing):
         set_seed(args.seed)  # LoRA weights of peft_config are random
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts; pass a dataset with a column `prompt`.")
-        pad_id = processing_class.pad_token_id
-        if not isinstance(pad_id, int):
-            raise InputError("the tokenizer has no pad token; set one that is not its EOS.")
         rewards = reward_sources(
             reward_model,
             reward_funcs,
@@ -148,7 +147,7 @@ class PPOTrainer(PPOCheckpointing):
                 raise InputError(f"the {role} has no trainable parameters; load its adapter with is_trainable=True.")
 
         # Prompts and pretraining text
-        self.processing_class, self.pad_id = processing_class, pad_id
+        self.processing_class, self.collate_row = processing_class, data_collator
         self.stop_ids = stop_tokens(networks.language_model, processing_class, args.stop_token_id)
         add_stop_ids(processing_class, self.stop_ids)  # saved with the tokenizer, so that evaluation stops there, too
         self.max_prompt_length = longest_prompt(networks.config, args.max_prompt_length, args.response_length)
@@ -157,8 +156,7 @@ class PPOTrainer(PPOCheckpointing):
             eval_dataset = {name: self._encode(dataset, name, args) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval", args)
-        args = copy.copy(args)  # the caller's stays as it is
-        args.max_steps = args.total_steps(len(train_dataset))
+        args = args.of_run(len(train_dataset))  # a copy: the caller's stays as it is
         args.ptx_coef = resolve_ptx_coef(args.ptx_coef, has_text=pretrain_dataset is not None)
         self.pretraining = pretraining_stream(pretrain_dataset, processing_class, networks.config, args)
 
@@ -200,6 +198,7 @@ class PPOTrainer(PPOCheckpointing):
         self.minibatch_kl: Tensor | float = 0.0  # this process's share of policy/approxkl of the minibatch
         self.step_taken = True  # False if target KL skipped the last optimizer step
         self.add_callback(RolloutCallback(self))
+        self.state.episode = 0  # pyright: ignore[reportAttributeAccessIssue]  # as TRL's OnlineTrainerState has it
 
     # ---- The stream of micro-steps ----------------------------------------------------------------------------------
 
@@ -259,6 +258,9 @@ class PPOTrainer(PPOCheckpointing):
             self.kl.update(means["objective/kl"], args.rollout_size)
         values, returns = (response_tokens(batches, name) for name in ("values", "returns"))
         means["val/explained_variance"] = explained_variance(values, returns, self.sum_over_processes).item()
+        means["val/num_eos_tokens"] = round(means["rollout/eos_rate"] * args.rollout_size)
+        if self.optimizer is not None:
+            means["lr"] = self.optimizer.param_groups[0]["lr"]
         self.meter.rollout_scored(means, args.rollout_size)
         rollouts_between_samples = max(
             1, args.max_steps // args.steps_per_rollout // max(1, args.num_sample_generations)
@@ -276,7 +278,7 @@ class PPOTrainer(PPOCheckpointing):
             uniforms=uniforms,
             temperature=args.temperature,
             stop_ids=self.stop_ids,
-            pad_id=self.pad_id,
+            pad_id=PADDING_ID,
             batch_size=args.local_rollout_forward_batch_size,
             progress=progress if show else None,
         )
@@ -293,7 +295,7 @@ class PPOTrainer(PPOCheckpointing):
         args, model, device = self.args, self.wrapped_model(), self.accelerator.device
         batches = []
         for rows in minibatch:
-            batch = micro_batch(rows, columns["input_ids"], responses, self.stop_ids, self.pad_id, device)
+            batch = micro_batch(rows, columns["input_ids"], responses, self.stop_ids, PADDING_ID, device)
             inputs = {**batch.inputs(), "temperature": args.temperature}
 
             # 1. Reference, and the reward model where it reads the sampled ids
@@ -363,13 +365,8 @@ class PPOTrainer(PPOCheckpointing):
         loss = policy_coef * policy + args.vf_coef * value
         if not torch.isfinite(loss):
             self.stop_non_finite(f"the loss is {loss} (policy {policy}, value {value})", [batch])
-        shares = {
-            "loss/policy": policy,
-            "loss/value": value,
-            "policy/approxkl": (0.5 * (logprobs - batch.logprobs).square() * share).sum(),
-            "policy/clipfrac": (((ratio - 1).abs() > args.cliprange) * share).sum(),
-            "policy/ratio": (ratio * share).sum(),
-        }
+        shares = {"loss/policy": policy, "loss/value": value}
+        shares |= update_shares(batch, logprobs, values, ratio, share, args.cliprange, args.cliprange_value)
         self.meter.loss(shares, steps=1 / self.current_gradient_accumulation_steps)
         if args.target_kl is not None:
             self.minibatch_kl = self.minibatch_kl + shares["policy/approxkl"].detach()
@@ -463,16 +460,11 @@ class PPOTrainer(PPOCheckpointing):
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
 
-    def generate_completions(self, sampling: bool = False) -> None:
-        """TRL's scripts end with this call: evaluates if there are prompts for it, which appends to samples.jsonl."""
-        if self.eval_dataset is not None:
-            self.evaluate()
-
     # ---- Logs and processes -----------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self.meter.drain(self.sum_over_processes)
+            logs |= with_trl_names(self.meter.drain(self.sum_over_processes))
             logs["episode"] = self.state.global_step * self.args.rollout_size // self.args.steps_per_rollout
         super().log(logs, start_time)
 
@@ -503,7 +495,11 @@ class PPOTrainer(PPOCheckpointing):
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
     def _encode(self, dataset: Dataset, name: str, args: PPOConfig) -> Dataset:
-        return encode_prompts(dataset, self.processing_class, self.max_prompt_length, args.dataset_num_proc, name)
+        ours = getattr(self, "eval_dataset", None)
+        if any(dataset is encoded for encoded in (ours.values() if isinstance(ours, dict) else [ours])):
+            return dataset
+        tokenizer, longest = self.processing_class, self.max_prompt_length
+        return encode_prompts(dataset, tokenizer, longest, args.dataset_num_proc, name, self.collate_row)
 
 
 class RolloutCallback(TrainerCallback):
@@ -535,6 +531,7 @@ class RolloutCallback(TrainerCallback):
                 self.trainer.meter.add({"policy/skipped_steps": self.trainer.target_kl.skipped_of(rollout)})
         per_step = args.rollout_size / args.steps_per_rollout / len(self.trainer.train_dataset)
         state.epoch = state.global_step * per_step
+        state.episode = state.global_step * args.rollout_size // args.steps_per_rollout
         if int(state.epoch) > int((state.global_step - 1) * per_step) and state.global_step < state.max_steps:
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH

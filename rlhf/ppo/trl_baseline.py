@@ -46,7 +46,7 @@ def trl_ppo_config(args: PPOConfig):
     """
     config_class, _ = require_trl_ppo()
     known = {field.name for field in dataclasses.fields(config_class) if field.init}
-    derived = {"batch_size", "mini_batch_size", "max_steps", "logging_steps", "eval_steps"}
+    derived = {"batch_size", "mini_batch_size", "max_steps"}
     values = {name: value for name, value in resolved_config(args).items() if name in known - derived}
     values |= {
         "per_device_train_batch_size": args.local_rollout_size,
