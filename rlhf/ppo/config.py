@@ -9,10 +9,9 @@ from transformers import SchedulerType
 from trl.trainer.base_config import _BaseConfig
 
 from rlhf.errors import InputError, require_at_least
-from rlhf.runs.batches import divide_batch
+from rlhf.ppo.sizes import resolve_rollout
 from rlhf.runs.processes import use_one_device
 
-COMPUTED = ("num_total_batches", "micro_batch_size", "local_batch_size", "local_mini_batch_size")
 TRL_MODEL = "EleutherAI/pythia-160m"  # TRL's default for both model paths
 
 
@@ -229,7 +228,7 @@ class PPOConfig(_BaseConfig):
         super().__post_init__()
         use_one_device(self)
         self._check_values()
-        self._resolve_batch()
+        self.computed = resolve_rollout(self)
 
     @property
     def rollout_size(self) -> int:
@@ -308,44 +307,3 @@ class PPOConfig(_BaseConfig):
             raise InputError("target_kl skips steps, which the loss scaler of fp16 does not take; use bf16.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or left out.")
-
-    def _resolve_batch(self) -> None:
-        """Computes the sizes of rollout and minibatch that are not set, and names them in `computed`."""
-        processes = self.world_size
-        sizes = ("batch_size", "mini_batch_size", *COMPUTED)
-        self.computed = frozenset(name for name in sizes if name in COMPUTED or getattr(self, name) is None)
-        if self.batch_size is None:
-            self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
-            given = f"per_device_train_batch_size x gradient_accumulation_steps x {processes} processes"
-        else:
-            given = "batch_size"
-        if self.mini_batch_size is None:
-            if self.batch_size % self.num_mini_batches:
-                raise InputError(
-                    f"{given} is {self.batch_size}, not a multiple of num_mini_batches {self.num_mini_batches}."
-                )
-            self.mini_batch_size = self.batch_size // self.num_mini_batches
-        else:
-            if self.batch_size % self.mini_batch_size:
-                raise InputError(
-                    f"{given} is {self.batch_size}, not a multiple of mini_batch_size {self.mini_batch_size}."
-                )
-            self.per_device_train_batch_size, _ = divide_batch(
-                self.mini_batch_size, processes, self.per_device_train_batch_size, "mini_batch_size"
-            )
-        minibatches = self.batch_size // self.mini_batch_size
-        if self.num_mini_batches not in (1, minibatches):
-            raise InputError(
-                f"batch_size {self.batch_size} / mini_batch_size {self.mini_batch_size} is {minibatches} minibatches, "
-                f"and num_mini_batches is {self.num_mini_batches}; leave one of the three out."
-            )
-        if self.mini_batch_size % processes:
-            raise InputError(
-                f"{given} / num_mini_batches is {self.mini_batch_size}, not a multiple of the {processes} processes."
-            )
-        self.num_mini_batches = minibatches
-        self.local_batch_size = self.batch_size // processes
-        self.local_mini_batch_size = self.mini_batch_size // processes
-        self.micro_batch_size = self.per_device_train_batch_size * processes
-        if self.total_episodes is not None:
-            self.num_total_batches = math.ceil(self.total_episodes / self.batch_size)
