@@ -27,7 +27,6 @@ from rlhf.models.chat_template import answer_text
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
-from rlhf.ppo.checkpointing import PPOCheckpointing
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA, averaged, decay_of_run
 from rlhf.ppo.guards import (
@@ -57,7 +56,7 @@ from rlhf.ppo.trl_interface import TRLInterface
 from rlhf.tensors import PADDING_ID
 
 
-class PPOTrainer(TRLInterface, PPOCheckpointing):
+class PPOTrainer(TRLInterface):
     """Trains a policy against a reward with PPO. Names and order of the arguments are those of TRL's PPOTrainer.
 
     Args:
@@ -198,7 +197,7 @@ class PPOTrainer(TRLInterface, PPOCheckpointing):
         self.minibatch_kl: Tensor | float = 0.0  # this process's share of policy/approxkl of the minibatch
         self.step_taken = True  # False if target KL skipped the last optimizer step
         self.add_callback(RolloutCallback(self))
-        self.state.episode = 0  # pyright: ignore[reportAttributeAccessIssue]  # as TRL's OnlineTrainerState has it
+        setattr(self.state, "episode", 0)  # noqa: B010  # as TRL's OnlineTrainerState has it
 
     # ---- The stream of micro-steps ----------------------------------------------------------------------------------
 
@@ -531,7 +530,7 @@ class RolloutCallback(TrainerCallback):
                 self.trainer.meter.add({"policy/skipped_steps": self.trainer.target_kl.skipped_of(rollout)})
         per_step = args.rollout_size / args.steps_per_rollout / len(self.trainer.train_dataset)
         state.epoch = state.global_step * per_step
-        state.episode = state.global_step * args.rollout_size // args.steps_per_rollout
+        setattr(state, "episode", state.global_step * args.rollout_size // args.steps_per_rollout)  # noqa: B010
         if int(state.epoch) > int((state.global_step - 1) * per_step) and state.global_step < state.max_steps:
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH

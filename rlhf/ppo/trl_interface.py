@@ -1,24 +1,15 @@
 """Attributes and methods of TRL's PPOTrainer that scripts written for it use."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.checkpointing import PPOCheckpointing
 
 
-class TRLInterface:
+class TRLInterface(PPOCheckpointing):
     """The models are None where they are adapters of a shared base."""
-
-    args: PPOConfig
-    processing_class: Any
-    actor_critic: Any
-    train_dataset: Dataset
-    eval_dataset: Any
-    evaluate: Any
 
     @property
     def policy_model(self) -> PreTrainedModel | PeftModel | None:
@@ -32,7 +23,7 @@ class TRLInterface:
     @property
     def reward_model(self) -> PreTrainedModel | PeftModel | None:
         """The reward model that reads the sampled ids."""
-        return self.actor_critic.reward
+        return getattr(self.actor_critic, "reward", None)
 
     @property
     def value_model(self) -> PreTrainedModel | PeftModel | None:
@@ -41,7 +32,8 @@ class TRLInterface:
     @property
     def stop_token_id(self) -> int | None:
         """The token of `stop_token` or `stop_token_id`; responses end at any EOS of the model as well."""
-        return self.processing_class.eos_token_id if self.args.stop_token == "eos" else self.args.stop_token_id
+        eos = self.processing_class.eos_token_id
+        return eos if self.args.stop_token == "eos" else self.args.stop_token_id  # pyright: ignore[reportReturnType]
 
     @property
     def is_peft_model(self) -> bool:
