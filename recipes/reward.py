@@ -28,7 +28,7 @@ from rlhf.data.prompt_style import in_prompt_style
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.contracts import check_style, with_revision_of
-from rlhf.models.loading import context_length, load_config, load_tokenizer, resolve_model_name
+from rlhf.models.loading import check_lora, context_length, load_config, load_tokenizer, resolve_model_name
 from rlhf.models.stages import trained_style
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.accuracy import LabelerGapWarning
@@ -56,6 +56,7 @@ def main() -> None:
         check_sft_start(args.sft_model_path, model_args)
     configs = (args, model_args, data_args)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
+    check_lora(model_args)
     if args.cross_validate:  # a subfolder, so that a model in output_dir stays as it is
         args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
         args.save_strategy = "no"

@@ -26,7 +26,15 @@ from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_reward_adapter
 from rlhf.models.chat_template import turn_thinking_off
-from rlhf.models.loading import context_length, load_base, load_config, load_tokenizer, lora_config, resolve_model_name
+from rlhf.models.loading import (
+    check_lora,
+    context_length,
+    load_base,
+    load_config,
+    load_tokenizer,
+    lora_config,
+    resolve_model_name,
+)
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
@@ -54,6 +62,7 @@ def main() -> None:
     if choice.reward_model_path is not None:
         check_reward_adapter(choice.reward_model_path, base_name, model_args.model_revision)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
+    check_lora(model_args)
     checkpoint = find_checkpoint(args)
     check_folder(folder, *configs, resume=checkpoint is not None, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
@@ -91,7 +100,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
-        peft_config=lora_config(model_args),
+        peft_config=lora_config(model_args, model=model),
         callbacks=[MetricsCallback(folder)],
     )
     trainer.contract = contract

@@ -14,7 +14,7 @@ import rlhf.generation.sampler as sampler
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.sampler import decode
 from rlhf.ppo.layouts import SeparateActorCritic, SharedActorCritic
-from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
+from rlhf.ppo.logprobs import chunked_logprobs, find_unembedding, output_layer, token_logprobs, whole_head
 from rlhf.ppo.rollout import micro_batch
 from rlhf.tensors import pad_left
 
@@ -165,7 +165,7 @@ def test_logprobs_of_responses_are_those_of_the_models_own_logits(kind):
             expected = F.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(response)[:, None]).squeeze(1)
             torch.testing.assert_close(logprobs[i, : len(response)], expected, atol=2e-5, rtol=1e-5)
             assert not logprobs[i, len(response) :].any()
-    assert unembeds_plainly(lm, batch.input_ids) == (kind != "softcap")
+    assert find_unembedding(lm, batch.input_ids) is (whole_head if kind == "softcap" else output_layer)
 
 
 def test_backward_unembeds_with_the_adapter_of_the_forward(monkeypatch):
@@ -179,7 +179,7 @@ def test_backward_unembeds_with_the_adapter_of_the_forward(monkeypatch):
         scale = {"policy": 2.0, "sft": 1.0, None: 5.0}
         head.forward = lambda x, plain=head.forward, base=base, scale=scale: plain(x) * scale[base._active]
         batch = micro_batch([0, 1, 2], PROMPTS, [[20, 21, EOS], [22], [23, 24]], [EOS], PAD, CPU)
-        model._plain_unembedding = True
+        model._unembedding = [output_layer]
         logprobs = model("policy_logprobs", **batch.inputs())
         model("reference_logprobs", **batch.inputs())
         logprobs.sum().backward()

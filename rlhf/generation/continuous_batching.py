@@ -7,6 +7,7 @@ can leave the batch. Instead, each slot has its own position, and a slot that is
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -53,17 +54,53 @@ def decode_continuously(
 ) -> list[list[int]]:
     """Continues each prompt by at most `length` tokens: the new ids, up to and including the first stop token.
 
+    Every slot has room for the longest prompt that may come into it. So prompts that need less than half the room of
+    the longest wait for slots of their own: one prompt of 8,000 tokens does not make all slots that long.
+
     Args:
         lm: a causal LM in evaluation mode that `supports_continuous_batching`; a CPU computes the same without graphs.
-        prompts: admitted in this order.
+        prompts: admitted in this order, the longest first.
         choose: (logits [S, V], prompt indices [S], number of the new token [S]) -> ids [S].
         size: number of slots S.
         on_finished: called after each step with the number of responses that it finished.
     """
-    batch = StaticBatch(lm, min(size, len(prompts)), max(map(len, prompts)) + length, length, choose)
-    step = with_cuda_graphs(batch.step) if lm.device.type == "cuda" else batch.step
     responses: list[list[int]] = [[] for _ in prompts]
-    queue = deque(range(len(prompts)))
+    # Graphs are captured on the current device, which is not the model's in processes other than the first.
+    with torch.cuda.device(lm.device) if lm.device.type == "cuda" else nullcontext():
+        for group in similar_rooms([len(prompt) + length for prompt in prompts]):
+            _decode_group(lm, prompts, group, responses, choose, stop_ids, length, size, on_finished)
+    return responses
+
+
+def similar_rooms(rooms: list[int]) -> list[list[int]]:
+    """Cuts 0, 1, ... into consecutive groups in which no number of `rooms` is less than half of the largest."""
+    groups: list[list[int]] = []
+    least = most = 0
+    for i, room in enumerate(rooms):
+        least, most = min(least, room), max(most, room)
+        if groups and 2 * least >= most:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            least = most = room
+    return groups
+
+
+def _decode_group(
+    lm: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    group: list[int],
+    responses: list[list[int]],
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor],
+    stop_ids: Sequence[int],
+    length: int,
+    size: int,
+    on_finished: Callable[[int], object],
+) -> None:
+    """Fills in the responses to the prompts of `group`; see `decode_continuously`."""
+    batch = StaticBatch(lm, min(size, len(group)), max(len(prompts[i]) for i in group) + length, length, choose)
+    step = with_cuda_graphs(batch.step) if lm.device.type == "cuda" else batch.step
+    queue = deque(group)
     prompt_of_slot: dict[int, int | None] = dict.fromkeys(range(batch.size))
     while queue or any(prompt is not None for prompt in prompt_of_slot.values()):
         free = [slot for slot, prompt in prompt_of_slot.items() if prompt is None]
@@ -80,7 +117,6 @@ def decode_continuously(
             if next_ids[slot] in stop_ids or len(responses[prompt]) == length:
                 prompt_of_slot[slot] = None
         on_finished(sum(prompt_of_slot[slot] is None for slot in active))
-    return responses
 
 
 class StaticBatch:

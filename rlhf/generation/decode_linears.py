@@ -128,5 +128,8 @@ def multiply_columns(module: nn.Linear, columns: Tensor) -> Tensor:
 
 
 def from_columns(out: Tensor, x: Tensor) -> Tensor:
-    """[out, rows] -> [..., out], with the leading dimensions of x [..., in]."""
-    return out[:, : x.numel() // x.shape[-1]].t().reshape(*x.shape[:-1], -1)
+    """[out, rows] -> [..., out], with the leading dimensions of x [..., in].
+
+    Contiguous, as the output of a linear layer is: DeepSeek's rotary embedding views it as complex numbers.
+    """
+    return out[:, : x.numel() // x.shape[-1]].t().contiguous().view(*x.shape[:-1], -1)

@@ -8,6 +8,7 @@ are decoded in `rlhf.generation.continuous_batching` instead.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from rlhf.errors import InputError
 from rlhf.generation.continuous_batching import decode_continuously, supports_continuous_batching
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.random_numbers import inverse_cdf
-from rlhf.models.positions import position_ids, takes_position_ids
+from rlhf.models.positions import cache_argument, position_ids, takes_position_ids
 from rlhf.models.sharding import is_sharded
 from rlhf.models.stop_tokens import eos_ids, stop_ids
 from rlhf.tensors import pad_left
@@ -116,7 +117,9 @@ def decode(
     """
     device, width = input_ids.device, input_ids.shape[1]
     stops = torch.tensor(stop_ids, device=device)
-    sharded, cache = is_sharded(lm), preallocated_cache(lm, width + length)
+    sharded, cache_name = is_sharded(lm), cache_argument(lm)
+    keeps_dynamic_cache = lm._supports_default_dynamic_cache()  # MiniMax keeps one of its own
+    cache: Any = preallocated_cache(lm, width + length) if keeps_dynamic_cache else None
     takes_positions = takes_position_ids(lm)
     attention_mask = F.pad(attention_mask, (0, length), value=1)
     positions = position_ids(attention_mask)
@@ -129,15 +132,16 @@ def decode(
         inputs = {"input_ids": ids, "attention_mask": attention_mask[:, :end]}
         if takes_positions:
             inputs["position_ids"] = positions[:, start:end]
-        logits = lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        next_ids = choose(logits, rows, step)
+        output = lm(**inputs, **{cache_name: cache}, use_cache=True, logits_to_keep=1)
+        cache = cache if keeps_dynamic_cache else output[cache_name]
+        next_ids = choose(output.logits[:, -1], rows, step)
         new_ids[rows, step] = next_ids
         active &= ~torch.isin(next_ids, stops)
         num_active = int(active.sum())
         if num_active == 0 and not sharded:
             break
-        if 0 < num_active <= (1 - FINISHED_SHARE) * len(rows):
-            cache.batch_select_indices(active.nonzero().squeeze(1))
+        if keeps_dynamic_cache and 0 < num_active <= (1 - FINISHED_SHARE) * len(rows):
+            cache.reorder_cache(active.nonzero().squeeze(1))  # states of Mamba have no batch_select_indices
             attention_mask, positions = attention_mask[active], positions[active]
             rows, next_ids, active = rows[active], next_ids[active], active[active]
         start, ids = end, next_ids[:, None]
@@ -193,8 +197,8 @@ class PreallocatedLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
         self.buffers = []
 
 

@@ -11,11 +11,10 @@ from typing import cast
 
 import torch
 import transformers
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +25,9 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf.errors import InputError
 from rlhf.models.chat_template import fix_date
+from rlhf.models.classifier import classifier_class
+from rlhf.models.lora_targets import linear_layers
+from rlhf.models.positions import cache_argument
 from rlhf.models.stop_tokens import KEY as STOP_TOKENS
 from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, stop_token_texts
 
@@ -97,8 +99,19 @@ def load_config(name: str, revision: str = "main") -> PreTrainedConfig:
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Returns the maximum number of tokens of a sequence; None if the configuration does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Returns the maximum number of tokens of a sequence; None if the configuration does not say.
+
+    Longrope (Phi-3) has other rotary factors once the longest sequence of a batch exceeds the original context. Beyond
+    it, keys in a cache have the old factors and the log-probabilities of a sampled token are not those of one pass, nor
+    do those of one pass depend on their own sequence alone. So the original context is the limit.
+    """
+    config = config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        context = original or getattr(config, "original_max_position_embeddings", context)
+    return context
 
 
 def load_base(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
@@ -111,24 +124,31 @@ def load_base(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None
             no spare one. That row is the mean of the others: deterministic, so every stage gets the same base.
 
     Raises:
-        InputError: the model does not exist, is not a causal LM, or is stored only as a pickle.
+        InputError: the model does not exist, is not a causal LM, is stored only as a pickle, or has no cache.
     """
-    return _load(AutoModelForCausalLM, model_args, tokenizer)
+    model = _load(AutoModelForCausalLM, model_args, tokenizer)
+    cache_argument(model)
+    return model
 
 
 def load_sequence_classifier(
     model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreTrainedModel:
     """Loads the same model with a random scalar head instead of the unembedding (section 3.5). Set the seed before."""
-    return _load(AutoModelForSequenceClassification, model_args, tokenizer, num_labels=1)
+    config = load_config(str(model_args.model_name_or_path), model_args.model_revision)
+    return _load(classifier_class(config), model_args, tokenizer, num_labels=1)
 
 
-def lora_config(model_args: ModelConfig, task_type: str = "CAUSAL_LM") -> LoraConfig:
+def lora_config(
+    model_args: ModelConfig, task_type: str = "CAUSAL_LM", model: PreTrainedModel | None = None
+) -> LoraConfig:
     """Returns the LoRA configuration of `model_args`, by default on every linear layer but the heads.
 
     Args:
         model_args: the `lora_*` fields, `use_rslora`, `use_dora`. `lora_target_modules` None is every linear layer.
         task_type: `CAUSAL_LM`, or `SEQ_CLS` for reward models, whose `score` head is then trained and saved in full.
+        model: the model to adapt. "Every linear layer" is then that of `linear_layers`; without a model it is
+            PEFT's, which includes vision towers and experts.
     """
     modules_to_save = list(model_args.lora_modules_to_save or [])
     if task_type == "SEQ_CLS" and "score" not in modules_to_save:
@@ -142,7 +162,32 @@ def lora_config(model_args: ModelConfig, task_type: str = "CAUSAL_LM") -> LoraCo
             lora_modules_to_save=modules_to_save or None,
         )
     )
-    return cast(LoraConfig, config)
+    config = cast(LoraConfig, config)
+    if model is not None and config.target_modules == "all-linear":
+        config.target_modules = set(linear_layers(model))
+    return config
+
+
+def check_lora(model_args: ModelConfig) -> None:
+    """Adds LoRA to the model of `model_args` without any weights, which takes seconds.
+
+    Raises:
+        InputError: the model has no such layers, or PEFT cannot adapt them with these settings.
+    """
+    config = load_config(str(model_args.model_name_or_path), model_args.model_revision)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+            for name in model_args.lora_modules_to_save or ():
+                if not any(module.endswith(name) for module, _ in model.named_modules()):
+                    raise ValueError(f"no module is named {name}, which lora_modules_to_save wants")
+            get_peft_model(model, lora_config(model_args, "CAUSAL_LM", model))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        settings = f"lora_target_modules {model_args.lora_target_modules}, lora_dropout {model_args.lora_dropout}"
+        raise InputError(
+            f"LoRA cannot be added to {model_args.model_name_or_path} with {settings}: {_first_line(error)} "
+            "Leave lora_target_modules out to adapt every linear layer of the language model."
+        ) from error
 
 
 def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTrainedModel:
@@ -181,6 +226,10 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
         hf_logging.set_verbosity(verbosity)
     if missing := sorted(set(loading["missing_keys"]) - {"score.weight"}):
         logger.warning("Model %s lacks weights, which are now random: %s", name, ", ".join(missing))
+    limit = context_length(model.config)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit != positions:
+        logger.warning("sequences are limited to %s of %s tokens, where longrope changes its factors", limit, positions)
     for module in model.modules():
         # On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights in the first pass in evaluation mode, for a
         # kernel without a backward: from then on training would get wrong gradients without an error.

@@ -1,7 +1,7 @@
 """PEFT's layers in a base model: adds adapters, loads and collects their weights, and selects the active one.
 
-All that the library needs of PEFT's private names is in this module, as read in PEFT 0.21.2: `_active_adapter` and
-`_disable_adapters` of a layer, behind its properties `active_adapter` and `disable_adapters`.
+Of PEFT's private names the library needs, as read in PEFT 0.21.2, `_active_adapter` and `_disable_adapters` of a layer,
+behind its properties `active_adapter` and `disable_adapters`, and the names of experts' weights in `lora_targets`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import SCORE_MODULES
 from rlhf.models.batched_lora import mixed_lora_forward
+from rlhf.models.lora_targets import linear_layers
 
 AdapterLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
 
@@ -41,9 +42,8 @@ def inject_adapter(model: PeftModel | PreTrainedModel, name: str, config: LoraCo
     config.modules_to_save = [m for m in config.modules_to_save or () if m not in SCORE_MODULES] or None
     config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path
     config.inference_mode = False  # PEFT would freeze the adapter; `SharedBase.add_adapter` decides what is trained
-    full = any(isinstance(layer, AuxiliaryTrainingWrapper) for layer in adapter_layers(model))
-    if config.target_modules == "all-linear" and full:
-        config.exclude_modules = r".*\.(original_module|modules_to_save)(\..*)?"  # modules of the other adapters
+    if config.target_modules == "all-linear":
+        config.target_modules = set(linear_layers(unwrap_peft(model)))
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         return model

@@ -1,14 +1,29 @@
-"""Positions of tokens in padded rows."""
+"""Arguments of a forward: positions of tokens in padded rows, and the cache."""
 
 import inspect
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.errors import InputError
+
 
 def takes_position_ids(lm: PreTrainedModel) -> bool:
     """True if the forward of `lm` has position_ids. BLOOM and other models with ALiBi have none."""
     return "position_ids" in inspect.signature(lm.forward).parameters
+
+
+def cache_argument(lm: PreTrainedModel) -> str:
+    """Returns the name under which the forward of `lm` takes its cache; any other name it would ignore.
+
+    Raises:
+        InputError: it takes none, so every token would be sampled from the last one alone.
+    """
+    parameters = inspect.signature(lm.forward).parameters
+    for name in ("past_key_values", "cache_params"):  # the second of Mamba
+        if name in parameters:
+            return name
+    raise InputError(f"{type(lm).__name__} has no key-value cache to sample with. Choose another model.")
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -135,9 +135,10 @@ class SharedBase(nn.Module):
         if weights is not None:
             load_adapter_weights(self.peft_model, name, weights, source=folder or str(copy_of))
         if head:
+            width = head_width(self.lm)
             if score is None and trainable:
-                score = torch.zeros(1, self.config.get_text_config().hidden_size)
-            self.heads[name] = make_scalar_head(self.config.get_text_config().hidden_size, score, bias).to(self.device)
+                score = torch.zeros(1, width)
+            self.heads[name] = make_scalar_head(width, score, bias).to(self.device)
         for parameter in self.parameters():  # some versions of PEFT change requires_grad of other adapters
             parameter.requires_grad_(parameter in trained)
         for parameter in self._parameters_of(name):
@@ -321,6 +322,11 @@ class ScalarHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+def head_width(lm: PreTrainedModel) -> int:
+    """Returns the size of the last hidden states, which OPT-350m projects to half of `hidden_size`."""
+    return getattr(lm.get_output_embeddings(), "in_features", lm.config.get_text_config().hidden_size)
 
 
 def make_scalar_head(hidden_size: int, weight: Tensor | None, bias: float) -> ScalarHead:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from rlhf.models.sharding import gathered, is_sharded, release
 from rlhf.ppo.length_buckets import Bucket, bucket_by_length, pass_limits
-from rlhf.ppo.logprobs import chunked_logprobs, token_logprobs, unembeds_plainly
+from rlhf.ppo.logprobs import Unembed, chunked_logprobs, find_unembedding, token_logprobs
 
 
 class ActorCritic(nn.Module, ABC):
@@ -44,7 +44,7 @@ class ActorCritic(nn.Module, ABC):
         """Clears the cached checks that depend on how the model is wrapped; the next pass repeats them."""
         self._sharded = False  # known once `_limits` is
         self._limits: tuple[int, int] | None = None  # of `pass_limits`
-        self._plain_unembedding: bool | None = None  # see `unembeds_plainly`
+        self._unembedding: list[Unembed | None] = []  # of `find_unembedding`, once it is known
         self._can_fuse: bool | None = None  # see `can_fuse`
 
     def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -130,7 +130,7 @@ class ActorCritic(nn.Module, ABC):
         context = bucket.input_ids[:, :-1]  # the last token predicts nothing
         targets = bucket.input_ids[:, 1:][bucket.predicts]
         with self.as_role(role) as lm:
-            if not self.unembeds_plainly(context):
+            if self.unembedding(context) is None:
                 logits = lm(input_ids=context, use_cache=False).logits[bucket.predicts]
                 return token_logprobs(logits, targets, temperature)
             backbone = getattr(lm, lm.base_model_prefix)
@@ -142,16 +142,19 @@ class ActorCritic(nn.Module, ABC):
 
         def unembed(hidden: Tensor) -> Tensor:
             with self.as_role(role) as lm:  # backward calls it after the role's context has ended
-                return lm.get_output_embeddings()(hidden)  # pyright: ignore[reportOptionalCall]
+                return head(lm, hidden)
+
+        head = self._unembedding[0]
+        assert head is not None, "callers have asked `unembedding`"
 
         vocabulary = self.language_model.config.get_text_config().vocab_size
         return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)
 
-    def unembeds_plainly(self, input_ids: Tensor) -> bool:
-        """True if logits are the unembedding of the last hidden states and nothing else; tried once, on `input_ids`."""
-        if self._plain_unembedding is None:
-            self._plain_unembedding = not is_sharded(self) and unembeds_plainly(self.language_model, input_ids)
-        return self._plain_unembedding
+    def unembedding(self, input_ids: Tensor) -> Unembed | None:
+        """The function from last hidden states to logits, tried once; None if it needs all positions."""
+        if not self._unembedding:
+            self._unembedding = [None if is_sharded(self) else find_unembedding(self.language_model, input_ids)]
+        return self._unembedding[0]
 
     # ---- The networks -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.ppo.config import PPOConfig
@@ -53,13 +54,14 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         advantages [B, T] and returns [B, T], zero outside the mask.
     """
     values = values * mask
-    advantages = torch.zeros_like(values)
-    advantage = next_value = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = (delta + gamma * lam * advantage) * mask[:, t]
-        advantages[:, t] = advantage
-        next_value = values[:, t]
+    next_values = F.pad(values[:, 1:], (0, 1))
+    advantages = (rewards + gamma * next_values - values) * mask  # the deltas
+    decay = gamma * lam * mask.to(values.dtype)
+    # A recurrence over T steps in log2 T: after k doublings, each advantage is the sum over the next 2^k deltas, and
+    # each decay the product of as many factors. A loop over T would launch 7 T kernels.
+    for reach in (2**k for k in range((values.shape[1] - 1).bit_length())):
+        advantages = advantages + decay * F.pad(advantages[:, reach:], (0, reach))
+        decay = decay * F.pad(decay[:, reach:], (0, reach))
     return advantages, advantages + values
 
 

@@ -58,7 +58,7 @@ class SharedActorCritic(ActorCritic):
                 and self.reward is None
                 and "reward" not in self.base.ensembles
                 and self.base.can_batch("policy", "sft", "value", "reward")
-                and self.unembeds_plainly(input_ids)
+                and self.unembedding(input_ids) is not None
             )
         return self._can_fuse
 

@@ -52,13 +52,59 @@ def chunked_logprobs(
     )
 
 
-@torch.no_grad()
-def unembeds_plainly(lm: PreTrainedModel, ids: Tensor) -> bool:
-    """True if logits are the unembedding of the last hidden state and nothing else; Gemma 2, for example, caps them.
+def output_layer(lm: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits [n, V] of hidden states [n, H] by the unembedding alone."""
+    return lm.get_output_embeddings()(hidden)  # pyright: ignore[reportOptionalCall]
 
-    Tried on `ids` [B, T], because each architecture has its own name for what it does to its logits.
+
+def whole_head(lm: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits [n, V] of hidden states [n, H] by the model's own code, which may scale or cap them.
+
+    Gemma 2 caps, Cohere and Granite scale, and each has its own name for it. So the model's forward is called with
+    the backbone replaced by one that gives `hidden`.
+    """
+    backbone = getattr(lm, lm.base_model_prefix)
+    hooked = vars(backbone).get("forward")  # a forward that another library has replaced
+    backbone.forward = lambda *args, **kwargs: _Hidden(hidden[None])
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return lm(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        if hooked is None:
+            del backbone.forward
+        else:
+            backbone.forward = hooked
+
+
+class _Hidden:
+    """An output of a backbone with the last hidden states and nothing else."""
+
+    def __init__(self, hidden: Tensor):
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index):
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+Unembed = Callable[[PreTrainedModel, Tensor], Tensor]
+
+
+@torch.no_grad()
+def find_unembedding(lm: PreTrainedModel, ids: Tensor) -> Unembed | None:
+    """Returns the function that gives the model's logits of its last hidden states; None if it needs more than those.
+
+    Tried on `ids` [B, T], because the configuration does not say what an architecture does to its logits.
     """
     ids = ids[:1, :2]
-    hidden = getattr(lm, lm.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state
-    head = lm.get_output_embeddings()
-    return head is not None and torch.equal(head(hidden), lm(input_ids=ids, use_cache=False).logits)
+    hidden = getattr(lm, lm.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    logits = lm(input_ids=ids, use_cache=False).logits[0]
+    for unembed in (output_layer, whole_head):
+        try:
+            if torch.equal(unembed(lm, hidden), logits):
+                return unembed
+        except (TypeError, AttributeError, RuntimeError):  # no output layer, or a forward of another kind
+            continue
+    return None

@@ -42,7 +42,7 @@ def load_reward_start(
     The caller sets the seed.
     """
     base = load_sequence_classifier(model_args, tokenizer)
-    model = get_peft_model(base, lora_config(model_args, "SEQ_CLS"))
+    model = get_peft_model(base, lora_config(model_args, "SEQ_CLS", base))
     if sft_model_path is not None:
         copy_lora(model, sft_model_path)
     return model

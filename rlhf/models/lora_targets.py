@@ -1,0 +1,67 @@
+"""Layers that LoRA adapts by default: the linear layers of the language model in which an adapter takes effect."""
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf.errors import InputError
+
+# Read in the kernels by weight, past the layer: on a GPU the adapter would be left out, and dt_proj on a CPU too.
+MAMBA_WEIGHTS = {"x_proj", "dt_proj", "out_proj"}
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Returns the names of the layers that `all-linear` adapts: every linear layer of the decoder but
+
+    - vision and audio towers and their projectors: no text passes them, and DDP would wait for their gradients;
+    - routers of experts that give a tuple, and experts, which are fused into one weight: PEFT adapts that weight
+      without dropout, and computes all experts' weights anew in every pass;
+    - the projections of a Mamba layer that its kernels do not call as layers;
+    - the heads.
+
+    Args:
+        model: may have adapters already.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    decoder, fused = model.get_decoder(), fused_expert_names(model)
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    below, names = ("\n",), []
+    for name, module in decoder.named_modules(prefix=prefix):
+        parent, _, leaf = name.rpartition(".")
+        if name.startswith(below):
+            continue
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            below += (f"{name}.",)  # its base layer and the weights of adapters
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(layer, (nn.Linear, Conv1D)) or "Router" in type(layer).__name__ or leaf in fused:
+            continue
+        if leaf in MAMBA_WEIGHTS and _is_mamba(model.get_submodule(parent)):
+            continue
+        names.append(name)
+    if not names:
+        raise InputError(f"{type(model).__name__} has no linear layer for LoRA. Set lora_target_modules.")
+    return names
+
+
+def fused_expert_names(model: PreTrainedModel) -> set[str]:
+    """Returns the names of layers that PEFT takes for parts of the fused weights of experts.
+
+    PEFT translates these names wherever they are, so shared experts and dense layers of these models have no adapter.
+    """
+    try:  # since PEFT 0.19
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:
+        return set()
+    patterns: dict[str, Any] = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    mappings: dict[str, Any] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return set(mappings.get(patterns.get(model.config.model_type, ""), ()))
+
+
+def _is_mamba(module: nn.Module) -> bool:
+    return hasattr(module, "A_log") and hasattr(module, "D")
