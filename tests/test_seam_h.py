@@ -60,14 +60,14 @@ def adapted(model) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v2", "phimoe", "granitemoe"])
-def test_seam_h2_the_dropout_of_sft_does_not_stop_experts(name):
+def test_seam_h4_the_dropout_of_sft_does_not_stop_experts(name):
     lm = architecture(name)
     layers = adapted(get_peft_model(lm, lora_config(SFT_LORA, model=lm)).get_base_model())
     assert any("attn" in layer for layer in layers)
     assert not any(".experts" in layer or "Router" in type(lm.get_submodule(layer)).__name__ for layer in layers)
 
 
-def test_seam_h3_a_vision_tower_is_not_adapted_and_every_adapter_gets_a_gradient():
+def test_seam_h5_a_vision_tower_is_not_adapted_and_every_adapter_gets_a_gradient():
     lm = architecture("gemma3")
     model = get_peft_model(lm, lora_config(ModelConfig(lora_r=2), model=lm))
     assert len(adapted(lm)) == 14 and all(".language_model." in layer for layer in adapted(lm))
@@ -76,7 +76,7 @@ def test_seam_h3_a_vision_tower_is_not_adapted_and_every_adapter_gets_a_gradient
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "gpt_neox"])
-def test_seam_h3_text_models_are_adapted_as_before(name):
+def test_seam_h5_text_models_are_adapted_as_before(name):
     ours, pefts = architecture(name), architecture(name)
     get_peft_model(ours, lora_config(ModelConfig(lora_r=2), model=ours))
     get_peft_model(pefts, lora_config(ModelConfig(lora_r=2)))
@@ -84,7 +84,7 @@ def test_seam_h3_text_models_are_adapted_as_before(name):
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "falcon_h1", "qwen3_next", "lfm2"])
-def test_seam_h3_no_adapter_of_a_state_model_is_without_gradient(name):
+def test_seam_h5_no_adapter_of_a_state_model_is_without_gradient(name):
     lm = architecture(name)
     model = get_peft_model(lm, lora_config(ModelConfig(lora_r=2), model=lm))
     model(input_ids=IDS, labels=IDS).loss.backward()
@@ -100,7 +100,7 @@ def test_seam_h3_no_adapter_of_a_state_model_is_without_gradient(name):
         ("llama", {"lora_modules_to_save": ["lm_haed"]}, "lm_haed"),
     ],
 )
-def test_seam_h4_lora_that_cannot_be_is_refused_without_weights(name, options, message, tmp_path):
+def test_seam_h6_lora_that_cannot_be_is_refused_without_weights(name, options, message, tmp_path):
     architecture_config(name).save_pretrained(tmp_path)  # and no weights
     good = {"model_name_or_path": str(tmp_path), "lora_r": 2}
     check_lora(ModelConfig(**good, lora_dropout=0.2))
@@ -112,7 +112,7 @@ def test_seam_h4_lora_that_cannot_be_is_refused_without_weights(name, options, m
 
 
 @pytest.mark.parametrize("name", ["granite", "cohere", "lfm2", "codegen", "ernie4_5", "opt_350m", "mamba"])
-def test_seam_h5_every_causal_model_has_a_classifier_with_its_backbone(name, tmp_path):
+def test_seam_h7_every_causal_model_has_a_classifier_with_its_backbone(name, tmp_path):
     folder = str(save_architecture(name, tmp_path / "base"))
     args, tokenizer = ModelConfig(model_name_or_path=folder), load_tokenizer(folder)
     model, lm = load_sequence_classifier(args, tokenizer), load_base(args, tokenizer)
@@ -124,14 +124,14 @@ def test_seam_h5_every_causal_model_has_a_classifier_with_its_backbone(name, tmp
     assert model.score.in_features == hidden.shape[-1] and model.config.num_labels == 1
 
 
-def test_seam_h5_a_classifier_of_transformers_is_used_where_there_is_one():
+def test_seam_h7_a_classifier_of_transformers_is_used_where_there_is_one():
     for name in ARCHITECTURES:
         config = architecture_config(name)
         theirs = type(config) in AutoModelForSequenceClassification._model_mapping
         assert (classifier_class(config) is AutoModelForSequenceClassification) == theirs
 
 
-def test_seam_h6_a_fresh_head_of_opt_350m_fits_its_projection():
+def test_seam_h8_a_fresh_head_of_opt_350m_fits_its_projection():
     shared = SharedBase(architecture("opt_350m"))
     shared.add_adapter("value", lora_config=lora_config(ModelConfig(lora_r=2)), head=True)
     assert shared.token_scores("value", IDS).shape == IDS.shape
@@ -141,7 +141,7 @@ def test_seam_h6_a_fresh_head_of_opt_350m_fits_its_projection():
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite", "gemma3", "opt_350m", "mamba", "mpt"])
-def test_seam_h7_logits_of_response_positions_alone(name):
+def test_seam_h9_logits_of_response_positions_alone(name):
     shared = SharedBase(architecture(name))
     for adapter in ("sft", "policy", "value"):
         shared.add_adapter(adapter, lora_config=lora_config(ModelConfig(lora_r=2)), head=adapter == "value")
@@ -166,7 +166,7 @@ def test_seam_h7_logits_of_response_positions_alone(name):
     assert find_unembedding(shared.lm, IDS) is (output_layer if plain else whole_head)
 
 
-def test_seam_h7_the_backbone_is_itself_again():
+def test_seam_h9_the_backbone_is_itself_again():
     lm = architecture("gemma2")
     before = lm(input_ids=IDS).logits
     with pytest.raises(RuntimeError):
@@ -192,7 +192,7 @@ def loop(rewards, values, mask, gamma, lam):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 64, 100, 513])
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.99, 1.0), (0.9, 0.0), (1.0, 1.0)])
-def test_seam_h8_gae_is_that_of_the_loop(length, gamma, lam):
+def test_seam_h10_gae_is_that_of_the_loop(length, gamma, lam):
     generator = torch.Generator().manual_seed(length)
     rewards, values = torch.randn(2, 5, length, generator=generator)
     lengths = torch.randint(1, length + 1, (5,), generator=generator)
@@ -205,7 +205,7 @@ def test_seam_h8_gae_is_that_of_the_loop(length, gamma, lam):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
-def test_seam_h8_gae_takes_tens_of_kernels():
+def test_seam_h10_gae_takes_tens_of_kernels():
     mask = torch.ones(4, 512, dtype=torch.bool)
     with Kernels() as kernels:
         gae(torch.rand(4, 512), torch.rand(4, 512), mask, 1.0, 0.95)
@@ -218,7 +218,7 @@ def test_seam_h8_gae_takes_tens_of_kernels():
 # ---- Sampling
 
 
-def test_seam_h9_longrope_ends_at_its_original_context(tmp_path, caplog):
+def test_seam_h11_longrope_ends_at_its_original_context(tmp_path, caplog):
     """Beyond it, keys in the cache have factors that one pass over the sequence has not."""
     folder = str(save_architecture("phi3", tmp_path / "base"))
     tokenizer = load_tokenizer(folder)
@@ -239,7 +239,7 @@ def test_seam_h9_longrope_ends_at_its_original_context(tmp_path, caplog):
     assert differing(52) == 0 and differing(60) > 0
 
 
-def test_seam_h10_one_long_prompt_does_not_make_all_slots_long(monkeypatch):
+def test_seam_h12_one_long_prompt_does_not_make_all_slots_long(monkeypatch):
     sizes = []
     init = StaticBatch.__init__
     monkeypatch.setattr(StaticBatch, "__init__", lambda self, *args: (init(self, *args), sizes.append(self))[0])
@@ -256,7 +256,7 @@ def test_seam_h10_one_long_prompt_does_not_make_all_slots_long(monkeypatch):
     assert similar_rooms([15, 16, 31, 30, 64]) == [[0, 1], [2, 3], [4]]
 
 
-def test_seam_h11_graphs_are_captured_on_the_device_of_the_model(monkeypatch):
+def test_seam_h13_graphs_are_captured_on_the_device_of_the_model(monkeypatch):
     """Read: on the current device, cuda:0, the graphs of a model on cuda:3 would be empty."""
     entered = []
 
@@ -280,7 +280,7 @@ def test_seam_h11_graphs_are_captured_on_the_device_of_the_model(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "falcon_h1", "lfm2", "qwen3_next", "minimax", "deepseek_v2"])
-def test_seam_h12_rows_leave_the_batch_in_models_with_states(name):
+def test_seam_h14_rows_leave_the_batch_in_models_with_states(name):
     lm, prompts, length = architecture(name), [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14]], 10
     uniforms = sampling_uniforms(len(prompts), length, "test")
     stops = list(range(0, 150))  # many, so that rows finish at different times
@@ -291,7 +291,7 @@ def test_seam_h12_rows_leave_the_batch_in_models_with_states(name):
         assert inverse_cdf(logits, uniforms[i, : len(ids)], 1.0).tolist() == ids
 
 
-def test_seam_h12_a_model_without_a_cache_is_refused(tmp_path):
+def test_seam_h14_a_model_without_a_cache_is_refused(tmp_path):
     """Its forward would ignore the cache, and each token would be sampled from the last one alone."""
     OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=320)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="OpenAIGPTLMHeadModel has no key-value cache"):
@@ -302,7 +302,7 @@ def test_seam_h12_a_model_without_a_cache_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "shares"), [("llama", True), ("granite", True), ("nemotron", False), ("lfm2", False)])
-def test_seam_h13_prompts_are_shared_where_the_layers_take_them(name, shares):
+def test_seam_h15_prompts_are_shared_where_the_layers_take_them(name, shares):
     config = architecture_config(name)
     auto = classifier_class(config) is AutoModelForSequenceClassification
     make = AutoModelForSequenceClassification.from_config if auto else classifier_class(config)

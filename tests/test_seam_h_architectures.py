@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.architectures) for name in ARCHITECTURES]
 )
-def test_seam_h1_an_architecture_passes_all_stages(name, data, tmp_path, monkeypatch):
+def test_seam_h3_an_architecture_passes_all_stages(name, data, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     run_stages(save_architecture(name, tmp_path / "base"), data, tmp_path)
     check_training(tmp_path)
