@@ -130,6 +130,8 @@ def decode(
     for step in range(length):
         end = width + step
         inputs = {"input_ids": ids, "attention_mask": attention_mask[:, :end]}
+        if start and cache_name == "cache_params":
+            del inputs["attention_mask"]  # padding is in the prompts alone, and Mamba takes a mask for its tokens only
         if takes_positions:
             inputs["position_ids"] = positions[:, start:end]
         output = lm(**inputs, **{cache_name: cache}, use_cache=True, logits_to_keep=1)
