@@ -5,7 +5,8 @@
 Runs PPO once per coefficient from the SFT and reward adapters of a finished run (recipes/sandbox/ppo.yaml; 0 is plain
 PPO; options after `--` go to every run). Measures the base, SFT and each policy by
 
-- gold: mean quality and win rate against SFT, sampled at temperature 1, on test prompts;
+- gold: mean quality and win rate against SFT, sampled at temperature 1, on validation prompts, since a
+  coefficient is chosen by it;
 - text_loss: nats per token on held-out documents of the kind that the base was trained on;
 - few_shot: greedy accuracy on tasks in the form of these documents.
 
@@ -81,8 +82,8 @@ class Measure:
     """Measures gold, text loss and few-shot tasks of a policy; win rates are against the answers of SFT."""
 
     def __init__(self, args: argparse.Namespace):
-        self.prompts = datasets.prompts("test", args.prompts)["prompt"]
-        self.texts = datasets.pretraining("test", args.documents)["text"]
+        self.prompts = datasets.prompts("validation", args.prompts)["prompt"]
+        self.texts = datasets.pretraining("validation", args.documents)["text"]
         self.items = few_shot_items(args.items)
         self.judge = GoldJudge().score
         self.keys = [prompt[-1]["content"] for prompt in self.prompts]

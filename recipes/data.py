@@ -3,24 +3,25 @@
     make data RECIPE=sandbox
     python recipes/data.py --dataset_name path/to/prompts --model_name_or_path me/model --output_dir runs/mine/data
 
-Reads the train split of any source that stages read. Writes to output_dir: prompts/ with train, validation and test
-as Parquet files (a dataset_name for PPO), card.md, result.json with the card's numbers, and skipped_rows.jsonl.
+Reads any source that stages read, and splits its conversations as they do. Writes to output_dir: prompts/ with train,
+validation and test as Parquet files (a dataset_name for PPO), card.md, result.json with the card's numbers, and
+skipped_rows.jsonl. Of each split of the source, the first dataset_size rows are read.
 """
 
 import shutil
 import time
-from itertools import islice
 from pathlib import Path
 
 from rlhf.cli import parse, run
 from rlhf.data import DataArguments
 from rlhf.data.bad_rows import BadRows
-from rlhf.data.card import SPLITS, DataCard
+from rlhf.data.card import DataCard
 from rlhf.data.encode import encode_prompt
-from rlhf.data.loading import checked_rows, find_rows
+from rlhf.data.loading import rows_by_split
 from rlhf.data.personal import PersonalData
 from rlhf.data.prepare import PrepareArguments, decide
 from rlhf.data.shards import ShardWriter
+from rlhf.data.splits import SPLITS
 from rlhf.errors import InputError
 from rlhf.models.loading import load_tokenizer
 from rlhf.runs.artifacts import start_run, write_result
@@ -29,11 +30,6 @@ from rlhf.runs.artifacts import start_run, write_result
 def main() -> None:
     started = time.monotonic()
     args, data_args = parse(PrepareArguments, DataArguments)
-    splits, split = find_rows("prompts", data_args), data_args.dataset_train_split
-    if split not in splits:
-        raise InputError(
-            f"{data_args.dataset_name} has no split {split}, only {', '.join(splits)}; set dataset_train_split."
-        )
     personal = PersonalData(args.phone_region) if args.personal_data == "drop" else None
     tokenizer = load_tokenizer(args.model_name_or_path)
     start_run(args.output_dir, args, data_args, stage="data")
@@ -44,7 +40,8 @@ def main() -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     bad_rows, card = BadRows(data_args.on_bad_rows, args.output_dir), DataCard()
     writers = {name: ShardWriter(unfinished / name) for name in SPLITS}
-    rows = checked_rows("prompts", islice(splits[split](), data_args.dataset_size), data_args, bad_rows)
+    found = rows_by_split("prompts", data_args, bad_rows, limit=data_args.dataset_size)
+    rows = (row for _, split, row in found if split is not None)
     for decision in decide(rows, args, lambda prompt: len(encode_prompt(tokenizer, prompt)), personal):
         card.add(decision)
         if decision.reason is None:
@@ -58,7 +55,7 @@ def main() -> None:
     if empty:
         raise InputError(
             f"No prompts are left for {' and '.join(empty)}: {card.kept.total()} of {bad_rows.rows_read} rows were "
-            "kept. Give prompts of more users, or a larger held_out_share."
+            "kept. Give more conversations, at least 50; those with the same first message are one."
         )
     shutil.rmtree(folder / "prompts", ignore_errors=True)
     unfinished.rename(folder / "prompts")

@@ -87,7 +87,13 @@ class EvaluateArguments:
 
 @dataclass
 class EvaluationData(DataArguments):
-    dataset_test_split: str = field(default="test", metadata={"help": "Split whose prompts are answered."})
+    dataset_test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a split that the source holds out, to ask all of its prompts and no others. None asks the "
+            "tenth of all conversations that is held out for test."
+        },
+    )
     dataset_eval_size: int | None = field(default=1000, metadata={"help": "Prompts, at most. None takes all."})
 
 
@@ -106,9 +112,10 @@ def main() -> None:
     # Models and prompts
     paths = {"sft": args.sft_model_path, "ppo": args.ppo_model_path, "reward": args.reward_model_path}
     adapters = {name: path for name, path in paths.items() if path}
-    prompts = load_prompts(data_args, "validation", args.output_dir)
+    split = data_args.dataset_test_split or "test"
+    prompts = load_prompts(data_args, "test", args.output_dir, named=data_args.dataset_test_split)
     style, (_, tokenizer) = trained_style(adapters.values()), load_stage_tokenizer(model_args, adapters)
-    prompts = in_prompt_style(prompts, data_args, tokenizer, data_args.dataset_test_split, style, args.output_dir)
+    prompts = in_prompt_style(prompts, data_args, tokenizer, split, style, args.output_dir)
     shared, tokenizer = load_adapters(model_args, adapters)
 
     # Answers
@@ -133,7 +140,7 @@ def main() -> None:
     stages = read_stages(recipe_dir)
     settings = {
         "dataset": data_args.dataset_name,
-        "split": data_args.dataset_test_split,
+        "split": split,
         "model": model_args.model_name_or_path or shared.lm.name_or_path,
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,13 @@ from rlhf.errors import InputError
 # takes 2 of 7 seconds of CPU time, so the collector waits until `run` starts the recipe.
 THRESHOLDS = gc.get_threshold()
 gc.set_threshold(1_000_000)
+
+# Options of earlier versions, and what to do without them.
+REMOVED = {
+    "dataset_test_split": "Drop it: stages hold out a tenth of the conversations for validation and a tenth for test, "
+    "whatever splits the source has. Only recipes/evaluate.py takes it.",
+    "held_out_share": "Drop it: a tenth of the conversations is for validation and a tenth for test, in all commands.",
+}
 
 
 def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
@@ -59,7 +67,9 @@ def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Calls `main`. An `InputError` becomes one line on stderr and exit code 2; other exceptions pass through.
+    """Calls `main`, with this library's log on stderr.
+
+    An `InputError` becomes one line on stderr and exit code 2; other exceptions pass through.
 
     Ctrl-C and SIGTERM become one line, too, with exit code 130. It is the message of the KeyboardInterrupt, which a
     trainer gives to say how to go on.
@@ -69,6 +79,9 @@ def run(main: Callable[[], Any]) -> None:
         gc.set_threshold(*THRESHOLDS)
     with contextlib.suppress(ValueError):  # not in the main thread, where Python allows no handler
         signal.signal(signal.SIGTERM, _interrupt)
+    log, stderr = logging.getLogger("rlhf"), logging.StreamHandler()  # the root logger prints warnings alone
+    log.addHandler(stderr)
+    log.setLevel(logging.INFO)
     try:
         main()
     except InputError as error:
@@ -78,6 +91,8 @@ def run(main: Callable[[], Any]) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"\n{str(error) or 'stopped'}", file=sys.stderr, flush=True)
         sys.exit(130)
+    finally:
+        log.removeHandler(stderr)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -127,7 +142,10 @@ class _Parser(TrlParser):
 
     def refuse_unknown(self, name: str, where: str) -> NoReturn:
         names = sorted({action.dest for action in self._actions})
-        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_").split("=")[0], names, n=1)
+        option = name.lstrip("-").replace("-", "_").split("=")[0]
+        if option in REMOVED:
+            raise InputError(f"{option} in {where} is not an option of this recipe any more. {REMOVED[option]}")
+        close = difflib.get_close_matches(option, names, n=1)
         hint = f"did you mean {close[0]}?" if close else "run with --help for all options."
         raise InputError(f"{name} in {where} is not an option of this recipe; {hint}")
 

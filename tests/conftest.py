@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def all_train(monkeypatch):
+    """Puts every conversation into the train split: for tests of what is read from a few rows."""
+    monkeypatch.setattr("rlhf.data.loading.split_of_id", lambda conversation: "train")
+
+
+@pytest.fixture
 def load_recipe():
     """Imports a script of recipes/ as a module, without running it."""
     import importlib.util

@@ -48,7 +48,7 @@ OPTIONS = {
     "ppo": "--dataset_name {ppo_file} --output_dir {out} --sft_model_path {sft} --reward_model_path {reward} "
     "--total_episodes 8 --batch_size 8 --mini_batch_size 4 --per_device_train_batch_size 4 --response_length 8",
     "evaluate": "--dataset_name {ppo_file} --output_dir {out} --sft_model_path {sft} --reward_model_path {reward} "
-    "--dataset_test_split validation --max_new_tokens 8",
+    "--max_new_tokens 8",
     "choose": "--sft_path {sft} --reward_model_path {reward} --dataset_name {sft_file}",
     "compare": "--prompt Hello --sft_model_path {sft} --max_new_tokens 8",
     "compare_run": "--prompt Hello --run {root}",

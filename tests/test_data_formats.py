@@ -13,6 +13,7 @@ from rlhf.errors import InputError
 
 LOADERS = {"demonstrations": load_demonstrations, "comparisons": load_comparisons, "prompts": load_prompts}
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+pytestmark = pytest.mark.usefixtures("all_train")
 
 
 def user(text):
@@ -350,7 +351,6 @@ def write(path: Path, rows: list[dict]) -> DataArguments:
 def test_rows_as_published(tmp_path, name, rows, expected, suffix):
     args = write(tmp_path / f"rows.{suffix}", rows)
     for kind, converted in expected.items():
-        # Nothing can be held out of one or two conversations: all rows are train rows.
         assert [dict(row) for row in LOADERS[kind](args, "train")] == converted, kind
 
 
@@ -501,15 +501,11 @@ def test_faults_are_named(tmp_path, kind, rows, reason):
         LOADERS[kind](write(tmp_path / "a.jsonl", rows), "train")
 
 
-def every_row(load, args, output_dir=None):
-    return [row for split in ("train", "validation", "test") for row in load(args, split, output_dir)]
-
-
 @pytest.mark.skipif(not (REAL / "hh_rlhf").exists(), reason="needs the hh-rlhf sample")
 def test_real_hh_rlhf(tmp_path):
     (path,) = (REAL / "hh_rlhf").glob("*.gz")
     args = DataArguments(dataset_name=str(path), on_bad_rows="skip")
-    rows = every_row(load_comparisons, args, str(tmp_path))
+    rows = load_comparisons(args, "train", str(tmp_path))
     skipped = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
     with gzip.open(path) as file:
         assert len(rows) + len(skipped) == sum(1 for _ in file) == 1500
@@ -520,12 +516,13 @@ def test_real_hh_rlhf(tmp_path):
 @pytest.mark.skipif(not (REAL / "self_instruct").exists(), reason="needs the self-instruct tasks")
 @pytest.mark.parametrize(("name", "count"), [("seed_tasks", 175), ("user_oriented_instructions", 252)])
 def test_real_self_instruct(name, count):
-    rows = every_row(load_demonstrations, DataArguments(dataset_name=str(REAL / "self_instruct" / f"{name}.jsonl")))
+    args = DataArguments(dataset_name=str(REAL / "self_instruct" / f"{name}.jsonl"))
+    rows = load_demonstrations(args, "train")
     assert len(rows) >= count and all(row["completion"][0]["content"].strip() for row in rows)
 
 
 @pytest.mark.skipif(not (REAL / "truthfulqa").exists(), reason="needs TruthfulQA")
 def test_real_prompt_completion():
     args = DataArguments(dataset_name=str(REAL / "truthfulqa" / "finetune_truth.jsonl"))
-    rows = every_row(load_demonstrations, args)
+    rows = load_demonstrations(args, "train")
     assert len(rows) == 22_434 and {row["completion"] for row in rows} == {" yes", " no"}

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -13,12 +14,14 @@ from hypothesis import strategies as st
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
 from rlhf.data.encode import prompt_key
 from rlhf.data.formats import FORMATS
-from rlhf.data.splits import conversation_hash, split_indices
+from rlhf.data.splits import SPLITS, conversation_id, split_of
 from rlhf.errors import InputError
 
 
-def select_split(rows: list[dict], split: str, held_out: set[str]) -> list[dict]:
-    return [rows[i] for i in split_indices([conversation_hash(row) for row in rows], split, held_out, "rows")]
+def of_split(split: str, count: int) -> list[dict]:
+    """Returns prompts whose conversations are in this split."""
+    rows = ({"prompt": f"Question {i}"} for i in range(100 * count))
+    return list(islice((row for row in rows if split_of(row) == split), count))
 
 
 LOADERS = [load_demonstrations, load_comparisons, load_prompts, load_pretraining]
@@ -61,24 +64,28 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
 
 def test_files_of_a_folder_are_split_by_their_names(tmp_path):
     (tmp_path / "valid").mkdir()
-    write_jsonl(tmp_path / "train-00000-of-00002.jsonl", [{"prompt": "a"}])
-    write_jsonl(tmp_path / "train-00001-of-00002.jsonl", [{"prompt": "b"}])
-    write_jsonl(tmp_path / "valid" / "part.jsonl", [{"prompt": "c"}])
-    write_jsonl(tmp_path / "my_test.jsonl", [{"prompt": "d"}])
+    rows = [{"prompt": f"Question {i}"} for i in range(400)]
+    write_jsonl(tmp_path / "train-00000-of-00002.jsonl", rows[:100])
+    write_jsonl(tmp_path / "train-00001-of-00002.jsonl", rows[100:200])
+    write_jsonl(tmp_path / "valid" / "part.jsonl", rows[200:300])
+    write_jsonl(tmp_path / "my_test.jsonl", rows[300:])
     (tmp_path / "README.md").write_text("not data")
-    args = arguments(tmp_path)
-    prompts = {split: load_prompts(args, split)["prompt"][:] for split in ("train", "validation", "test")}
-    assert prompts == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    train, validation, test = rows[:200], rows[200:300], rows[300:]
+    usable = {"train": train, "validation": validation + train, "test": test + validation + train}
+    for split, candidates in usable.items():
+        assert list(load_prompts(arguments(tmp_path), split)) == [row for row in candidates if split_of(row) == split]
+    assert list(load_prompts(arguments(tmp_path), "test", named="test")) == test
 
 
 def test_a_file_without_a_split_beside_files_with_one_is_an_error(tmp_path):
     """A clone of HelpSteer2 has such a file: preference/preference.jsonl, with rows of both splits."""
-    write_jsonl(tmp_path / "validation.jsonl", [{"prompt": "b"}])
+    (d,), (b, c) = of_split("train", 1), of_split("validation", 2)
+    write_jsonl(tmp_path / "validation.jsonl", [b])
     (tmp_path / "v1-training").mkdir()
-    write_jsonl(tmp_path / "v1-training" / "validation.jsonl", [{"prompt": "c"}])  # its own name comes first
-    write_jsonl(tmp_path / "more.jsonl", [{"prompt": "d"}])
-    assert load_prompts(arguments(tmp_path), "train")["prompt"][:] == ["d"]
-    assert load_prompts(arguments(tmp_path), "validation")["prompt"][:] == ["c", "b"]
+    write_jsonl(tmp_path / "v1-training" / "validation.jsonl", [c])  # its own name comes first
+    write_jsonl(tmp_path / "more.jsonl", [d])
+    assert list(load_prompts(arguments(tmp_path), "train")) == [d]
+    assert list(load_prompts(arguments(tmp_path), "validation")) == [c, b]
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}])
     with pytest.raises(
         InputError, match=r"files named after a split \(.*train.jsonl\) and a file that names none \(.*more.jsonl\)"
@@ -109,12 +116,12 @@ def test_lists_and_indices_in_csv_cells(tmp_path):
 
 
 def test_a_first_row_unlike_all_others_is_an_error(tmp_path):
-    messages = [{"prompt": [{"role": "user", "content": f"Q{i}"}]} for i in range(5)]
+    messages = [{"prompt": [{"role": "user", "content": f"Q{i}"}]} for i in range(200)]
     args = arguments(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "odd"}, *messages]), on_bad_rows="skip")
-    with pytest.raises(InputError, match=r"1 rows are like the first one, 5 are not. Write all in one way"):
+    with pytest.raises(InputError, match=r"1 rows are like the first one, 200 are not. Write all in one way"):
         load_prompts(args, "train")
     write_jsonl(tmp_path / "a.jsonl", [*messages, {"prompt": "odd"}])
-    assert sum(len(load_prompts(args, split)) for split in ("train", "validation", "test")) == 5
+    assert sum(len(load_prompts(args, split)) for split in SPLITS) == 200
 
 
 def test_a_loading_script_on_the_hub(monkeypatch):
@@ -128,37 +135,40 @@ def test_a_loading_script_on_the_hub(monkeypatch):
 
 def test_transcripts_in_a_text_prompt_are_one_conversation():
     first = "\n\nHuman: Hi\n\nAssistant:"
-    keys = {conversation_hash({"prompt": text}) for text in (first, first + " Hello\n\nHuman: Bye\n\nAssistant:")}
+    keys = {conversation_id({"prompt": text}) for text in (first, first + " Hello\n\nHuman: Bye\n\nAssistant:")}
     assert len(keys) == 1
 
 
 def test_columns_that_only_late_rows_have(tmp_path):
     """The first batch that is written does not have all the columns."""
     rows = [{"prompt": f"Q{i}"} | ({"user_id": i} if i > 2000 else {}) for i in range(2500)]
-    train = load_prompts(arguments(write_jsonl(tmp_path / "train.jsonl", rows), dataset_test_split="test"), "train")
+    train = load_prompts(arguments(write_jsonl(tmp_path / "train.jsonl", rows)), "train")
     assert train.column_names == ["prompt", "user_id"]
     assert all(row["user_id"] == (row["prompt"][1:] if int(row["prompt"][1:]) > 2000 else None) for row in train)
 
 
-def test_text_files_are_one_document_a_line(tmp_path):
+def test_text_files_are_one_document_a_line(tmp_path, all_train):
     (tmp_path / "train.txt").write_text("one\n\n  two  \n", encoding="utf-8")
-    (tmp_path / "val.txt").write_text("three", encoding="utf-8")
     assert load_pretraining(arguments(tmp_path), "train")["text"][:] == ["one", "two"]
-    assert load_pretraining(arguments(tmp_path), "validation")["text"][:] == ["three"]
 
 
-def test_split_names_of_the_source_and_sizes(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"a{i}"} for i in range(9)])
-    write_jsonl(tmp_path / "test.jsonl", [{"prompt": f"b{i}"} for i in range(9)])
-    args = arguments(tmp_path, dataset_test_split="test", dataset_size=3, dataset_eval_size=2)
-    assert load_prompts(args, "train")["prompt"][:] == ["a0", "a1", "a2"]
-    assert load_prompts(args, "validation")["prompt"][:] == ["b0", "b1"] == load_prompts(args, "test")["prompt"][:]
-    assert len(load_prompts(arguments(tmp_path, dataset_test_split="test"), "train")) == 9  # nothing held out
+def test_sizes_and_names_of_splits(tmp_path):
+    train, validation, test = (of_split(split, 9) for split in SPLITS)
+    write_jsonl(tmp_path / "train.jsonl", train + validation)
+    write_jsonl(tmp_path / "test.jsonl", test)
+    args = arguments(tmp_path, dataset_size=3, dataset_eval_size=2)
+    assert list(load_prompts(args, "train")) == train[:3]
+    assert list(load_prompts(args, "validation")) == validation[:2]
+    assert list(load_prompts(args, "test")) == test[:2] == list(load_prompts(args, "test", named="test"))
     with pytest.raises(InputError, match=r"has no split dev, only test, train; name one"):
+        load_prompts(args, "test", named="dev")
+    with pytest.raises(InputError, match=r"has no split train_sft, only test, train. Name the split to train on"):
+        load_prompts(arguments(tmp_path, dataset_train_split="train_sft"), "train")
+    with pytest.raises(ValueError, match="split is 'dev'; it must be one of train, validation, test"):
         load_prompts(args, "dev")
 
 
-@pytest.mark.parametrize("count", [3, 4, 50, 1000])
+@pytest.mark.parametrize("count", [50, 1000])
 def test_held_out_splits_share_no_conversation_and_lose_no_row(count):
     def messages(i, turns):
         texts = ["Be kind.", f"Question {i}", "Answer", "And?"]
@@ -166,28 +176,12 @@ def test_held_out_splits_share_no_conversation_and_lose_no_row(count):
         return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)][: 2 * turns]
 
     rows = [{"prompt": messages(i, turns)} for i in range(count) for turns in (1, 2)]
-    splits = {s: select_split(rows, s, {"validation", "test"}) for s in ("train", "validation", "test")}
+    splits = {s: [row for row in rows if split_of(row) == s] for s in SPLITS}
     firsts = {s: {row["prompt"][1]["content"] for row in members} for s, members in splits.items()}
     assert sum(map(len, splits.values())) == len(rows) and all(splits.values())
     assert sum(map(len, firsts.values())) == count
     if count == 1000:
         assert 70 < len(firsts["validation"]) < 130 and 70 < len(firsts["test"]) < 130
-
-
-def test_held_out_split_depends_on_the_prompt_alone():
-    rows = [{"prompt": f"Question {i}"} for i in range(300)]
-    held = [row["prompt"] for row in select_split(rows, "validation", {"validation"})]
-    more = [{"prompt": f"another {i}"} for i in range(300)] + [{"prompt": " question  7"}] + rows[::-1]
-    again = [row["prompt"] for row in select_split(more, "validation", {"validation"})]
-    assert set(held) <= set(again)
-    assert (" question  7" in again) == ("Question 7" in held)
-
-
-def test_too_few_prompts_to_hold_any_out(tmp_path):
-    args = arguments(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "b"}]))
-    assert len(load_prompts(args, "train")) == 2
-    with pytest.raises(InputError, match=r"no validation split can be held out of 2 different prompts"):
-        load_prompts(args, "validation")
 
 
 BAD = [
@@ -204,7 +198,8 @@ BAD = [
 
 @pytest.mark.parametrize(("line", "reason"), BAD)
 def test_bad_row_ends_the_run_or_is_skipped_and_listed(tmp_path, caplog, line, reason):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, line, {"prompt": "b"}, {"prompt": "c"}])
+    (first,), (other,) = of_split("train", 1), of_split("validation", 1)
+    path = write_jsonl(tmp_path / "a.jsonl", [first, line, other, {"prompt": "c"}])
     with pytest.raises(InputError, match=reason) as caught:
         load_prompts(arguments(path), "train")
     assert str(caught.value).startswith(str(path)) and "--on_bad_rows skip" in str(caught.value)
@@ -232,7 +227,7 @@ def test_list_of_skipped_rows_forgets_rows_that_were_corrected(tmp_path):
 
 def test_nothing_left_is_an_error(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": ""}, {"prompt": " "}])
-    with pytest.raises(InputError, match=r"has no prompts in its train split \(2 rows were skipped\)"):
+    with pytest.raises(InputError, match=r"has no prompts to use \(2 of 2 rows were skipped\)"):
         load_prompts(arguments(path, on_bad_rows="skip"), "train")
 
 
@@ -252,7 +247,7 @@ def test_nothing_left_is_an_error(tmp_path):
         ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-12], r"a.jsonl.gz cannot be read"),
         ("a.parquet", b"PAR1 no parquet", r"a.parquet is not a readable Parquet file"),
-        ("a.jsonl", b"", r"has no prompts in its train split"),
+        ("a.jsonl", b"", r"has no prompts to use"),
         ("a.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), r"line 1: not UTF-8 text"),
         ("a.xlsx", b"", r"a.xlsx is of an unknown type. Data files must end in .jsonl"),
     ],
@@ -293,7 +288,7 @@ def test_the_seed_draws_the_rows_of_the_sandbox():
 
 
 def test_arguments_out_of_range():
-    for wrong in ({"dataset_size": 0}, {"dataset_eval_size": -1}, {"dataset_test_split": "train"}):
+    for wrong in ({"dataset_size": 0}, {"dataset_eval_size": -1}, {"dataset_train_split": "test_sft"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             DataArguments(dataset_name="sandbox", **wrong)
     with pytest.raises(InputError, match="dataset_name is empty"):

@@ -4,6 +4,7 @@ import itertools
 import json
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from rlhf.data import DataArguments, load_prompts
 from rlhf.data.card import DataCard
 from rlhf.data.personal import PersonalData, mask
-from rlhf.data.prepare import DUPLICATE, PERSONAL, TOO_LONG, TOO_MANY, PrepareArguments, decide, prefix_key, user_split
+from rlhf.data.prepare import DUPLICATE, PERSONAL, TOO_LONG, TOO_MANY, PrepareArguments, decide, prefix_key
 from rlhf.data.shards import ShardWriter
+from rlhf.data.splits import SPLITS, split_of
 from rlhf.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +43,10 @@ def reasons(rows, **kwargs):
     return [decision.reason for decision in decisions(rows, **kwargs)]
 
 
-def user_on(split, share=0.1):
-    names = (f"user {i}" for i in range(10_000))
-    return next(name for name in names if user_split({"prompt": "Q", "user_id": name}, share) == split)
+def prompt_on(split, start):
+    """Returns a prompt of this split that begins with `start`."""
+    prompts = (f"{start}{' so' * i}" for i in range(200))
+    return next(prompt for prompt in prompts if split_of({"prompt": prompt}) == split)
 
 
 def test_prompts_of_at_most_the_limit_stay():
@@ -76,18 +79,16 @@ def test_a_prompt_that_was_dropped_makes_no_other_a_duplicate():
 
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(0, 50)), max_size=30))
-def test_no_user_is_in_two_splits(asked):
+def test_no_conversation_is_in_two_splits(asked):
     rows = [{"prompt": text or "Q", "user_id": str(user)} for text, user in asked]
     splits = {}
     for decision in decisions(rows):
-        assert splits.setdefault(decision.row["user_id"], decision.split) == decision.split
+        assert splits.setdefault(decision.row["prompt"].casefold(), decision.split) == decision.split
 
 
 def test_shares_of_the_splits():
-    splits = [user_split({"prompt": "Q", "user_id": str(i)}, 0.1) for i in range(5000)]
+    splits = [decision.split for decision in decisions([{"prompt": f"Q{i}"} for i in range(5000)])]
     assert 420 < splits.count("validation") < 580 and 420 < splits.count("test") < 580
-    texts = [user_split({"prompt": f"Q{i}"}, 0.1) for i in range(5000)]
-    assert 420 < texts.count("validation") < 580
 
 
 PERSONAL_TEXTS = [
@@ -140,19 +141,19 @@ def test_a_region_that_does_not_exist(personal):
 
 
 def test_personal_data_is_dropped_from_the_training_split_alone(personal):
-    text = "Write to mira@example.org"
-    rows = [{"prompt": text, "user_id": user_on(split)} for split in ("train", "validation")]
+    rows = [{"prompt": prompt_on(split, "Write to mira@example.org")} for split in ("train", "validation")]
     first, second = decisions(rows, personal=personal)
     assert (first.reason, [span.kind for span in first.personal_data]) == (PERSONAL, ["email address"])
     assert (second.reason, second.split, second.personal_data) == (None, "validation", [])
-    assert reasons(rows) == [None, DUPLICATE]
+    assert reasons(rows) == [None, None]
 
 
 def test_the_card_masks_what_it_shows(personal):
     rows = [
-        {"prompt": "Write to mira@example.org | now", "user_id": user_on("train")},
-        {"prompt": "Name a fruit.", "user_id": user_on("train"), "category": "open|qa"},
-        {"prompt": "Name a nut.", "user_id": user_on("test")},
+        {"prompt": prompt_on("train", "Write to mira@example.org | now"), "user_id": "a"},
+        {"prompt": prompt_on("train", "Name a fruit."), "user_id": "a", "category": "open|qa"},
+        {"prompt": prompt_on("test", "Name a nut."), "user_id": "a"},
+        {"prompt": prompt_on("test", "Name a tree."), "user_id": "b"},
     ]
     card = DataCard()
     for decision in decisions(rows, personal=personal):
@@ -160,15 +161,17 @@ def test_the_card_masks_what_it_shows(personal):
     page = card.render("raw.jsonl", settings(), rows_read=4, bad_rows=1)
     assert "mira" not in page and "> Write to [email address] | now" in page
     assert "| email address | 1 |" in page and "4 rows were read; 1 could not be used" in page
-    assert "| kept | 1 | 0 | 1 |" in page and "| dropped: personal data | 1 | 0 | 0 |" in page
+    assert "1 of 2 users are in more than one split." in page
+    assert "| kept | 1 | 0 | 2 |" in page and "| dropped: personal data | 1 | 0 | 0 |" in page
     assert r"| open\|qa | 1 | 0 | 0 |" in page and "> Name a fruit." in page
-    assert card.counts()["kept"] == {"train": 1, "test": 1}
+    assert card.counts()["kept"] == {"train": 1, "test": 2}
+    assert (card.counts()["users"], card.counts()["users_in_several_splits"]) == (2, 1)
 
 
 def test_the_card_shows_personal_data_in_the_middle_of_a_long_text(personal):
-    text = "x" * 900 + " call (212) 555-0123 " + "y" * 900
+    text = prompt_on("train", "x" * 900 + " call (212) 555-0123 " + "y" * 900)
     card = DataCard()
-    for decision in decisions([{"prompt": text, "user_id": user_on("train")}], personal=personal):
+    for decision in decisions([{"prompt": text}], personal=personal):
         card.add(decision)
     shown = next(line for line in card.render("raw", settings(), 1, 0).splitlines() if line.startswith("> ..."))
     assert "x call [telephone number] y" in shown and len(shown) < 350
@@ -194,7 +197,7 @@ def test_shards_hold_all_rows_in_files_of_bounded_size(tmp_path, monkeypatch):
     assert [(row["prompt"], row["user_id"]) for row in written] == [(f"Q{i}", str(i)) for i in range(5200)]
 
 
-@pytest.mark.parametrize("wrong", [{"max_per_user": 0}, {"held_out_share": 0.5}, {"duplicate_prefix": -1}])
+@pytest.mark.parametrize("wrong", [{"max_per_user": 0}, {"max_prompt_length": 0}, {"duplicate_prefix": -1}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         settings(**wrong)
@@ -226,19 +229,20 @@ def test_the_command(monkeypatch, tmp_path, toy_folder):
     assert bad["row"] == "line 301"
 
     args = DataArguments(dataset_name=str(tmp_path / "out" / "prompts"))
-    loaded = {split: load_prompts(args, split) for split in ("train", "validation", "test")}
+    loaded = {split: load_prompts(args, split) for split in SPLITS}
     assert {split: len(rows) for split, rows in loaded.items()} == result["kept"]
-    users = [set(rows["user_id"]) for rows in loaded.values()]
-    assert sum(map(len, users)) == 50 == len(set.union(*users))
+    of_user = Counter(user for rows in loaded.values() for user in set(rows["user_id"]))
+    assert result["users"] == len(of_user) == 50
+    assert 0 < result["users_in_several_splits"] == sum(count > 1 for count in of_user.values())
     assert set(loaded["train"]["category"]) == {"open_qa"}
 
 
-def test_a_split_without_users_is_an_error(monkeypatch, capsys, tmp_path, toy_folder):
+def test_a_split_without_conversations_is_an_error(monkeypatch, capsys, tmp_path, toy_folder):
     (tmp_path / "raw.jsonl").write_text('{"prompt": "Q", "user_id": "u"}\n')
     with pytest.raises(SystemExit):
         prepare(
             monkeypatch, dataset_name=tmp_path / "raw.jsonl", model_name_or_path=toy_folder,
             output_dir=tmp_path / "out", personal_data="keep",
         )  # fmt: skip
-    assert "Give prompts of more users, or a larger held_out_share" in capsys.readouterr().err
+    assert "Give more conversations, at least 50" in capsys.readouterr().err
     assert not (tmp_path / "out" / "prompts").exists()

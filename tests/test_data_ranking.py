@@ -94,7 +94,7 @@ def write(path, rows):
     return DataArguments(dataset_name=str(path))
 
 
-def test_votes_become_ranks_or_pairs(tmp_path):
+def test_votes_become_ranks_or_pairs(tmp_path, all_train):
     args = write(tmp_path / "votes.jsonl", [RANKED, CIRCLE])
     ranked, *pairs = load_comparisons(args, "train")
     assert ranked == {"prompt": "Q", "completions": ["a", "b", "c"], "ranks": [0, 1, 1], "category": "chat"}

@@ -24,8 +24,8 @@ def stages(tmp_path_factory) -> Path:
     base = save_word_stages(folder)
     base.add_adapter("other", lora_config=lora(init_lora_weights=False), head=True)
     base.save_adapter("other", folder / "reward-other")
-    prompts(16).to_json(folder / "prompts" / "train.jsonl")
-    prompts(4, seed=9).to_json(folder / "prompts" / "validation.jsonl")
+    prompts(20).to_json(folder / "prompts" / "train.jsonl")
+    prompts(40, seed=9).to_json(folder / "prompts" / "validation.jsonl")  # a tenth is used
     return folder
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from toys import save_toy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.data.splits import split_of
 from rlhf.models.reward_model import load_reward_model
 from rlhf.runs.artifacts import read_metrics, read_result
 
@@ -32,6 +33,11 @@ def demonstration(i):
 
 def document(i):
     return {"text": f"Document {i} is about apples and pears. " * (1 + i % 3)}
+
+
+# Numbers of questions whose conversations are in the split.
+TRAIN = [i for i in range(60) if split_of(demonstration(i)) == "train"][:24]
+VALIDATION = [i for i in range(300) if split_of(demonstration(i)) == "validation"][:10]
 
 
 def comparison(i):
@@ -56,8 +62,8 @@ def home(tmp_path_factory):
     save_toy(home / "base")
     for name, row in (("demonstrations", demonstration), ("comparisons", comparison), ("documents", document)):
         (home / name).mkdir()
-        write_rows(home / name / "train.jsonl", [row(i) for i in range(24)])
-        write_rows(home / name / "validation.jsonl", [row(i) for i in range(24, 34)])
+        write_rows(home / name / "train.jsonl", map(row, TRAIN))
+        write_rows(home / name / "validation.jsonl", map(row, VALIDATION))
     common = {"model_name_or_path": str(home / "base"), **SHORT}
     sft = {**common, "dataset_name": str(home / "demonstrations"), "output_dir": str(home / "sft")}
     sft |= {"num_train_epochs": 3, "max_length": 64}
@@ -117,7 +123,7 @@ def test_pretraining_text_is_mixed_in(home, sft, tmp_path):
     result, plain = read_result(tmp_path / "run"), read_result(sft)
     tokenizer = AutoTokenizer.from_pretrained(sft)
     # max_length 64 means 63 predicted tokens per block. A mix of 0.5: as many as in the responses with their EOS.
-    responses = sum(len(tokenizer(" " + demonstration(i)["completion"])["input_ids"]) + 1 for i in range(24))
+    responses = sum(len(tokenizer(" " + demonstration(i)["completion"])["input_ids"]) + 1 for i in TRAIN)
     assert result["n_text_blocks"] == round(responses / 63) > 0
     assert (result["n_train"], result["n_validation"]) == (plain["n_train"], plain["n_validation"]) == (24, 10)
     assert plain["n_text_blocks"] == 0
@@ -139,7 +145,7 @@ def test_reward_learns_reports_and_calibrates(home, reward):
     tokenizer = AutoTokenizer.from_pretrained(reward)
     model = load_reward_model(reward)
     scores = []
-    for row in map(demonstration, range(24, 34)):
+    for row in map(demonstration, VALIDATION):
         messages = [*row["prompt"], {"role": "assistant", "content": row["completion"]}]
         text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
         scores.append(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item())
@@ -296,11 +302,11 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
 
 
 def test_long_rows_are_skipped_and_listed_if_wanted(home, tmp_path):
-    rows = [demonstration(i) for i in range(8)]
+    rows = [demonstration(i) for i in TRAIN[:8]]
     rows[3]["completion"] = "very " * 100
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data" / "train.jsonl", rows)
-    write_rows(tmp_path / "data" / "validation.jsonl", [demonstration(9)])
+    write_rows(tmp_path / "data" / "validation.jsonl", [demonstration(VALIDATION[0])])
     options = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run", "--on_bad_rows", "skip"]
     process = launch("sft", home / "sft.yaml", *options, "--num_train_epochs", 1)
     assert process.returncode == 0, process.stderr[-3000:]

@@ -6,6 +6,7 @@ from typing import Literal
 from rlhf.data.columns import parse_columns
 from rlhf.data.formats import FORMATS
 from rlhf.data.schemas import KNOWN
+from rlhf.data.splits import split_of_name
 from rlhf.errors import InputError, require_at_least
 
 
@@ -32,10 +33,12 @@ class DataArguments:
         default=None,
         metadata={"help": "Configuration of a Hub data set; for OpenAssistant the language, None for all."},
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(
-        default="validation",
-        metadata={"help": "Split to evaluate on. If the source has none, 10 %% of the train prompts are held out."},
+    dataset_train_split: str = field(
+        default="train",
+        metadata={
+            "help": "The source's split to train on. A tenth of its conversations is held out for validation and a "
+            "tenth for test, whatever other splits the source has."
+        },
     )
     dataset_size: int | None = field(
         default=None, metadata={"help": "Number of rows to train on, from the first. None uses all."}
@@ -77,10 +80,10 @@ class DataArguments:
         if self.columns and self.dataset_name == "sandbox":
             raise InputError("columns renames columns of files, and the sandbox has none. Leave it out.")
         require_at_least(self, 1, "dataset_size", "dataset_eval_size")
-        if self.dataset_train_split == self.dataset_test_split:
+        if split_of_name(self.dataset_train_split) in ("validation", "test"):
             raise InputError(
-                f"dataset_train_split and dataset_test_split are both {self.dataset_train_split}. Name two different "
-                "splits: evaluating on training rows measures nothing."
+                f"dataset_train_split is {self.dataset_train_split}, a split that the source holds out. Its rows are "
+                "never trained on; download the data and rename the file if they are meant to be."
             )
 
 

@@ -1,6 +1,8 @@
 """The data card: a page of Markdown on what a prepared data set holds and what was dropped."""
 
+import hashlib
 import random
+import sqlite3
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,10 @@ from typing import Any
 from rlhf.data.encode import prompt_text
 from rlhf.data.personal import mask
 from rlhf.data.prepare import REASONS, Decision, PrepareArguments
+from rlhf.data.splits import SPLITS, Split
 from rlhf.runs.markdown import markdown_table, render_template
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
-SPLITS = ("train", "validation", "test")
 EXAMPLES = 10
 EXAMPLES_PER_KIND = 3  # of personal data, masked
 LONGEST_EXAMPLE = 300  # characters
@@ -34,6 +36,7 @@ class DataCard:
         self.personal: Counter[str] = Counter()
         self.masked: dict[str, list[str]] = defaultdict(list)
         self.examples: list[str] = []
+        self._users = _Users()
         self._rng = random.Random(seed)
 
     def add(self, decision: Decision) -> None:
@@ -48,6 +51,8 @@ class DataCard:
             self.personal.update(span.kind for span in decision.personal_data)
             return
         self.kept[split] += 1
+        if decision.row.get("user_id") is not None:
+            self._users.add(decision.row["user_id"], split)
         category = decision.row.get("category") or "(none)"
         if category not in self.categories and len(self.categories) >= CATEGORIES:
             category = "(others)"
@@ -58,8 +63,11 @@ class DataCard:
 
     def counts(self) -> dict[str, Any]:
         """Returns all numbers of the card."""
+        users, shared = self._users.counts()
         return {
             "kept": dict(self.kept),
+            "users": users,
+            "users_in_several_splits": shared,
             "dropped": {reason: dict(by_split) for reason, by_split in self.dropped.items()},
             "personal_data": dict(self.personal),
             "categories": {name: dict(by_split) for name, by_split in self.categories.items()},
@@ -74,6 +82,7 @@ class DataCard:
         """
         decisions = {"kept": self.kept, **{f"dropped: {reason}": splits for reason, splits in self.dropped.items()}}
         categories = dict(sorted(self.categories.items(), key=lambda item: -item[1].total()))
+        users, shared = self._users.counts()
         personal_data = [(kind, f"{count:,}") for kind, count in self.personal.most_common()]
         return render_template(
             TEMPLATE,
@@ -81,6 +90,8 @@ class DataCard:
             args=args,
             rows_read=rows_read,
             bad_rows=bad_rows,
+            users=users,
+            shared_users=shared,
             decisions=_split_table("prompts", decisions),
             categories=_split_table("category", categories),
             lengths=[_histogram(split, self.lengths[split]) for split in SPLITS if self.lengths[split]],
@@ -95,6 +106,25 @@ class DataCard:
             self.examples.append(text)
         elif (place := self._rng.randrange(self.kept["train"])) < EXAMPLES:
             self.examples[place] = text
+
+
+class _Users:
+    """Users of kept prompts and their splits, in a temporary file."""
+
+    def __init__(self):
+        self._table = sqlite3.connect("", isolation_level=None)  # "": a file that SQLite deletes
+        self._table.execute("BEGIN")
+        self._table.execute("CREATE TABLE users (hash, split, PRIMARY KEY (hash, split)) WITHOUT ROWID")
+
+    def add(self, user: str, split: Split) -> None:
+        digest = hashlib.blake2b(user.encode(), digest_size=16).digest()
+        self._table.execute("INSERT OR IGNORE INTO users VALUES (?, ?)", (digest, SPLITS.index(split)))
+
+    def counts(self) -> tuple[int, int]:
+        """Returns the numbers of users, and of users in more than one split."""
+        of_each = "SELECT count(*) AS splits FROM users GROUP BY hash"
+        ((users, shared),) = self._table.execute(f"SELECT count(*), total(splits > 1) FROM ({of_each})").fetchall()
+        return users, int(shared)
 
 
 def _split_table(title: str, counts: dict[str, Counter[str]]) -> str:

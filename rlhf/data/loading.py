@@ -1,15 +1,16 @@
 """Loads one split of a source as a `datasets.Dataset`: all rows checked, on disk, mapped into memory.
 
-`split` is "train" or "validation", for the splits named by `dataset_train_split` and `dataset_test_split`, or the name
-of any split of the source. From a source with train rows alone, a validation and a test split are held out; from a
-source with other splits, the split to evaluate on, if it is missing.
+`split` is "train", "validation" or "test" in `rlhf.data.splits`: a function of the conversation. Rows that the source
+itself holds out, in files or splits named validation or test, are never trained on.
 """
 
 import itertools
-from array import array
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -25,8 +26,9 @@ from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
 from rlhf.data.scratch import write_rows
+from rlhf.data.selection import Selection, may_serve, own_splits, say_once
 from rlhf.data.sources import Splits, find_splits, rows_of_dataset
-from rlhf.data.splits import HELD_OUT, conversation_hash, split_indices
+from rlhf.data.splits import SPLITS, Split, conversation_id, first_turn, split_of_id
 from rlhf.errors import InputError
 
 CHECKS = {
@@ -46,7 +48,7 @@ COMPARISON_FEATURES = {
 }
 
 
-def load_demonstrations(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
+def load_demonstrations(args: DataArguments, split: Split, output_dir: str | None = None) -> datasets.Dataset:
     """Returns columns `prompt`, `completion`: both text, or both messages.
 
     Args:
@@ -55,57 +57,106 @@ def load_demonstrations(args: DataArguments, split: str, output_dir: str | None 
         output_dir: the run's folder, in which skipped rows are listed (`skipped_rows.jsonl`).
 
     Raises:
-        InputError: no such source or split, or a bad row while `on_bad_rows` is "error".
+        InputError: no such source, no row in the split, or a bad row while `on_bad_rows` is "error".
     """
     return _load("demonstrations", args, split, output_dir)
 
 
-def load_comparisons(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
+def load_comparisons(args: DataArguments, split: Split, output_dir: str | None = None) -> datasets.Dataset:
     """Returns columns `prompt`, `completions` (K texts), `ranks` (K integers, 0 = best); see `load_demonstrations`."""
     return _load("comparisons", args, split, output_dir)
 
 
-def load_prompts(args: DataArguments, split: str, output_dir: str | None = None) -> datasets.Dataset:
-    """Returns column `prompt`; see `load_demonstrations`."""
-    return _load("prompts", args, split, output_dir)
+def load_prompts(
+    args: DataArguments, split: Split, output_dir: str | None = None, named: str | None = None
+) -> datasets.Dataset:
+    """Returns column `prompt`; see `load_demonstrations`.
+
+    Args:
+        named: a split that the source itself holds out. With `split` "test", all of its rows are used, and no others.
+    """
+    return _load("prompts", args, split, output_dir, named=named)
 
 
 def load_pretraining(
-    args: DataArguments, split: str, output_dir: str | None = None, hold_out: bool = True
+    args: DataArguments, split: Split, output_dir: str | None = None, hold_out: bool = True
 ) -> datasets.Dataset:
     """Returns column `text`; see `load_demonstrations`.
 
     Args:
-        hold_out: holds validation and test rows out of the train rows of a source that has none.
+        hold_out: False holds out transcripts of conversations alone, and leaves all other documents in train.
     """
-    return _load("pretraining", args, split, output_dir, hold_out)
+    return _load("pretraining", args, split, output_dir, hold_out=hold_out)
 
 
 def _load(
-    kind: str, args: DataArguments, split: str, output_dir: str | None, hold_out: bool = True
+    kind: str,
+    args: DataArguments,
+    split: Split,
+    output_dir: str | None,
+    *,
+    named: str | None = None,
+    hold_out: bool = True,
 ) -> datasets.Dataset:
-    split = {"train": args.dataset_train_split, "validation": args.dataset_test_split}.get(split, split)
-    size = args.dataset_size if split == args.dataset_train_split else args.dataset_eval_size
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    size = args.dataset_size if split == "train" else args.dataset_eval_size
     if args.dataset_name == "sandbox":
+        if named not in (None, "test"):
+            raise InputError(f"The sandbox's test rows are its split test, not {named}. Leave dataset_test_split out.")
         return _sandbox(kind, split, size, args.dataset_seed)
-    source, origin, held_out = _open_split(kind, args, split)
-    held_out = held_out if hold_out else set()
     bad_rows = BadRows(args.on_bad_rows, output_dir)
-    rows = checked_rows(kind, source[origin](), args, bad_rows)
-    hashes = array("d")
-    if origin == args.dataset_train_split and held_out:
-        rows = _with_hashes(rows, hashes)
-    dataset = _write(kind, rows)
+    selection = Selection(args.dataset_name, split, size)
+    dataset = _write(kind, selection.rows(rows_by_split(kind, args, bad_rows, (split,), named, hold_out)))
     bad_rows.report()
     if dataset is None:
-        chosen = f" with dataset_config {args.dataset_config}" if args.dataset_config is not None else ""
-        raise InputError(
-            f"{args.dataset_name} has no {kind} in its {origin} split{chosen} ({len(bad_rows)} rows were skipped). "
-            "Give a source or split with usable rows."
-        )
-    if hashes:
-        dataset = dataset.select(split_indices(hashes, split, held_out, args.dataset_name))
+        raise InputError(selection.reason_for_nothing(kind, args, bad_rows))
+    if split == "validation" and kind != "pretraining":
+        selection.warn_of_few()
     return dataset if size is None else dataset.select(range(min(size, len(dataset))))
+
+
+def rows_by_split(
+    kind: str,
+    args: DataArguments,
+    bad_rows: BadRows,
+    splits: tuple[Split, ...] = SPLITS,
+    named: str | None = None,
+    hold_out: bool = True,
+    limit: int | None = None,
+) -> Iterator[tuple[str, Split | None, Row]]:
+    """Yields (the source's own split, split, row) of all rows that could be in `splits`; split None is set aside.
+
+    At the end of each of the source's own splits, the numbers of rows are logged, once per process.
+
+    Args:
+        named, hold_out: see `load_prompts` and `load_pretraining`.
+        limit: rows to read of each of the source's own splits, at most.
+
+    Raises:
+        InputError: no such source, or no own split with rows that could be in `splits`.
+    """
+    source = find_rows(kind, args)
+    for own, role in own_splits(source, args, splits, named).items():
+        counts: Counter[Split | None] = Counter()
+        for row in checked_rows(kind, islice(source[own](), limit), args, bad_rows):
+            split = split_of_id(conversation_id(row))
+            if args.dataset_name == "sandbox":  # its generator splits by the task, in any words
+                split = split if split == role else None
+            elif named is not None:
+                split = None if split == role == "validation" else "test"
+            elif kind == "pretraining" and not hold_out and first_turn(row["text"]) is None:
+                split = "train"
+            elif not may_serve(role, split):
+                split = None
+            counts[split] += 1
+            yield own, split, row
+        where = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
+        name = args.dataset_name if len(source) == 1 else f"{args.dataset_name} ({own} split)"
+        hint = ""
+        if counts[None] and role == "test":
+            hint = f"; recipes/evaluate.py asks all of them with --dataset_test_split {own}"
+        say_once(f"{name}: {counts.total():,} rows: {where}, {counts[None]:,} set aside{hint}", logging.INFO)
 
 
 def find_rows(kind: str, args: DataArguments) -> Splits:
@@ -115,7 +166,7 @@ def find_rows(kind: str, args: DataArguments) -> Splits:
         InputError: no such source.
     """
     if args.dataset_name == "sandbox":
-        return {split: partial(_sandbox_rows, kind, split, args) for split in ("train", *HELD_OUT)}
+        return {split: partial(_sandbox_rows, kind, split, args) for split in SPLITS}
     # For OpenAssistant, dataset_config is the language and no configuration on the Hub.
     chooses_language = args.dataset_format is not None and FORMATS[args.dataset_format].language is not None
     return find_splits(args.dataset_name, None if chooses_language else args.dataset_config)
@@ -129,23 +180,6 @@ def _sandbox(kind: str, split: str, size: int | None, seed: int) -> datasets.Dat
 
 def _sandbox_rows(kind: str, split: str, args: DataArguments) -> Iterator[SourceRow]:
     return rows_of_dataset(f"sandbox ({split})", _sandbox(kind, split, args.dataset_size, args.dataset_seed))
-
-
-def _open_split(kind: str, args: DataArguments, split: str) -> tuple[Splits, str, set[str]]:
-    """Returns the splits of the source, the split that has the rows of `split`, and the splits to hold out of train.
-
-    Raises:
-        InputError: no such source or split.
-    """
-    source = find_rows(kind, args)
-    held_out = _held_out(source, args)
-    origin = args.dataset_train_split if split in held_out else split
-    if origin not in source:
-        raise InputError(
-            f"{args.dataset_name} has no split {split}, only {', '.join(source)}; "
-            "name one of these with --dataset_train_split or --dataset_test_split."
-        )
-    return source, origin, held_out
 
 
 def checked_rows(kind: str, rows: Iterable[SourceRow], args: DataArguments, bad_rows: BadRows) -> Iterator[Row]:
@@ -175,14 +209,6 @@ def checked_rows(kind: str, rows: Iterable[SourceRow], args: DataArguments, bad_
             f"column prompt of {args.dataset_name} is text in some rows and messages in others: {num_like_first} rows "
             f"are like the first one, {num_others} are not. Write all in one way."
         )
-
-
-def _held_out(source: Splits, args: DataArguments) -> set[str]:
-    """Returns the splits to hold out of the train rows."""
-    if args.dataset_train_split not in source:
-        return set()
-    missing = {name for name in HELD_OUT if name not in source}
-    return missing if len(source) == 1 else missing & {args.dataset_test_split}
 
 
 def _conversion_inputs(
@@ -234,12 +260,6 @@ def _reason(error: RowError, row: SourceRow, args: DataArguments) -> str:
     if other in (None, args.dataset_format):
         return str(error)
     return f"{error}; its columns are those of {other}, but dataset_format is {args.dataset_format}"
-
-
-def _with_hashes(rows: Iterable[Row], hashes: array) -> Iterator[Row]:
-    for row in rows:
-        hashes.append(conversation_hash(row))
-        yield row
 
 
 def _write(kind: str, rows: Iterator[Row]) -> datasets.Dataset | None:

@@ -7,8 +7,8 @@ Each prompt is read once, in the order of the source, and dropped for the first 
     long prefix in common with an earlier prompt
     its user has max_per_user prompts already
 
-A hash of the user decides the split. So no user is in two splits, and a user is in the same split of every data set
-prepared here. A temporary file keeps 16 bytes of each earlier prompt.
+The split is that of the conversation (`rlhf.data.splits`), as in all stages. A temporary file keeps 16 bytes of each
+earlier prompt.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from rlhf.data.encode import Prompt, plain_messages, prompt_key, prompt_text
 from rlhf.data.personal import PersonalData, PersonalSpan
-from rlhf.data.splits import HELD_OUT, SHARE, conversation_hash, hash_share
-from rlhf.errors import InputError, require_at_least
+from rlhf.data.splits import Split, split_of
+from rlhf.errors import require_at_least
 
 TOO_LONG, PERSONAL, DUPLICATE, TOO_MANY = REASONS = (
     "too long",
@@ -44,9 +44,6 @@ class PrepareArguments:
         default=200,
         metadata={"help": "Characters. Prompts with the same first N (or the same text, if shorter) are duplicates."},
     )
-    held_out_share: float = field(
-        default=SHARE, metadata={"help": "Share of the users in validation, and the same in test."}
-    )
     personal_data: Literal["drop", "keep"] = field(
         default="drop",
         metadata={"help": "drop: leave out training prompts with personal data. keep: do not look for it."},
@@ -57,10 +54,6 @@ class PrepareArguments:
 
     def __post_init__(self):
         require_at_least(self, 1, "max_prompt_length", "max_per_user", "duplicate_prefix")
-        if not 0 < self.held_out_share < 0.5:
-            raise InputError(
-                f"held_out_share is {self.held_out_share}, for validation and test each. Set it above 0 and below 0.5."
-            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Decision:
     """
 
     row: dict[str, Any]
-    split: str
+    split: Split
     tokens: int
     reason: str | None
     personal_data: list[PersonalSpan] = field(default_factory=list)
@@ -97,7 +90,7 @@ def decide(
     """
     seen = _Seen()
     for row in rows:
-        prompt, split = row["prompt"], user_split(row, args.held_out_share)
+        prompt, split = row["prompt"], split_of(row)
         tokens, spans, reason = count_tokens(prompt), [], None
         if tokens > args.max_prompt_length:
             reason = TOO_LONG
@@ -110,13 +103,6 @@ def decide(
         else:
             seen.add_prefix(prefix)
         yield Decision(row, split, tokens, reason, spans)
-
-
-def user_split(row: dict[str, Any], share: float) -> str:
-    """Returns the split of the row's user, or of its conversation if no user is known, by a hash."""
-    user = row.get("user_id")
-    value = conversation_hash(row) if user is None else hash_share(f"user {user}")
-    return next((name for i, name in enumerate(HELD_OUT, 1) if value < i * share), "train")
 
 
 def prefix_key(prompt: Prompt, length: int) -> str:

@@ -8,6 +8,7 @@ not text.
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rlhf.data.encode import encode_document
 from rlhf.data.loading import load_pretraining
 from rlhf.data.schemas import RowError, pretraining
 from rlhf.data.sources import is_hub_dataset, stream_hub
+from rlhf.data.splits import first_turn, split_of
 from rlhf.errors import InputError
 
 Rows = Dataset | IterableDataset
@@ -206,8 +208,11 @@ def _document_text(row: dict[str, Any], number: int) -> str:
 def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: str | None = None) -> list[Rows] | None:
     """Opens the sources of `args` for `PretrainingStream`; None if there are none. Hub data sets are streamed.
 
+    All documents of the train splits are used, except transcripts of conversations that are held out. Nothing evaluates
+    on other documents, so holding them out would only waste text; of the stage's own source, they are held out too.
+
     Args:
-        data: handling of bad rows, and seed of the sandbox.
+        data: the stage's own source, handling of bad rows, and seed of the sandbox.
         output_dir: the run's folder, in which skipped rows are listed.
 
     Raises:
@@ -223,6 +228,7 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
                 rows = rows.map(Renaming(args.pretrain_columns, name))
             if data.on_bad_rows == "skip":
                 rows = rows.filter(_is_document)
+            rows = rows.filter(partial(_may_be_trained_on, hold_out=name == data.dataset_name))
             sources.append(rows if args.pretrain_dataset_size is None else rows.take(args.pretrain_dataset_size))
         else:
             own = DataArguments(
@@ -233,7 +239,7 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
                 columns=None if name == "sandbox" else args.pretrain_columns,
                 on_bad_rows=data.on_bad_rows,
             )
-            sources.append(load_pretraining(own, "train", output_dir, hold_out=False))
+            sources.append(load_pretraining(own, "train", output_dir, hold_out=name == data.dataset_name))
     return sources or None
 
 
@@ -243,3 +249,10 @@ def _is_document(row: dict[str, Any]) -> bool:
     except RowError:
         return False
     return True
+
+
+def _may_be_trained_on(row: dict[str, Any], hold_out: bool) -> bool:
+    text = row.get("text")
+    if not isinstance(text, str) or not (hold_out or first_turn(text) is not None):
+        return True  # `_document_text` reports what is no text
+    return split_of({"text": text}) == "train"

@@ -12,18 +12,19 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from rlhf.data.files import SUFFIXES, SourceRow, is_readable, read_rows
+from rlhf.data.splits import split_of_name
 from rlhf.errors import InputError
 
 Splits = dict[str, Callable[[], Iterator[SourceRow]]]
-SPLIT_WORDS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing"}
 LOOKS_LOCAL = re.compile(r"^[./~]|\\")
 
 
 def find_splits(name: str, config: str | None = None) -> Splits:
     """Returns the splits of a source; call a split for its rows.
 
-    A single file is a train split. In a folder, files (or sub-folders) with train, validation or test in their names
-    make up these splits. All other files are train, unless a file has train in its name.
+    A single file is a train split, unless its name says validation or test. In a folder, files (or sub-folders) with
+    train, validation or test in their names make up these splits. All other files are train, unless a file has train in
+    its name.
 
     Args:
         name: local file or folder, otherwise `owner/name` on the Hub, or `owner/name/path/to/file` on the Hub.
@@ -63,7 +64,7 @@ def _local(name: str) -> Path:
 def _file(path: Path) -> Splits:
     if not is_readable(path):
         raise InputError(f"{path} is of an unknown type. Data files must end in {', '.join(SUFFIXES)}.")
-    return {"train": partial(read_rows, path)}
+    return {split_of_name(path.name) or "train": partial(read_rows, path)}
 
 
 def _folder(folder: Path) -> Splits:
@@ -73,7 +74,7 @@ def _folder(folder: Path) -> Splits:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.is_file() and is_readable(path) and not any(part.startswith(".") for part in inside.parts):
-            files.setdefault(_split_of_name(inside), []).append(path)
+            files.setdefault(_split_of_path(inside), []).append(path)
     if not files:
         raise InputError(f"folder {folder} holds no data. Give one with files that end in {', '.join(SUFFIXES)}.")
     if None in files and "train" in files:
@@ -88,12 +89,9 @@ def _rows_of_files(paths: list[Path]) -> Iterator[SourceRow]:
     return chain.from_iterable(map(read_rows, paths))
 
 
-def _split_of_name(path: Path) -> str | None:
-    for part in reversed(path.parts):  # the file's own name first, then the innermost folder's
-        for split, words in SPLIT_WORDS.items():
-            if re.search(rf"(?<![a-z])({words})(?![a-z])", part.lower()):
-                return split
-    return None
+def _split_of_path(path: Path) -> str | None:
+    parts = map(split_of_name, reversed(path.parts))  # the file's own name first, then the innermost folder's
+    return next(filter(None, parts), None)
 
 
 def _download(name: str) -> Path:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.encode import encode_completion, encode_prompt
+from rlhf.data.loading import find_rows
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.reward.config import KWiseRewardConfig
@@ -31,6 +32,8 @@ def load_calibration_rows(
 ) -> list[list[int]] | None:
     """Returns token ids (prompt, response) of the demonstrations to calibrate with, from the validation split.
 
+    Of `calibration_dataset`, the split `dataset_train_split` is read if there is one, else its split train.
+
     Returns None, with a warning, if no `calibration_dataset` is set and `dataset_name` has preferences alone.
 
     Args:
@@ -43,6 +46,8 @@ def load_calibration_rows(
     if args.calibration_dataset is not None:
         name, config = args.calibration_dataset, args.calibration_dataset_config
         source = replace(source, dataset_name=name, dataset_config=config, dataset_format=None)
+        if source.dataset_train_split not in find_rows("demonstrations", source):
+            source = replace(source, dataset_train_split="train")
     try:
         rows = in_prompt_style(load_demonstrations(source, "validation"), source, tokenizer, "validation", style)
         return _sequences(rows, tokenizer, args.max_length)
