@@ -14,6 +14,7 @@ from rlhf.data.pretraining import open_sources
 from rlhf.errors import InputError
 
 NAN = float("nan")
+pytestmark = pytest.mark.usefixtures("all_train")  # files of a few rows
 
 
 def user(text):
