@@ -316,6 +316,7 @@ def test_seam_a4_calibration_and_the_choice_of_the_epoch_use_validation_rows_alo
 
     for name, numbers in {"train": range(300), "validation": range(300, 400), "test": range(400, 700)}.items():
         write(tmp_path / f"{name}.jsonl", demonstrations(numbers))
+    monkeypatch.setattr(calibration, "in_prompt_style", lambda rows, *others: rows)
     monkeypatch.setattr(calibration, "_sequences", lambda rows, tokenizer, max_length: rows)
 
     class Args:
