@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
+from rlhf.tensors import as_float64
 
 IGNORED = -100  # label of tokens without a loss
 PER_TOKEN = {"entropy", "mean_token_accuracy"}  # metrics of TRL that are means over the tokens of a batch
@@ -109,37 +111,35 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         set_seed(seed)  # the Trainer sets it after TRL has drawn the LoRA weights
         with trained_weights_kept(model):
             super().__init__(model, args, *positional, **kwargs)
-        float_trained_weights(self.model)
+        float_trained_weights(cast(nn.Module, self.model))
         self._eval_sums: dict[str, float] = defaultdict(float)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """Tokens of an optimizer step on all processes; None in evaluation, where a loss is its own batch's mean."""
-        return super()._get_num_items_in_batch(batch_samples, device) if self.model.training else None
+        return super()._get_num_items_in_batch(batch_samples, device) if cast(nn.Module, self.model).training else None
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         counted = _counted_rows(len(inputs["labels"]), self.accelerator)
         inputs["labels"][counted:] = IGNORED
-        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum().item()
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        logged = self._metrics["eval"]  # TRL has appended the means of this batch
-        means = {"loss": loss} | {name: logged[name].pop() for name in PER_TOKEN & logged.keys()}
-        if tokens:
-            for name, mean in means.items():
-                self._eval_sums[name] += tokens.item() * float(mean)
-        self._eval_sums["tokens"] += tokens.item()
+        means: dict[str, Any] = {"loss": loss, "tokens": 1.0}
+        for name in PER_TOKEN & self._metrics["eval"].keys():  # TRL has appended the means of this batch
+            means[name] = self._metrics["eval"][name].pop()
+        for name, mean in means.items():
+            self._eval_sums[name] += tokens * float(mean) if tokens else 0.0
         return loss, logits, labels
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self._eval_sums.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        names = sorted(self._eval_sums)
-        if names:
-            sums = torch.tensor([self._eval_sums[name] for name in names], dtype=torch.float64)
-            sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").tolist()
-            means = {name: total / sums[names.index("tokens")] for name, total in zip(names, sums, strict=True)}
-            output.metrics[f"{metric_key_prefix}_loss"] = means["loss"]
-            for name in PER_TOKEN & means.keys():
-                self._metrics["eval"][name] = [means[name]]
+        names = sorted(self._eval_sums)  # the same on all processes
+        if names and output.metrics is not None:
+            sums = as_float64(torch.tensor([self._eval_sums[name] for name in names], device=self.accelerator.device))
+            totals = dict(zip(names, cast(torch.Tensor, self.accelerator.reduce(sums, "sum")).tolist(), strict=True))
+            output.metrics[f"{metric_key_prefix}_loss"] = totals["loss"] / totals["tokens"]
+            for name in PER_TOKEN & totals.keys():
+                self._metrics["eval"][name] = [totals[name] / totals["tokens"]]
         return output
 
 
