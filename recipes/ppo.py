@@ -29,6 +29,7 @@ from rlhf.models.contracts import check_agreement, check_style, with_revision_of
 from rlhf.models.loading import load_base, load_config, load_tokenizer
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stages import trained_style
+from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.ptx import resolve_ptx_coef
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
@@ -79,6 +80,7 @@ def main() -> None:
     # Prompts and pretraining text
     has_tokenizer = (sft / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(sft) if has_tokenizer else base_name)
+    add_stop_ids(tokenizer, [] if args.stop_token_id is None else [args.stop_token_id])
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
     style = trained_style([sft, reward])

@@ -8,7 +8,8 @@ from datetime import datetime
 import pytest
 import torch
 import transformers.utils.chat_template_utils as hf_templates
-from chat_families import FAMILIES, GEMMA, R1, SYSTEM, USER, family_tokenizer, save_family
+from chat_families import FAMILIES, GEMMA, MISTRAL, R1, SYSTEM, USER, family_tokenizer, save_family
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from toys import (
     bpe_model,
     bpe_tokenizer,
@@ -20,7 +21,7 @@ from toys import (
     trainer,
     word_tokenizer,
 )
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from rlhf.data.encode import encode_completion, encode_document, encode_prompt, encode_prompt_and_completions
@@ -80,8 +81,9 @@ def test_seam_b2_a_reward_model_that_reads_text_sees_a_cut_answer_as_cut():
 
 def test_seam_b2_config_json_of_a_reward_model_may_list_its_eos_tokens():
     tokenizer = word_tokenizer()
-    TextRewardModel(classifier(eos_token_id=[1, 2]), tokenizer)
-    assert stop_token_texts(tokenizer) == ["</s>", "<eot>"]
+    model = TextRewardModel(classifier(eos_token_id=[1, 2]), tokenizer)
+    assert stop_token_texts(model.tokenizer) == ["</s>", "<eot>"]
+    assert stop_token_texts(tokenizer) == ["</s>"]  # it is the policy's, too
 
 
 def test_seam_b3_a_policy_with_a_stop_token_id_is_evaluated_with_it(tmp_path):
@@ -163,6 +165,22 @@ def test_seam_b5_html_and_private_use_characters_stay_as_they_are():
     assert tokenizer.decode(encode_completion(tokenizer, "Say it:", " Paris.</s>")) == " Paris.</s>"  # as TRL's rows
 
 
+def test_seam_b5_no_space_is_added_around_what_is_spelled():
+    fast = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")  # as SentencePiece begins a text
+    fast.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], show_progress=False)
+    alphabet = "\nabcdefghijklmnopqrstuvwxyz </>[]INST."
+    fast.train_from_iterator([alphabet, "write it </s>now <s>old</s>."], trainer)
+    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, **tokens)
+    tokenizer.chat_template = MISTRAL
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "write it </s>now <s>old</s>."}])
+    assert tokenizer.decode(ids).replace(" ", "") == "<s>[INST]writeit</s>now<s>old</s>.[/INST]"
+    assert "</s>now" in tokenizer.decode(ids) and "old</s>." in tokenizer.decode(ids)
+    assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.bos_token_id]
+
+
 @every_family
 def test_seam_b5_other_rows_have_the_ids_of_transformers(family):
     tokenizer = family_tokenizer(family)
@@ -202,6 +220,16 @@ def test_seam_b7_an_answer_closes_the_block_that_the_prompt_opens():
         "An apple.",
         *["<think>\nEasy.\n</think>\n\nAn apple."] * 2,
     ]
+
+
+@pytest.mark.parametrize("tag", ["<seed:think>", "[THINK]", "<reasoning>"])
+def test_seam_b7_blocks_of_thoughts_have_many_names(tag):
+    tokenizer = family_tokenizer("r1")
+    tokenizer.chat_template = R1.replace("<think>", tag)
+    close = f"{tag[0]}/{tag[1:]}"
+    prompt, [answer] = encode_prompt_and_completions(tokenizer, USER, ["An apple."])
+    assert tokenizer.decode(answer) == f"\n{close}\n\nAn apple.<eos>"
+    assert answer_text(tokenizer, prompt, answer) == "An apple."
 
 
 def test_seam_b7_answers_without_thoughts_leave_the_empty_block_to_the_prompt(tmp_path, caplog):

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlhf.errors import InputError
-from rlhf.models.chat_template import THINK_TAGS
+from rlhf.models.chat_template import THINK_TAG
 from rlhf.models.stop_tokens import stop_token_texts
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def _special_tokens(
     rendered = _rendered_probe(tokenizer)
     tokens = {text for text, special in added.items() if special or text in stops or text in rendered}
     tokens |= {str(token) for token in tokenizer.all_special_tokens}
-    tokens -= {tag for tags in THINK_TAGS for tag in tags}
-    longest_first = sorted((text for text in tokens if text.strip()), key=len, reverse=True)
+    tokens = {text for text in tokens if text.strip() and not THINK_TAG.fullmatch(text)}
+    longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else NO_MATCH
 
 

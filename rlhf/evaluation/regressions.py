@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.encode import encode_document
+from rlhf.data.encode import encode_document, encode_prompt
 from rlhf.generation.completions import completion_logprobs, sample_completions
 from rlhf.models.shared_base import SharedBase
 from rlhf.statistics import Estimate, cluster_mean, cluster_share
@@ -44,7 +44,7 @@ def few_shot_accuracy(
         adapter: name of the adapter; None is the base.
         items: (task, prompt, answer) each.
     """
-    prompts = [tokenizer(prompt)["input_ids"] for _, prompt, _ in items]
+    prompts = [encode_prompt(tokenizer, prompt) for _, prompt, _ in items]
     longest = max(len(tokenizer(" " + answer)["input_ids"]) for _, _, answer in items)
     completions = sample_completions(
         shared, adapter, prompts, tokenizer,

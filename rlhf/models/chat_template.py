@@ -21,9 +21,12 @@ NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE_NOTE = f"{{# date: {FIXED_DATE:%d %b %Y} #}}"
 NO_THINKING = "{% if enable_thinking is not defined %}{% set enable_thinking = false %}{% endif %}"
 
-THINK_TAGS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-OPENS = re.compile(r"(<think>|\[THINK\])(\s*)\Z")  # at the end of a prompt
-THOUGHTS = re.compile(r"\s*(<think>|\[THINK\])(.*?)(</think>|\[/THINK\])\s*", re.DOTALL)  # at the start of an answer
+TAG = r"[\w:]*(?:think|thought|reason)\w*"  # <think>, [THINK], <seed:think>, <reasoning>, ...
+THINK_TAG = re.compile(rf"<(/?{TAG})>|\[(/?{TAG})\]", re.IGNORECASE)
+OPENS = re.compile(rf"(<{TAG}>|\[{TAG}\])(\s*)\Z", re.IGNORECASE)  # at the end of a prompt
+THOUGHTS = re.compile(  # at the start of an answer
+    rf"\s*(?:<(?P<tag>{TAG})>(?P<text>.*?)</(?P=tag)>|\[THINK\](?P<text_2>.*?)\[/THINK\])\s*", re.DOTALL | re.IGNORECASE
+)
 PROBE = [{"role": "user", "content": "Hello"}]
 
 
@@ -73,7 +76,7 @@ def turn_thinking_off(tokenizer: PreTrainedTokenizerBase, answers: Iterable[str]
 def thoughts(answer: str) -> str | None:
     """Returns the thoughts in tags with which an answer begins; None without."""
     found = THOUGHTS.match(answer)
-    return found[2] if found else None
+    return (found["text"] or found["text_2"] or "") if found else None
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -99,7 +102,7 @@ def continue_thoughts(start: str, answer: str) -> str:
     opened = OPENS.search(start)
     if opened is None:
         return answer
-    close = dict(THINK_TAGS)[opened[1]]
+    close = _closing(opened[1])
     if close in answer:
         rest = answer.lstrip().removeprefix(opened[1])
         return rest.lstrip("\n") if opened[2] else rest
@@ -113,11 +116,15 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ids: 
     `rlhf.data.encode.encode_completion` of the text gives the ids again.
     """
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
-    opened = OPENS.search(str(tokenizer.decode(prompt_ids[-8:])))
+    opened = OPENS.search(str(tokenizer.decode(prompt_ids[-32:])))
     if opened is None:
         return text
-    before, close, after = text.partition(dict(THINK_TAGS)[opened[1]])
+    before, close, after = text.partition(_closing(opened[1]))
     return after.lstrip() if close and not before.strip() else f"{opened[1]}{opened[2]}{text}"
+
+
+def _closing(tag: str) -> str:
+    return f"{tag[0]}/{tag[1:]}"
 
 
 def change_template(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> bool:

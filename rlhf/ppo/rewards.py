@@ -1,5 +1,6 @@
 """Rewards: scores of reward models and functions, what the options make of them, and the reward of each token."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ class TextRewardModel:
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = freeze_reward(model).eval(), tokenizer
-        add_stop_ids(tokenizer, eos_ids(model.config))
+        self.model, self.tokenizer = freeze_reward(model).eval(), copy.copy(tokenizer)
+        self.tokenizer.init_kwargs = dict(tokenizer.init_kwargs)  # the policy's, if that is its tokenizer, stay
+        add_stop_ids(self.tokenizer, eos_ids(model.config))
         self.context = context_length(model.config)
         self.warned = False
 
