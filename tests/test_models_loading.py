@@ -252,18 +252,21 @@ def test_new_pad_token_takes_a_spare_row(toy_folder, toy_tokenizer):
 
 
 @pytest.mark.parametrize("load", [load_base, load_sequence_classifier])
-def test_without_a_spare_row_the_model_gains_one_the_same_in_every_stage(toy_gpt2_folder, load):
+def test_new_tokens_gain_a_row_the_same_in_every_stage(toy_gpt2_folder, load):
     tokenizer = load_tokenizer(toy_gpt2_folder)
+    tokenizer.pad_token = BPE_EOS  # so that <|pad|> is a token like any other
     first, second = (load(model_args(toy_gpt2_folder), tokenizer).get_input_embeddings().weight for _ in range(2))
     old = bpe_model("gpt2").get_input_embeddings().weight
-    assert tokenizer.pad_token_id == len(old)
+    assert len(tokenizer) == len(old) + 1
     assert torch.equal(first, second) and torch.equal(first[:-1], old)
     torch.testing.assert_close(first[-1], old.mean(0))
 
 
 def test_row_of_an_untied_unembedding(tmp_path):
     save_toy(tmp_path, vocab_size=300, tie_word_embeddings=False)
-    base = load_base(model_args(tmp_path), load_tokenizer(str(tmp_path)))
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer.pad_token = BPE_EOS
+    base = load_base(model_args(tmp_path), tokenizer)
     head = base.get_output_embeddings().weight
     assert head.shape[0] == 301
     torch.testing.assert_close(head[-1], head[:-1].mean(0))

@@ -120,8 +120,8 @@ def load_base(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None
     Args:
         model_args: `model_name_or_path` (Hub id, folder, folder with one .gguf, or `sandbox`), `model_revision`,
             `dtype`, `attn_implementation`, `load_in_4bit` / `load_in_8bit` and `bnb_*`.
-        tokenizer: of `load_tokenizer`; the model then knows the pad token, and gains an embedding row for it if it has
-            no spare one. That row is the mean of the others: deterministic, so every stage gets the same base.
+        tokenizer: of `load_tokenizer`; the model then knows the pad token, if it has an embedding for it, and gains
+            embedding rows for other tokens that it lacks.
 
     Raises:
         InputError: the model does not exist, is not a causal LM, is stored only as a pickle, or has no cache.
@@ -241,17 +241,41 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
 
 
 def _fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Sets the model's pad token and adds embedding rows for new token ids, as the mean of the other rows."""
-    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    """Sets the model's pad token, and adds embedding rows for other tokens that the model lacks.
+
+    The pad token gets no row: padding is an id that every model has (`rlhf.tensors.PADDING_ID`). Adapters of a base
+    that has grown a row would load only where the base is made to grow it again. Without a row it stays out of the
+    model's configuration, which could not be loaded with it.
+    """
+    pad = tokenizer.pad_token_id
+    grow_embeddings(model, 1 + max(token for token in tokenizer.get_vocab().values() if token != pad))
+    set_pad_token_id(model, cast(int, pad))
+
+
+def set_pad_token_id(model: PreTrainedModel, pad: int) -> None:
+    """Sets the pad token of the model's configuration, or None if the model has no embedding for it."""
+    known = pad if pad < cast(int, model.get_input_embeddings().num_embeddings) else None
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = known
     if model.can_generate():
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    rows = cast(int, model.get_input_embeddings().num_embeddings)
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # mean_resizing would draw random rows
+        model.generation_config.pad_token_id = known
+
+
+def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
+    """Adds embedding rows up to `rows`, each the mean of the others, so that every stage gets the same base."""
+    before = cast(int, model.get_input_embeddings().num_embeddings)
+    if rows > before:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # mean_resizing would draw random rows
         with torch.no_grad():
             for embedding in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
                 weight = embedding.get_parameter("weight")
-                weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+                weight[before:] = weight[:before].float().mean(0).to(weight.dtype)
+
+
+def add_pad_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the model an embedding for the pad token, for code that pads with it."""
+    pad = cast(int, tokenizer.pad_token_id)
+    grow_embeddings(model, pad + 1)
+    set_pad_token_id(model, pad)
 
 
 def load_tokenizer(name: str, revision: str = "main", eos_token: str | None = None) -> PreTrainedTokenizerBase:
@@ -302,7 +326,7 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
     In order of preference: the tokenizer's own pad token, an unused special token of its vocabulary, a new token. A new
     token takes the first embedding row above the vocabulary if the model has spare rows (many models round up to a
-    multiple of 64). Otherwise `load_base` adds that row.
+    multiple of 64). Otherwise it has none, and needs none.
     """
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": _unused_special_token(tokenizer) or NEW_PAD_TOKEN})

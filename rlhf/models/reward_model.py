@@ -8,8 +8,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from rlhf.models.adapter_files import adapter_folder, base_model_name, check_reward_adapter, read_calibration
-from rlhf.models.loading import load_sequence_classifier, load_tokenizer
+from rlhf.models.adapter_files import (
+    adapter_folder,
+    base_model_name,
+    check_reward_adapter,
+    embedding_rows,
+    read_calibration,
+)
+from rlhf.models.loading import add_pad_row, grow_embeddings, load_sequence_classifier, load_tokenizer
+from rlhf.models.peft_layers import unwrap_peft
 
 
 def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -> PreTrainedModel | PeftModel:
@@ -33,9 +40,13 @@ def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -
     model_args = replace(model_args, model_name_or_path=base_name)
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     tokenizer = load_tokenizer(str(folder) if has_tokenizer else base_name)
-    model = PeftModel.from_pretrained(load_sequence_classifier(model_args, tokenizer), str(folder))
+    base = load_sequence_classifier(model_args, tokenizer)
+    grow_embeddings(base, embedding_rows(folder) or 0)
+    model = PeftModel.from_pretrained(base, str(folder))
     head = model.get_base_model().get_submodule("score.modules_to_save.default")
     bias = head.get_parameter("weight").new_tensor([-read_calibration(folder)])
     head.bias = nn.Parameter(bias, requires_grad=False)
     quantized = model_args.load_in_4bit or model_args.load_in_8bit
-    return (model if quantized else model.merge_and_unload()).eval()
+    model = model if quantized else model.merge_and_unload()
+    add_pad_row(unwrap_peft(model), tokenizer)  # so that callers can pad their batches
+    return model.eval()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.models.loading import load_base
+from rlhf.models.loading import add_pad_row, load_base
 from rlhf.models.reward_model import load_reward_model
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.networks import make_trainable
@@ -72,7 +72,9 @@ def trl_ppo_trainer(
     _, trainer_class = require_trl_ppo()
 
     def policy():
-        return PeftModel.from_pretrained(load_base(model_args, tokenizer), str(sft)).merge_and_unload()
+        model = PeftModel.from_pretrained(load_base(model_args, tokenizer), str(sft)).merge_and_unload()
+        add_pad_row(model, tokenizer)  # TRL pads with it
+        return model
 
     model = make_trainable(policy())
     limit = longest_prompt(model.config, args.max_prompt_length, args.response_length)

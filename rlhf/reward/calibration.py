@@ -22,7 +22,7 @@ from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.trainer import KWiseRewardTrainer
-from rlhf.tensors import length_batches, pad_right
+from rlhf.tensors import PADDING_ID, length_batches, pad_right
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def calibrate(trainer: KWiseRewardTrainer, demonstrations: list[list[int]] | Non
     if demonstrations is None:
         return None
     batch_size = trainer.args.completions_per_forward
-    return calibration(score_sequences(trainer.model, demonstrations, trainer.pad_token_id, batch_size))
+    return calibration(score_sequences(trainer.model, demonstrations, PADDING_ID, batch_size))
 
 
 def calibration(scores: torch.Tensor) -> dict[str, float]:

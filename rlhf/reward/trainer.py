@@ -18,6 +18,7 @@ from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.loading import set_pad_token_id
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
@@ -27,6 +28,7 @@ from rlhf.reward.initialization import pool_at_last_token
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
 from rlhf.reward.prefix import enable_shared_prompts, share_prompts
 from rlhf.runs.checkpoints import AtomicCheckpoints
+from rlhf.tensors import PADDING_ID
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +68,10 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
             super().__init__(model, args, **kwargs)
         float_trained_weights(self.model)
         self.loss_is_scaled_for_ga = True
-        pad_token_id = self.processing_class.pad_token_id
-        assert isinstance(pad_token_id, int), "TRL's constructor sets the pad token"
-        self.pad_token_id = pad_token_id
-        self.data_collator = data_collator or KWiseCollator(pad_token_id, args.pad_to_multiple_of)
+        self.data_collator = data_collator or KWiseCollator(PADDING_ID, args.pad_to_multiple_of)
         classifier = unwrap_peft(self.model)
+        assert isinstance(self.processing_class.pad_token_id, int), "TRL's constructor sets the pad token"
+        set_pad_token_id(classifier, self.processing_class.pad_token_id)
         pool_at_last_token(classifier)
         obstacle = enable_shared_prompts(classifier, args.max_length)
         self.shares_prompts = obstacle is None

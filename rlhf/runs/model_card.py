@@ -8,16 +8,15 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
-from safetensors import SafetensorError, safe_open
 
 from rlhf.errors import InputError
+from rlhf.models.adapter_files import embedding_rows
 from rlhf.runs.contract import read_contract
 from rlhf.runs.markdown import markdown_table, render_template
 
 STAGES = ("sft", "reward", "ppo")
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-EMBEDDINGS = re.compile(r"embed|wte|lm_head")
 
 
 def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
@@ -54,7 +53,7 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
         bias_code=repr(read_mapping(folder / "calibration.json").get("bias", 0.0)),
         prompt_style=contract.prompt_style if contract else None,
         stop_tokens=json.dumps(stop_tokens, ensure_ascii=False),
-        embedding_rows=_embedding_rows(folder / "adapter_model.safetensors"),
+        embedding_rows=embedding_rows(folder),
     )
 
 
@@ -77,21 +76,6 @@ def portable(value: Any) -> Any:
     if Path(value).parts[-3:] == ("rlhf", "sandbox", "base"):
         return "sandbox"
     return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
-
-
-def _embedding_rows(weights: Path) -> int | None:
-    """Returns the number of embedding rows in an adapter; None without embeddings, as in most adapters.
-
-    PEFT saves the embeddings with the adapter if the base had no spare row for the pad token.
-    """
-    if not weights.exists():
-        return None
-    try:
-        with safe_open(weights, framework="pt") as file:
-            names = [name for name in list(file.keys()) if EMBEDDINGS.search(name) and ".lora_" not in name]
-            return file.get_slice(names[0]).get_shape()[0] if names else None
-    except SafetensorError as error:
-        raise InputError(f"{weights} is damaged ({error}). Run its stage again.") from error
 
 
 def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig, SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream, Rows
@@ -25,7 +26,7 @@ from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
-from rlhf.tensors import as_float64
+from rlhf.tensors import PADDING_ID, as_float64
 
 IGNORED = -100  # label of tokens without a loss
 PER_TOKEN = {"entropy", "mean_token_accuracy"}  # metrics of TRL that are means over the tokens of a batch
@@ -112,6 +113,8 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         with trained_weights_kept(model):
             super().__init__(model, args, *positional, **kwargs)
         float_trained_weights(cast(nn.Module, self.model))
+        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
+            self.data_collator.pad_token_id = PADDING_ID
         self._eval_sums: dict[str, float] = defaultdict(float)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
