@@ -100,7 +100,8 @@ def test_two_completions_give_the_loss_and_gradient_of_trl(base, tokenizer, tmp_
 
     our_batch = next(iter(ours.get_eval_dataloader(ours.train_dataset)))
     their_batch = next(iter(theirs.get_eval_dataloader(theirs.train_dataset)))
-    assert sorted(map(tuple, our_batch["input_ids"].tolist())) == sorted(map(tuple, their_batch["input_ids"].tolist()))
+    ours_ids, their_ids = ((b["input_ids"] * b["attention_mask"]).tolist() for b in (our_batch, their_batch))
+    assert sorted(ours_ids) == sorted(their_ids)
     our_loss, our_gradient = loss_and_gradient(ours, our_batch)
     their_loss, their_gradient = loss_and_gradient(theirs, their_batch)
     assert our_loss == pytest.approx(their_loss, abs=1e-6)
