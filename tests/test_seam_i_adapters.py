@@ -12,11 +12,11 @@ from toys import bpe_tokenizer, lora, ppo_config, save_toy, trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from trl import ModelConfig
 
-from rlhf.models.adapter_files import embedding_rows
 from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
 from rlhf.models.reward_model import load_reward_model
 from rlhf.models.shared_base import SharedBase
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
+from rlhf.runs.model_card import embedding_rows
 from rlhf.sft.trainer import SFTArguments, SFTTrainer, tokenize_demonstrations
 
 OPTIONS = dict(report_to="none", use_cpu=True, bf16=False, max_steps=2, learning_rate=1e-2, disable_tqdm=True)

@@ -9,13 +9,12 @@ LoRA weights. b is the mean raw score of demonstrations; every reported score is
 """
 
 import json
-import re
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftType, TaskType
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +25,6 @@ from rlhf.runs.contract import FILE_NAME, IDS_NAME, read_contract
 from rlhf.runs.digests import file_digest, weights_digest
 
 CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
-EMBEDDINGS = re.compile(r"^base_model\.model\.(?!.*\.(lora_|modules_to_save)).*(embed_|wte|wpe|lm_head)")
 SCORE = "base_model.model.score.weight"
 SCORE_MODULES = ("classifier", "score")  # PEFT adds both to modules_to_save for SEQ_CLS
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # PEFT's initializations that rewrite base weights
@@ -167,21 +165,6 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], Tensor | None]:
         raise InputError(f"{folder / WEIGHTS} is damaged ({error}). Run the stage that writes it again.") from error
     score = weights.pop(SCORE, None)
     return weights, score
-
-
-def embedding_rows(folder: Path) -> int | None:
-    """Returns the number of embedding rows in an adapter; None without embeddings, as in most adapters.
-
-    PEFT saves the embeddings with the adapter if the base has grown rows for new tokens.
-    """
-    if not (folder / WEIGHTS).exists():
-        return None
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            names = [name for name in list(file.keys()) if EMBEDDINGS.search(name)]
-            return file.get_slice(names[0]).get_shape()[0] if names else None
-    except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged ({error}). Run its stage again.") from error
 
 
 def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) -> None:

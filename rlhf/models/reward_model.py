@@ -12,11 +12,11 @@ from rlhf.models.adapter_files import (
     adapter_folder,
     base_model_name,
     check_reward_adapter,
-    embedding_rows,
     read_calibration,
 )
 from rlhf.models.loading import add_pad_row, grow_embeddings, load_sequence_classifier, load_tokenizer
 from rlhf.models.peft_layers import unwrap_peft
+from rlhf.runs.model_card import embedding_rows
 
 
 def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -> PreTrainedModel | PeftModel:

@@ -8,14 +8,15 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
+from safetensors import SafetensorError, safe_open
 
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import embedding_rows
 from rlhf.runs.contract import read_contract
 from rlhf.runs.markdown import markdown_table, render_template
 
 STAGES = ("sft", "reward", "ppo")
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+EMBEDDINGS = re.compile(r"^base_model\.model\.(?!.*\.(lora_|modules_to_save)).*(embed_|wte|wpe|lm_head)")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -76,6 +77,22 @@ def portable(value: Any) -> Any:
     if Path(value).parts[-3:] == ("rlhf", "sandbox", "base"):
         return "sandbox"
     return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
+
+
+def embedding_rows(folder: Path) -> int | None:
+    """Returns the number of embedding rows in the adapter of a folder; None without embeddings, as in most adapters.
+
+    PEFT saves the embeddings with the adapter if the base has grown rows for new tokens.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists():
+        return None
+    try:
+        with safe_open(weights, framework="pt") as file:
+            names = [name for name in list(file.keys()) if EMBEDDINGS.search(name)]
+            return file.get_slice(names[0]).get_shape()[0] if names else None
+    except SafetensorError as error:
+        raise InputError(f"{weights} is damaged ({error}). Run its stage again.") from error
 
 
 def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:
