@@ -14,7 +14,8 @@ from rlhf.models.adapter_files import (
     check_reward_adapter,
     read_calibration,
 )
-from rlhf.models.loading import add_pad_row, grow_embeddings, load_sequence_classifier, load_tokenizer
+from rlhf.models.embeddings import add_pad_row, grow_embeddings
+from rlhf.models.loading import load_sequence_classifier, load_tokenizer
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.runs.model_card import embedding_rows
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.models.loading import add_pad_row, load_base
+from rlhf.models.embeddings import add_pad_row
+from rlhf.models.loading import load_base
 from rlhf.models.reward_model import load_reward_model
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.networks import make_trainable

@@ -18,7 +18,7 @@ from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
-from rlhf.models.loading import set_pad_token_id
+from rlhf.models.embeddings import set_pad_token_id
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
