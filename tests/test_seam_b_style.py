@@ -1,7 +1,7 @@
 """The form of prompts: text is a message where the tokenizer brings a chat template, in every stage."""
 
 import pytest
-from chat_families import USER, family_tokenizer
+from chat_families import SYSTEM, USER, family_tokenizer
 from datasets import Dataset
 from test_runs_hub import code_blocks
 from toys import bpe_tokenizer, finish_stage, save_toy
@@ -11,7 +11,8 @@ from rlhf.data import DataArguments
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.first_example import show_comparison, show_demonstration, show_prompt
 from rlhf.data.loading import load_demonstrations
-from rlhf.data.prompt_style import brings_template, in_prompt_style, rendered_mark, template_mark
+from rlhf.data.prompt_style import brings_template, in_prompt_style, rendered_already, template_mark
+from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.evaluation.compare import answers, as_text
 from rlhf.models.loading import load_tokenizer
@@ -97,9 +98,9 @@ def test_seam_b9_text_style_is_obeyed_and_kept_by_later_stages():
 )
 def test_seam_b10_a_text_that_is_rendered_already_is_a_bad_row(family, text, mark, tmp_path):
     tokenizer = family_tokenizer(family)
-    assert rendered_mark(tokenizer, text) == mark and rendered_mark(tokenizer, f"What is {mark}?") is None
+    assert template_mark(tokenizer) == mark and rendered_already(tokenizer, f"What is {mark}?") is None
     rows = Dataset.from_list([{"prompt": QUESTION}, {"prompt": text}])
-    with pytest.raises(InputError, match=r"rows \(train split\) as loaded, row 2: .* give messages"):
+    with pytest.raises(InputError, match=r"rows \(train split\), row 2: .* give messages"):
         in_prompt_style(rows, data_args(), tokenizer, "train")
     kept = in_prompt_style(rows, data_args(on_bad_rows="skip"), tokenizer, "train", output_dir=str(tmp_path))
     assert kept["prompt"][:] == [USER] and "row 2" in (tmp_path / "skipped_rows.jsonl").read_text()
@@ -107,6 +108,24 @@ def test_seam_b10_a_text_that_is_rendered_already_is_a_bad_row(family, text, mar
 
 def test_seam_b10_nothing_is_a_mark_in_the_template_of_this_library(tmp_path):
     assert template_mark(plain_tokenizer(tmp_path)) == ""
+
+
+def test_seam_b10_roles_that_the_template_refuses_are_a_bad_row():
+    tokenizer = family_tokenizer("gemma-2")
+    rows = Dataset.from_list([{"prompt": USER}, {"prompt": SYSTEM}])
+    with pytest.raises(InputError, match=r"row 2: .* refuses messages with roles system, user \(System role not supp"):
+        in_prompt_style(rows, data_args(), tokenizer, "train")
+    kept = in_prompt_style(rows, data_args(on_bad_rows="skip"), tokenizer, "train")
+    assert kept["prompt"][:] == [USER]
+
+
+def test_seam_b9_a_transcript_becomes_its_messages():
+    rows = demonstrations("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a fruit.\n\nAssistant:")
+    [row, _] = in_prompt_style(rows, data_args(), family_tokenizer("qwen3"), "train")
+    assert [(message["role"], message["content"]) for message in row["prompt"]] == [
+        ("user", "Hi"), ("assistant", "Hello!"), ("user", "Name a fruit.")
+    ]  # fmt: skip
+    assert conversation_id(row) == conversation_id(rows[0])
 
 
 # --- B11: the first example -------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ are messages have the form "chat" in any case. Rows are converted once, right af
 samples and the model see the same prompt.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, Literal, cast
 
 import datasets
@@ -16,6 +17,7 @@ from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
 from rlhf.data.encode import Prompt, without_eos
 from rlhf.data.files import SourceRow
+from rlhf.data.formats import hh
 from rlhf.data.literal import special_tokens
 from rlhf.data.loading import MESSAGES
 from rlhf.errors import InputError
@@ -67,7 +69,8 @@ def in_prompt_style(
 
     Raises:
         InputError: the form is "text" by `prompt_style` or `trained` and the prompts are messages, or these two differ;
-            or a prompt of text is rendered in the chat template already, while `on_bad_rows` is "error".
+            or, while `on_bad_rows` is "error", the chat template refuses the roles of a row's messages, or a prompt of
+            text is rendered in it already.
     """
     style = resolve_style(args.prompt_style, trained, tokenizer)
     if not isinstance(rows[0]["prompt"], str):
@@ -77,8 +80,8 @@ def in_prompt_style(
                 f"{whose}, but the prompts of {args.dataset_name} are messages. Write them in one form, or train the "
                 "stage before on messages."
             )
-        return rows
-    rows = _without_rendered(rows, args, tokenizer, split, output_dir)
+        return _without_bad(rows, partial(refused_roles, tokenizer), args, split, output_dir)
+    rows = _without_bad(rows, partial(rendered_already, tokenizer), args, split, output_dir)
     if style == "text":
         return rows
     # The space at the border of two texts belongs to no message, and neither does an EOS.
@@ -101,7 +104,9 @@ def in_prompt_style(
 
 
 def as_messages(text: str) -> list[dict[str, str]]:
-    """Returns a text as one message of the user."""
+    """Returns a text as one message of the user; a transcript of hh-rlhf ("Human: ... Assistant:") as its messages."""
+    if text.lstrip().startswith("Human:") and text.rstrip().endswith("\n\nAssistant:"):
+        return hh.turns(text, "prompt")[:-1]
     return [{"role": "user", "content": text}]
 
 
@@ -110,11 +115,30 @@ def styled_prompt(text: str, style: str) -> Prompt:
     return as_messages(text) if style == "chat" else text
 
 
-def rendered_mark(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """Returns the mark of the chat template with which a text begins, such as `<|im_start|>` or `[INST]`, or None."""
+def rendered_already(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | None:
+    """Returns the reason why a prompt of text is a bad row: it begins as the template does, `<|im_start|>`."""
     mark = template_mark(tokenizer)
-    text = text.lstrip().removeprefix(str(tokenizer.bos_token or "")).lstrip()
-    return mark if mark and text.startswith(mark) else None
+    text = prompt.lstrip().removeprefix(str(tokenizer.bos_token or "")).lstrip()
+    if not mark or not text.startswith(mark):
+        return None
+    return f"column prompt begins with the chat template's {mark}; give messages in its place"
+
+
+def refused_roles(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str | None:
+    """Returns the reason why messages are a bad row: the chat template refuses their roles."""
+    roles = tuple(message["role"] for message in prompt)
+    return _refused_roles(tokenizer, str(tokenizer.chat_template), roles)
+
+
+@lru_cache(maxsize=1024)
+def _refused_roles(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]) -> str | None:
+    try:
+        messages = [{"role": role, "content": "0"} for role in roles]
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError) as error:
+        reason = f"the tokenizer's chat template refuses messages with roles {', '.join(roles)}"
+        return f"{reason} ({str(error).rstrip('.')}); write them with other roles"
+    return None
 
 
 def template_mark(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -135,23 +159,23 @@ def _template_mark(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     return token[0] if token else head
 
 
-def _without_rendered(
+def _without_bad(
     rows: datasets.Dataset,
+    reason_of: Callable[[Any], str | None],
     args: DataArguments,
-    tokenizer: PreTrainedTokenizerBase,
     split: str,
     output_dir: str | None,
 ) -> datasets.Dataset:
+    """Returns the rows for whose prompt `reason_of` gives no reason; the others are bad rows."""
     bad_rows, good = BadRows(args.on_bad_rows, output_dir), []
     for i, prompt in enumerate(rows["prompt"]):
-        row = SourceRow(f"{args.dataset_name} ({split} split) as loaded", f"row {i + 1}", {})
+        row = SourceRow(f"{args.dataset_name} ({split} split)", f"row {i + 1}", {})  # not the name of `drop_long_rows`
         bad_rows.read(row)
-        mark = rendered_mark(tokenizer, prompt)
-        if mark is None:
-            good.append(i)
+        if reason := reason_of(prompt):
+            bad_rows.add(row, reason)
         else:
-            bad_rows.add(row, f"column prompt begins with the chat template's {mark}; give messages in its place")
+            good.append(i)
     bad_rows.report()
     if not good:
-        raise InputError(f"All prompts of {args.dataset_name} are rendered in the chat template. Give messages.")
+        raise InputError(f"All {len(rows)} prompts of {args.dataset_name} ({split} split) are bad rows. Correct them.")
     return rows if len(good) == len(rows) else rows.select(good)
