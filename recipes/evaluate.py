@@ -23,6 +23,7 @@ from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.report import read_stages, write_report
+from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import read_summary, summarize
 from rlhf.generation.score_options import policy_options
 from rlhf.models.stages import load_adapters, load_stage_tokenizer, trained_style
@@ -116,6 +117,7 @@ def main() -> None:
     prompts = load_prompts(data_args, "test", args.output_dir, named=data_args.dataset_test_split)
     style, (_, tokenizer) = trained_style(adapters.values()), load_stage_tokenizer(model_args, adapters)
     prompts = in_prompt_style(prompts, data_args, tokenizer, split, style, args.output_dir)
+    prompts, seen = unseen_prompts(prompts, adapters, data_args.dataset_name)
     shared, tokenizer = load_adapters(model_args, adapters)
 
     # Answers
@@ -142,6 +144,7 @@ def main() -> None:
         "dataset": data_args.dataset_name,
         "split": split,
         "model": model_args.model_name_or_path or shared.lm.name_or_path,
+        "prompts_seen_in_training": seen,
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
         "temperature": options.temperature,

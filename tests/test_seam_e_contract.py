@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from small_stages import messages, refusal, run_stage, write_data
+from datasets import Dataset, concatenate_datasets
+from small_stages import ROOT, messages, refusal, run_stage, write_data
 from toys import save_toy
 from trl import ModelConfig
 
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
+from rlhf.evaluation.seen import unseen_prompts
 from rlhf.models.adapter_files import adapter_digest, check_adapter
 from rlhf.models.stages import load_adapters
 from rlhf.runs.contract import read_contract, read_conversations
@@ -140,3 +144,43 @@ def test_seam_e10_the_revision_of_the_base_is_kept_and_used(own_run):
 def test_seam_e11_a_stage_again_gives_the_same_contract(small_run, tmp_path):
     again = run_stage("sft", small_run, output_dir=tmp_path / "sft")
     assert read_contract(again) == read_contract(small_run / "sft")
+
+
+def test_seam_e12_inspect_prints_a_contract_and_what_differs(small_run, own_run, load_recipe, capsys, monkeypatch):
+    inspect = load_recipe("inspect")
+
+    def printed(*folders):
+        monkeypatch.setattr("sys.argv", ["inspect.py", *map(str, folders)])
+        inspect.main()
+        return capsys.readouterr().out
+
+    text = printed(small_run)
+    assert text.count("stage") >= 3 and "base.weights" in text and "parents.reward" in text
+    assert "options.learning_rate" in text and "conversations" in text
+    assert "nothing differs" in printed(small_run / "sft", own_run / "sft")
+    run_stage("sft", own_run, output_dir=own_run / "other", learning_rate=0.5, warmup_steps=1)
+    different = printed(own_run / "sft", own_run / "other")
+    assert "learning_rate  0.01 | 0.5" in different and "warmup_steps" in different and "base.weights" not in different
+    with pytest.raises(InputError, match=r"does not exist"):
+        printed(own_run / "nowhere")
+
+
+def test_seam_e13_the_recipe_inspect_hides_no_module_of_python(own_run):
+    """The folder of a script is first on its path, and every library imports Python's module `inspect`."""
+    script = "import inspect, runpy; assert inspect.signature(len); assert 'recipes' not in inspect.__file__"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, 'recipes'); {script}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_seam_e14_evaluate_leaves_out_prompts_that_were_trained_on(own_run, monkeypatch, capsys):
+    rows = [json.loads(line) for line in (own_run / "prompts" / "train.jsonl").read_text().splitlines()]
+    trained_on = set(read_conversations(own_run / "ppo").tolist())
+    seen = [row for row in rows if conversation_id(row) in trained_on]
+    new = Dataset.from_list([{"prompt": messages(f"Something new {i}?")} for i in range(5)])
+    adapters = {stage: own_run / stage for stage in ("sft", "reward", "ppo")}
+    kept, number = unseen_prompts(concatenate_datasets([Dataset.from_list(seen[:3]), new]), adapters, "mine")
+    assert kept["prompt"][:] == new["prompt"][:] and number == 3
+    with pytest.raises(InputError, match=r"All 3 prompts of mine were trained on by sft, reward, ppo"):
+        unseen_prompts(Dataset.from_list(seen[:3]), adapters, "mine")
+    (own_run / "sft" / "trained_on.safetensors").unlink()
+    assert unseen_prompts(new, adapters, "mine")[1] is None

@@ -296,6 +296,8 @@ def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path,
             path = tmp_path / "bad.jsonl"
             write_rows(path, [*map(comparison, range(1, 9)), options])
             options = ["--dataset_name", path]
+        if recipe != "choose" and "--output_dir" not in options:  # not where a finished run is
+            options = [*options, "--output_dir", tmp_path / "new"]
         config = home / f"{recipe.removesuffix('_sft')}.yaml"
         error = refused(recipe, config, *options, capsys=capsys, monkeypatch=monkeypatch)
         assert sentence in error, error

@@ -44,7 +44,8 @@ def summarize(
     Args:
         rows: judged answers, see `rlhf.evaluation.preferences`.
         results: stage -> its result.json, or None if the stage was not run.
-        settings: dataset, model, split, seed, max_new_tokens, temperature, best_of_n (optional), and the limits of
+        settings: dataset, model, split, seed, max_new_tokens, temperature, best_of_n (optional), the number of prompts
+            that were left out because a stage was trained on them (None: unknown), and the limits of
             `rlhf.evaluation.gold.labeler_limits` (optional).
         seconds: duration of the evaluation.
         other_runs: summaries of other runs of the recipe. The intervals are over prompts, for the models of this run;
@@ -87,6 +88,7 @@ def _summary(
     return {
         **{name: settings.get(name) for name in SETTINGS},
         "prompts": len({row["prompt_id"] for row in rows}),
+        "prompts_seen_in_training": settings.get("prompts_seen_in_training"),
         "distinct_prompts": len({row["key"] for row in rows}),
         "gold": {arm: estimate["mean"] for arm, estimate in overall.items()} or None,
         "gold_intervals": overall or None,

@@ -15,7 +15,7 @@ FREE = re.compile(
     r"|include_\w+|batch_eval_metrics|prediction_loss_only|per_device_eval_batch_size|enable_jit_checkpoint"
     r"|resume_from_checkpoint|overwrite_output_dir|restore_callback_states_from_checkpoint|load_best_model_at_end"
     r"|metric_for_best_model|greater_is_better|skip_memory_metrics|remove_unused_columns|torch_empty_cache_steps"
-    r"|(gradient|activation)_checkpointing(_kwargs)?|num_sample_generations|on_bad_rows|columns|ppo_trainer"
+    r"|(gradient|activation)_checkpointing(_kwargs)?|num_sample_generations|on_bad_rows|columns|prompt_style|ppo_trainer"
     r"|local_rollout_forward_batch_size|completions_per_forward|choice_\w+|calibration_\w+|cross_validate"
     r"|model_name_or_path|model_revision|pad_to_multiple_of|per_device_train_batch_size|gradient_accumulation_steps"
     r"|mini_batch_size|batch_size|num_mini_batches|num_total_batches|micro_batch_size|local_\w*batch_size|seed"
