@@ -83,13 +83,17 @@ def test_seam_e5_a_base_that_was_moved_is_the_same(small_run, tmp_path):
 
 
 def test_seam_e6_sft_on_messages_and_reward_model_on_text_are_refused(own_run, capsys, no_model):
+    """Text prompts become messages, as the SFT model was trained; asking for text is refused."""
     write_data(own_run / "text", style=str)
-    error = refusal(
-        capsys, "reward", own_run, dataset_name=own_run / "text" / "comparisons", output_dir=own_run / "reward-text"
-    )
+    asked = {"prompt_style": "text", "output_dir": own_run / "new"}
+    error = refusal(capsys, "reward", own_run, dataset_name=own_run / "text" / "comparisons", **asked)
+    assert "text" in error and "chat" in error
+    error = refusal(capsys, "ppo", own_run, dataset_name=own_run / "text" / "prompts", **asked)
+    assert "text" in error and "chat" in error
+    contract = own_run / "reward" / "contract.json"
+    contract.write_text(contract.read_text().replace('"prompt_style": "chat"', '"prompt_style": "text"'))
+    error = refusal(capsys, "ppo", own_run, output_dir=own_run / "new")
     assert "prompt_style chat" in error and "plain text (text)" in error and "contract.json" in error
-    error = refusal(capsys, "ppo", own_run, dataset_name=own_run / "text" / "prompts", output_dir=own_run / "ppo-text")
-    assert "prompt_style chat" in error
 
 
 def test_seam_e7_a_reward_model_with_another_template_is_refused(own_run, capsys, no_model):
