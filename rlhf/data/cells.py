@@ -15,13 +15,16 @@ from typing import Any
 
 from rlhf.data.checks import Row, RowError, is_nan
 
-# Columns that hold lists: text in the first must spell one, text in the second does if it begins with a bracket.
+# Columns that hold lists: text in the first must spell one, text in the second does if it begins like one.
 LISTS = frozenset(["messages", "conversations", "completions", "ranks", "ratings", "votes"])
-MAYBE_LISTS = frozenset(["responses", "answers", "outputs", "scores", "conversation", "dialog", "dialogue", "history"])
+MAYBE_LISTS = frozenset(
+    ["responses", "answers", "outputs", "scores", "conversation", "dialog", "dialogue", "history", "data"]
+)
 # An object or a list of objects whose first key is one of a message; an array of numpy or a quoted text of these.
 LIKE_MESSAGES = re.compile(
     r"""\s*(array\()?["']?[\[(\s]*(array\()?[\[(\s]*\{\s*\\?["'](role|content|from|value)\\?["']\s*:"""
 )
+LIKE_A_LIST = re.compile(r"""\s*\[\s*(["'\[({\]]|-?\d)""")
 MISSING = ("nan", "NaN", "<NA>", "NaT")  # what `str` makes of the missing values of pandas
 
 
@@ -57,7 +60,7 @@ def _cell(name: str, value: Any) -> Any:
 
 def _text(name: str, text: str) -> Any:
     start = text.lstrip()[:1]
-    is_list = (name in LISTS and bool(start)) or (name in MAYBE_LISTS and start == "[")
+    is_list = (name in LISTS and bool(start)) or (name in MAYBE_LISTS and LIKE_A_LIST.match(text) is not None)
     like_messages = LIKE_MESSAGES.match(text) is not None
     maybe_messages = start in ("[", "{") and ("role" in text or "from" in text)
     if not (is_list or like_messages or maybe_messages):

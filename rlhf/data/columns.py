@@ -19,33 +19,35 @@ logger = logging.getLogger(__name__)
 
 # What is asked.
 PROMPT_WORDS = """
-    prompt prompts instruction instructions question questions query queries problem input inputs system developer
-    history previous conversation conversations dialog dialogue message messages turns context contexts background
-    knowledge evidence document documents passage passages article facts hint persona character scenario constraints
-    tool tools function functions api apis schema kwargs prefix suffix choices options examples shots text body post
+    prompt instruction question query queries problem input system developer history previous conversation dialog
+    dialogue message turns context background knowledge evidence document passage article facts hint persona
+    character scenario constraints tool function api schema kwargs prefix suffix choices options examples shots text
+    body post data instance
 """
-MEDIA_WORDS = "image images picture pictures photo photos video videos audio audios pixel speech"
+MEDIA_WORDS = "image picture photo video audio pixel speech"
 # What is answered, and how good it is.
 ANSWER_WORDS = """
-    completion completions response responses answer answers output outputs reply replies target targets solution
-    solutions generation generations candidate candidates summary summaries chosen rejected accepted preferred
-    dispreferred thinking thought thoughts reasoning rationale explanation cot label labels score scores rating
-    ratings rate rank ranks ranking rankings margin reward rewards return preference preferences winner loser better
-    worse best worst vote votes kto tie tied good bad correct incorrect correctness right wrong true false valid
-    thumb thumbs upvotes downvotes likes dislikes feedback verdict judgment judgement quality helpful helpfulness
-    harmless harmlessness harmful safe unsafe desirable undesirable accept reject strength positive negative
+    completion response answer output reply replies target solution generation candidate summary summaries chosen
+    rejected accepted preferred dispreferred thinking thought reasoning rationale explanation cot label score rating
+    rate rank ranking margin reward return preference winner loser better worse best worst vote kto tie tied good
+    bad correct incorrect correctness right wrong true false valid thumb upvotes downvotes likes dislikes feedback
+    verdict judgment judgement choice quality helpful helpfulness harmless harmlessness harmful safe unsafe desirable
+    undesirable accept reject strength positive negative
 """
 # Last words of names about a row: prompt_id, answer_length, score_model.
 ABOUT_WORDS = """
-    id ids idx index hash uuid key source dataset lang language languages length len tokens token count counts num
-    model models name names type types date time timestamp at version category categories license split policy
-    author annotator annotators worker labeler url link format fingerprint topic domain task file subset
+    id idx index hash uuid key source dataset lang language length len token count num model name type date time
+    timestamp at version category categories license split policy author annotator worker labeler url link format
+    fingerprint topic domain task file subset
 """
 REPEATABLE_WORDS = "prompt instruction question query message messages response completion answer output"
 PROMPT, MEDIA, ANSWER, ABOUT, REPEATABLE = (
     frozenset(words.split()) for words in (PROMPT_WORDS, MEDIA_WORDS, ANSWER_WORDS, ABOUT_WORDS, REPEATABLE_WORDS)
 )
-WEIGHT = frozenset(["weight", "weights"])
+WEIGHT = frozenset(["weight"])
+# Parts of names that are written without a border between their words: sysprompt, chathistory.
+PROMPT_STEMS = re.compile("system|history|context|prompt|instruct|question|image")
+ANSWER_STEMS = re.compile("respon|answer|reject|chosen|reward|score")
 FIRST_ABOUT = frozenset(["num", "n", "count", "original"])
 IGNORE = "ignore"  # target of --columns for columns to leave out
 
@@ -151,32 +153,33 @@ def parse_columns(pairs: list[str] | None, targets: Collection[str] | None = Non
 def _changes_meaning(words: tuple[str, ...], value: Any, kind: str) -> bool:
     if not words:
         return False
-    if any(word in WEIGHT for word in words):
+    if _any_of(words, WEIGHT):
         return not (isinstance(value, int | float) and value == 1)
-    if any(word in MEDIA for word in words):
+    if _any_of(words, MEDIA):
         return bool(value)
-    if kind == "pretraining" or words[-1] in ABOUT or words[0] in FIRST_ABOUT:
+    if kind == "pretraining" or _any_of(words[-1:], ABOUT) or words[0] in FIRST_ABOUT:
         return False
-    if any(word in PROMPT for word in words) and not isinstance(value, bool | int | float):
-        return True
-    return kind != "prompts" and any(word in ANSWER for word in words)
+    if isinstance(value, bool | int | float) or not _any_of(words, PROMPT, PROMPT_STEMS):
+        return kind != "prompts" and _any_of(words, ANSWER, ANSWER_STEMS)
+    return True
+
+
+def _any_of(words: tuple[str, ...], names: frozenset[str], stems: re.Pattern[str] | None = None) -> bool:
+    """True for a word that is among the names, in the singular or the plural, or that holds a stem."""
+    return any(
+        word in names or word.removesuffix("s") in names or (stems is not None and stems.search(word)) for word in words
+    )
 
 
 def _repeats(words: tuple[str, ...], value: Any, row: Row, read: Collection[str]) -> bool:
     """True if the value stands in a column that is read; `text` may hold all of them, as in Alpaca."""
     others = [row[name] for name in read if name in row and not is_empty(row[name])]
+    messages = [one for other in others if isinstance(other, list) for one in other if isinstance(one, dict)]
+    others += [message.get("content", message.get("value")) for message in messages]
     if words == ("text",) and isinstance(value, str):
-        return bool(others) and all(one.strip() in value for one in others if isinstance(one, str))
-    if not all(word in REPEATABLE for word in words):
-        return False
-    contents = [
-        message.get("content")
-        for one in others
-        if isinstance(one, list)
-        for message in one
-        if isinstance(message, dict)
-    ]
-    return any(_plain(value) == _plain(one) for one in [*others, *contents])
+        texts = [one.strip() for one in others if isinstance(one, str)]
+        return bool(texts) and all(text in value for text in texts)
+    return all(word in REPEATABLE for word in words) and any(_plain(value) == _plain(one) for one in others)
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,8 @@ TURN_BORDER = re.compile(
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n*|(?:^|\n)### ?(?:Response|Assistant):\n?"
 )
 
+TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+
 
 def demonstration(row: Row) -> Row:
     """Returns `prompt` and `completion`: one assistant message if the prompt is messages, else text."""
@@ -179,6 +181,8 @@ def _continued(prompt: Any, answers: dict[str, Any], learned: str | None = None)
             prompts.append(_joined(prompt, before, name) if before else prompt)
             texts.append(text)
         else:
+            if isinstance(value, str) and TRANSCRIPT.match(value):
+                raise RowError(f"{name} is a transcript with the prompt in it, beside a prompt; leave one of them out")
             prompts.append(prompt)
             texts.append(check_text(value, f"column {name}" if name in COLUMNS else name))
     if any(one is None for one in prompts):
@@ -202,8 +206,10 @@ def _before_last_answer(messages: Messages, name: str) -> tuple[Messages, str]:
 def _joined(prompt: Any, before: Messages, name: str) -> Messages:
     """Returns `before`, the messages before an answer, if they hold the prompt, else the prompt and `before`."""
     if prompt is None:
+        if before[0]["role"] == "assistant":
+            raise RowError(f"{name} begins with an answer, and there is no column prompt; add the question before it")
         return before
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else check_messages(prompt, "prompt")
+    messages = _as_messages(prompt)
     if _holds(before, messages):
         return before
     if before[0]["role"] == "assistant" or messages[-1]["role"] != "user":
@@ -211,6 +217,12 @@ def _joined(prompt: Any, before: Messages, name: str) -> Messages:
     raise RowError(
         f"{name} neither holds the prompt nor continues it with an answer; make its first message one of these"
     )
+
+
+def _as_messages(prompt: Any) -> Messages:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": check_text(prompt, "column prompt")}]
+    return check_messages(prompt, "prompt")
 
 
 def _holds(messages: Messages, part: Messages) -> bool:
@@ -226,8 +238,7 @@ def _check_is_inside(prompt: Any, messages: Messages, name: str) -> None:
     """Raises `RowError` if a prompt beside a conversation is not part of it."""
     if prompt is None:
         return
-    part = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else check_messages(prompt, "prompt")
-    if not _holds(messages, part):
+    if not _holds(messages, _as_messages(prompt)):
         raise RowError(f"column prompt is not in column {name}; leave one of them out with --columns ignore=prompt")
 
 

@@ -6,9 +6,14 @@ output, the answer that it had, and the answers that models wrote.
 
 from collections.abc import Iterator
 
-from rlhf.data.formats.base import Format, Row, has
+from rlhf.data.formats.base import Format, Row
 
 READ = ("chosen", "rejected", "rating_chosen", "rating_rejected")
+
+
+def is_pair(row: Row) -> bool:
+    pair = isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list)
+    return pair and {"conversation", "original_response"} <= row.keys()
 
 
 def comparisons(row: Row) -> Iterator[Row]:
@@ -17,7 +22,7 @@ def comparisons(row: Row) -> Iterator[Row]:
 
 CAPYBARA = Format(
     title="Capybara pairs",
-    matches=has("conversation", "original_response", "chosen", "rejected"),
+    matches=is_pair,
     columns=(
         *READ,
         "prompt",

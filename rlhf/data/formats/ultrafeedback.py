@@ -7,8 +7,14 @@ under a system prompt of its own (`custom_system_prompt`), which the rating did 
 
 from collections.abc import Iterator
 
-from rlhf.data.formats.base import Format, Row, assistant, has, required_text, user
+from rlhf.data.formats.base import Format, Row, assistant, required_text, user
 from rlhf.data.schemas import RowError
+
+
+def is_rated(row: Row) -> bool:
+    """True for rows whose completions hold their own ratings."""
+    ours = {"ranks", "ratings", "scores", "votes", "best"}
+    return {"instruction", "completions"} <= row.keys() and not ours & row.keys()
 
 
 def comparisons(row: Row) -> Iterator[Row]:
@@ -48,7 +54,7 @@ def _rated(row: Row) -> list[Row]:
 
 ULTRAFEEDBACK = Format(
     title="UltraFeedback completions",
-    matches=has("instruction", "completions"),
+    matches=is_rated,
     columns=("instruction", "completions", "source", "models", "correct_answers", "incorrect_answers"),
     kinds={"comparisons": comparisons, "demonstrations": demonstrations, "prompts": prompts},
 )
