@@ -36,6 +36,7 @@ from rlhf.reward.calibration import calibrate, load_calibration_rows
 from rlhf.reward.cross_validation import cross_validate, cross_validation_text
 from rlhf.reward.folds import FinishedFolds, rows_digest
 from rlhf.reward.initialization import check_sft_start, load_reward_start
+from rlhf.reward.ranks import first_ordered, warn_of_odd_ranks
 from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
@@ -76,6 +77,7 @@ def main() -> None:
         comparisons = in_prompt_style(comparisons, data_args, tokenizer, split, style, args.output_dir)
         if split == "train" and args.sft_model_path is None:  # else the SFT stage has decided
             turn_thinking_off(tokenizer, chain.from_iterable(comparisons["completions"]))
+        warn_of_odd_ranks(comparisons, f"{data_args.dataset_name} ({split} split)")
         dataset = tokenize_comparisons(comparisons, tokenizer)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
         name = f"{data_args.dataset_name} ({split} split)"
@@ -86,7 +88,7 @@ def main() -> None:
         sft = adapter_folder(args.sft_model_path)
         check_style(sft, read_contract(sft), prompt_style(trained_on), data_args.dataset_name)
 
-    show_comparison(tokenizer, rows["train"][0])
+    show_comparison(tokenizer, rows["train"][first_ordered(rows["train"]["ranks"])])
     if args.cross_validate:
         run_folds(args, model_args, data_args, tokenizer, rows, started)
         return
