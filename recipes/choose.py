@@ -23,7 +23,9 @@ from rlhf.errors import InputError
 from rlhf.models.adapter_files import base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.stages import trained_style
+from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, read_result, write_result
+from rlhf.runs.checks import check_model_options
 from rlhf.runs.hub import publish_run
 from rlhf.runs.processes import process_state
 from rlhf.sft.select_checkpoint import ChoiceArguments, choose_checkpoint, score_checkpoints
@@ -37,11 +39,18 @@ class RunArguments:
 
 
 def main() -> None:
-    run_args, choice, model_args, data_args = parse(RunArguments, ChoiceArguments, ModelConfig, DataArguments)
+    run_args, choice, model_args, data_args = parse(
+        RunArguments, ChoiceArguments, ModelConfig, DataArguments, options=READ_ADAPTERS
+    )
+    check_model_options(model_args)
     started, folder = time.monotonic(), run_args.sft_path
     if choice.reward_model_path is None:
         raise InputError("reward_model_path is missing; by validation loss, recipes/sft.py has chosen already. Set it.")
     result = read_result(folder)
+    if not result["epochs"]:
+        raise InputError(
+            f"{folder} has no checkpoints to choose from. Run SFT with save_strategy and eval_strategy epoch."
+        )
     model_args.model_name_or_path = model_args.model_name_or_path or base_model_name(check_adapter(folder), folder)
     check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)
     for row in result["epochs"]:

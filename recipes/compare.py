@@ -17,6 +17,8 @@ from rlhf.data.prompt_style import resolve_style, styled_prompt
 from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.compare import answers, as_text
 from rlhf.models.stages import load_adapters, stage_folders, trained_style
+from rlhf.options import READ_ADAPTERS
+from rlhf.runs.checks import check_model_options
 
 
 @dataclass
@@ -50,7 +52,8 @@ class CompareArguments:
 
 
 def main() -> None:
-    args, model_args = parse(CompareArguments, ModelConfig)
+    args, model_args = parse(CompareArguments, ModelConfig, options=READ_ADAPTERS)
+    check_model_options(model_args)
     given = {"sft": args.sft_model_path, "ppo": args.ppo_model_path, "reward": args.reward_model_path}
     adapters = {name: path for name, path in given.items() if path}
     if args.run and not adapters:

@@ -27,7 +27,9 @@ from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import read_summary, summarize
 from rlhf.generation.score_options import policy_options
 from rlhf.models.stages import load_adapters, load_stage_tokenizer, trained_style
+from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
+from rlhf.runs.checks import check_model_options
 
 
 @dataclass
@@ -100,7 +102,8 @@ class EvaluationData(DataArguments):
 
 def main() -> None:
     started = time.monotonic()
-    args, data_args, model_args = parse(EvaluateArguments, EvaluationData, ModelConfig)
+    args, data_args, model_args = parse(EvaluateArguments, EvaluationData, ModelConfig, options=READ_ADAPTERS)
+    check_model_options(model_args)
     recipe_dir = Path(args.recipe_dir or Path(args.output_dir).parent)
     options = policy_options(args.ppo_model_path)
     if args.temperature is not None:

@@ -30,11 +30,14 @@ from rlhf.models.loading import load_base, load_config, load_tokenizer
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stages import trained_style
 from rlhf.models.stop_tokens import add_stop_ids
+from rlhf.options import PPO
 from rlhf.ppo import PPOConfig, PPOTrainer
+from rlhf.ppo.optimization import check_ppo_training
 from rlhf.ppo.ptx import resolve_ptx_coef
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.checks import check_model_options, check_training
 from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
 from rlhf.runs.resume import check_resume, find_checkpoint
@@ -50,10 +53,13 @@ class ScriptArguments:
 def main() -> None:
     started = time.monotonic()
     script, data_args, text_args, args, model_args, folder_args = parse(
-        ScriptArguments, DataArguments, PretrainingArguments, PPOConfig, ModelConfig, RunFolderArguments
+        ScriptArguments, DataArguments, PretrainingArguments, PPOConfig, ModelConfig, RunFolderArguments, options=PPO
     )
 
     # Checks, before anything is loaded
+    check_training(args)
+    check_ppo_training(args)
+    check_model_options(model_args)
     if args.sft_model_path is None or args.reward_model_path is None:
         raise InputError("sft_model_path and reward_model_path are needed: the folders of those stages, or Hub ids.")
     resolve_ptx_coef(args.ptx_coef, has_text=text_args.pretrain_dataset_name is not None)

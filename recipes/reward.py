@@ -28,8 +28,16 @@ from rlhf.data.prompt_style import in_prompt_style
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.contracts import check_style, with_revision_of
-from rlhf.models.loading import check_lora, context_length, load_config, load_tokenizer, resolve_model_name
+from rlhf.models.loading import (
+    LoraModelConfig,
+    check_lora,
+    context_length,
+    load_config,
+    load_tokenizer,
+    resolve_model_name,
+)
 from rlhf.models.stages import trained_style
+from rlhf.options import REWARD
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.accuracy import LabelerGapWarning
 from rlhf.reward.calibration import calibrate, load_calibration_rows
@@ -40,6 +48,7 @@ from rlhf.reward.ranks import first_ordered, warn_of_odd_ranks
 from rlhf.reward.report import write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
+from rlhf.runs.checks import check_model_options, check_training
 from rlhf.runs.contract import read_contract
 from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
@@ -49,7 +58,11 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    args, model_args, data_args, folder_args = parse(KWiseRewardConfig, ModelConfig, DataArguments, RunFolderArguments)
+    args, model_args, data_args, folder_args = parse(
+        KWiseRewardConfig, LoraModelConfig, DataArguments, RunFolderArguments, options=REWARD
+    )
+    check_training(args)
+    check_model_options(model_args)
     started = time.monotonic()
     base_name = resolve_model_name(model_args.model_name_or_path)
     if args.sft_model_path is not None:
@@ -78,7 +91,7 @@ def main() -> None:
         if split == "train" and args.sft_model_path is None:  # else the SFT stage has decided
             turn_thinking_off(tokenizer, chain.from_iterable(comparisons["completions"]))
         warn_of_odd_ranks(comparisons, f"{data_args.dataset_name} ({split} split)")
-        dataset = tokenize_comparisons(comparisons, tokenizer)
+        dataset = tokenize_comparisons(comparisons, tokenizer, args.dataset_num_proc)
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, args.output_dir)

@@ -35,11 +35,19 @@ from rlhf.models.loading import (
     lora_config,
     resolve_model_name,
 )
+from rlhf.options import SFT
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.checks import check_model_options, check_training
 from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
 from rlhf.runs.hub import publish_run, resolve_push
 from rlhf.runs.resume import check_resume, find_checkpoint
-from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
+from rlhf.sft.select_checkpoint import (
+    ChoiceArguments,
+    check_choice,
+    checkpoint_table,
+    choose_checkpoint,
+    score_checkpoints,
+)
 from rlhf.sft.trainer import (
     SFTArguments,
     SFTModelConfig,
@@ -52,9 +60,18 @@ from rlhf.sft.trainer import (
 
 def main() -> None:
     args, choice, model_args, data_args, text_args, folder_args = parse(
-        SFTArguments, ChoiceArguments, SFTModelConfig, DataArguments, PretrainingArguments, RunFolderArguments
+        SFTArguments,
+        ChoiceArguments,
+        SFTModelConfig,
+        DataArguments,
+        PretrainingArguments,
+        RunFolderArguments,
+        options=SFT,
     )
     configs = (args, choice, model_args, data_args, text_args)
+    check_training(args)
+    check_model_options(model_args)
+    check_choice(args, choice)
     started, folder = time.monotonic(), args.output_dir
     if (args.pretrain_mix == 0) != (text_args.pretrain_dataset_name is None):
         raise InputError("A mix needs both pretrain_mix and pretrain_dataset_name. Set both, or neither.")
@@ -73,7 +90,10 @@ def main() -> None:
     for split, dataset in demonstrations.items():
         demonstrations[split] = in_prompt_style(dataset, data_args, tokenizer, split, output_dir=folder)
     turn_thinking_off(tokenizer, map(completion_text, demonstrations["train"]["completion"]))
-    rows = {split: tokenize_demonstrations(dataset, tokenizer) for split, dataset in demonstrations.items()}
+    rows = {
+        split: tokenize_demonstrations(dataset, tokenizer, args.dataset_num_proc)
+        for split, dataset in demonstrations.items()
+    }
     trained_on = demonstrations["train"]
     for split, dataset in rows.items():
         lengths = [len(ids) for ids in dataset["input_ids"]]

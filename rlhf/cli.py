@@ -1,6 +1,7 @@
 """The command line of the recipes: TRL's parser, which reports a mistake of the user in one line."""
 
 import contextlib
+import dataclasses
 import difflib
 import gc
 import logging
@@ -8,15 +9,17 @@ import os
 import signal
 import sys
 import warnings
-from argparse import Action, ArgumentError
-from collections.abc import Callable
+from argparse import Action, ArgumentError, Namespace
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import yaml
-from transformers.hf_argparser import string_to_bool
 from trl import TrlParser
 
 from rlhf.errors import InputError
+from rlhf.options import Options
+
+logger = logging.getLogger(__name__)
 
 # The libraries of a recipe create 460,000 objects that all stay. Looking for garbage among them while they load
 # takes 2 of 7 seconds of CPU time, so the collector waits until `run` starts the recipe.
@@ -31,21 +34,24 @@ REMOVED = {
 }
 
 
-def parse(*dataclass_types: type, args: list[str] | None = None) -> tuple:
+def parse(*dataclass_types: type, args: list[str] | None = None, options: Options | None = None) -> tuple:
     """Reads `--config file.yaml` and the command line, which overrides it, into one instance per dataclass.
 
     Args:
         dataclass_types: dataclasses without a field in common, e.g. `DataArguments, SFTArguments, ModelConfig`.
         args: command line without the program's name; `sys.argv[1:]` if None.
+        options: fields that the recipe does not obey; the help says so.
 
     Raises:
-        InputError: unknown key or option, value of the wrong type, missing or malformed file, or a combination of
-            values that a dataclass refuses in `__post_init__`.
+        InputError: unknown key or option, value of the wrong type, missing or malformed file, an option that the recipe
+            refuses, or a combination of values that a dataclass refuses in `__post_init__`.
     """
     args = _separate_config(list(sys.argv[1:] if args is None else args))
     config = args[args.index("--config") + 1] if "--config" in args else None
     parser = _Parser(dataclass_types, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
     parser.config_file = config
+    if options is not None:
+        parser.leave_out(options)
     try:
         with warnings.catch_warnings():
             # TRL 1.12 sets this field itself, by a name that newer versions of transformers deprecate.
@@ -103,6 +109,35 @@ class _Parser(TrlParser):
     """TrlParser that checks a value in the YAML as it checks the same value on the command line."""
 
     config_file: str | None = None
+    options = Options({}, {})
+
+    def leave_out(self, options: Options) -> None:
+        """Makes the parser refuse, or ignore, the options that the recipe does not obey."""
+        self.options = options
+        for action in self._actions:
+            if reason := options.refused.get(action.dest):
+                action.help = f"Not an option of this recipe: {reason}."
+            elif reason := options.without_effect.get(action.dest):
+                action.help = f"Without effect: {reason}."
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        self._check_options(parsed)
+        return parsed, unknown
+
+    def _check_options(self, parsed: Namespace) -> None:
+        """Compares values as they were given: a dataclass changes some in `__post_init__`."""
+        fields = {field.name: field for types in self.dataclass_types for field in dataclasses.fields(types)}
+        by_name = {action.dest: action for action in reversed(self._actions)}
+        for name, reason in {**self.options.refused, **self.options.without_effect}.items():
+            if name not in fields:
+                continue
+            default = _default(fields[name])
+            if getattr(parsed, name) in (default, self._convert(by_name[name], default)):
+                continue
+            if name in self.options.refused:
+                raise InputError(f"{name} is {getattr(parsed, name)}, but {reason}. Leave {name} out.")
+            logger.warning("%s is without effect: %s", name, reason)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message.removesuffix(".") + ". Run with --help for all options.")
@@ -127,15 +162,16 @@ class _Parser(TrlParser):
     def _convert(self, action: Action, value: Any) -> Any:
         if value is None or isinstance(value, dict):
             return value
+        kind = getattr(action.type, "__name__", "")  # TRL wraps the types of fields that may be None
         if isinstance(value, list):
             if action.nargs == "+":
                 return [self._convert(action, item) for item in value]
-            if action.type in (int, float, string_to_bool):
+            if kind in ("int", "float", "string_to_bool"):
                 raise ArgumentError(None, f"expected a single value, not the list {value}")
             return value
-        if action.type is str and isinstance(value, bool):  # e.g. `resume_from_checkpoint: true`
+        if kind == "str" and isinstance(value, bool):  # e.g. `resume_from_checkpoint: true`
             return value
-        if action.type in (int, float, str, string_to_bool) or action.choices:
+        if kind in ("int", "float", "str", "string_to_bool") or action.choices:
             value = self._get_value(action, str(value))
             self._check_value(action, value)
         return value
@@ -148,6 +184,10 @@ class _Parser(TrlParser):
         close = difflib.get_close_matches(option, names, n=1)
         hint = f"did you mean {close[0]}?" if close else "run with --help for all options."
         raise InputError(f"{name} in {where} is not an option of this recipe; {hint}")
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _separate_config(args: list[str]) -> list[str]:

@@ -53,8 +53,8 @@ def parse_recipe(load_recipe, monkeypatch):
     def read(script: str, config: str) -> tuple[tuple[type, ...], tuple]:
         module = load_recipe(script)
 
-        def parse(*classes):
-            raise Parsed(classes, rlhf.cli.parse(*classes, args=["--config", config]))
+        def parse(*classes, options=None):
+            raise Parsed(classes, rlhf.cli.parse(*classes, args=["--config", config], options=options))
 
         monkeypatch.setattr(module, "parse", parse)
         monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)

@@ -185,8 +185,8 @@ def test_prompt_of_compare_longer_than_the_context(refusal):
 
 
 def test_batches_that_do_not_divide(refusal):
-    assert_names(refusal("ppo", "--batch_size 10"), "batch_size 10", "4")
-    assert_names(refusal("ppo", "--mini_batch_size 6"), "mini_batch_size 6", "4")
+    assert_names(refusal("ppo", "--batch_size 10"), "batch_size is 10", "4")
+    assert_names(refusal("ppo", "--mini_batch_size 6"), "batch_size is 8", "6")
     assert_names(refusal("ppo", "--num_ppo_epochs 0"), "num_ppo_epochs", "0")
 
 

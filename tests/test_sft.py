@@ -233,8 +233,7 @@ def test_reward_chooses_the_epoch_if_known_and_loss_otherwise(tmp_path):
     assert (result["chosen"], result["chosen_by"]) == ("checkpoint-2", "rm_score")
     assert (tmp_path / "adapter_model.safetensors").read_text() == "checkpoint-2"
     assert json.loads(json.dumps(result))["epochs"][1]["rm_score"] == 1
-    with pytest.raises(InputError, match="no checkpoint to choose from"):
-        choose_checkpoint(tmp_path, [])
+    assert choose_checkpoint(tmp_path, []) == {"chosen": None, "chosen_by": "last", "epochs": []}
 
 
 @pytest.fixture(scope="module")

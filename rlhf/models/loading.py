@@ -5,7 +5,7 @@ No other module calls `from_pretrained` on base models.
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -52,6 +52,13 @@ DEFAULT_CHAT_TEMPLATE = """\
 """
 
 NEW_PAD_TOKEN = "<|pad|>"
+
+
+@dataclass
+class LoraModelConfig(ModelConfig):
+    """TRL's ModelConfig for stages that train a LoRA adapter."""
+
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter."})
 
 
 def resolve_model_name(name: str | None) -> str:

@@ -14,6 +14,21 @@ from rlhf.ppo.config import PPOConfig
 LONGEST_WARMUP = 10  # rollouts
 
 
+def check_ppo_training(args: PPOConfig) -> None:
+    """Checks, before a model is loaded, what only PPO asks of the Trainer's options.
+
+    Raises:
+        InputError: a schedule that is no function of the step, or a best checkpoint by a metric that PPO has not.
+    """
+    rollout_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), args, 100)
+    metric = args.metric_for_best_model
+    if metric is not None and "objective/" not in metric:
+        raise InputError(
+            f"the best checkpoint is chosen by {metric}, which PPO does not measure. Set metric_for_best_model to "
+            "eval_objective/score or another of the evaluation's metrics."
+        )
+
+
 def parameter_groups(model: ActorCritic, args: PPOConfig, decayed: Container[str]) -> list[dict]:
     """Parameter groups of policy and value with their learning rates, split by weight decay.
 

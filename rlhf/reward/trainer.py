@@ -215,7 +215,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         if "labeler_group_id" in dataset.column_names:
             return dataset
         if "completions_ids" not in dataset.column_names:
-            dataset = tokenize_comparisons(dataset, processing_class)
+            dataset = tokenize_comparisons(dataset, processing_class, args.dataset_num_proc)
         if dataset_name == "train" and args.shuffled_pairs:
             dataset = as_pairs(dataset)
         _check_lengths(dataset, args.max_length, dataset_name)
@@ -238,7 +238,7 @@ def _named(output: EvalPrediction | PredictionOutput) -> Predictions:
     return Predictions(scores, *labels)
 
 
-def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int | None = None) -> Dataset:
     """Tokenizes comparisons.
 
     Returns:
@@ -258,7 +258,13 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -
         conversation = {"prompt_length": len(prompt_ids), "prompt_id": conversation_id(row)}
         return {"completions_ids": ids, "ranks": row["ranks"], **conversation, **labels}
 
-    return dataset.map(encode, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing comparisons")
+    return dataset.map(
+        encode,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        desc="Tokenizing comparisons",
+    )
 
 
 def as_pairs(dataset: Dataset) -> Dataset:

@@ -4,6 +4,7 @@ Validation loss is lowest after about one epoch, while the reward model's score 
 paper trains for 16 epochs and keeps the checkpoint with the highest reward-model score.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from rlhf.data.encode import encode_prompt, prompt_key
 from rlhf.data.lengths import drop_long_rows
@@ -24,6 +25,8 @@ from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.contract import FILE_NAME, copy_contract
 from rlhf.runs.timed import is_timed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,6 +65,22 @@ class ChoiceArguments:
             raise InputError(f"missing_eos_penalty is {self.missing_eos_penalty}; it is subtracted: make it positive.")
 
 
+def check_choice(args: TrainingArguments, choice: ChoiceArguments) -> None:
+    """Checks, before the training, that there will be checkpoints to choose from, and says so where there will be none.
+
+    Raises:
+        InputError: the reward model cannot choose, because checkpoints are missing.
+    """
+    none = [name for name in ("save_strategy", "eval_strategy") if getattr(args, name) == "no"]
+    if choice.reward_model_path is not None and (none or args.save_total_limit is not None):
+        option = f"{none[0]} is no" if none else f"save_total_limit is {args.save_total_limit}"
+        raise InputError(
+            f"reward_model_path chooses among the checkpoints of all epochs, but {option}. Leave one of the two out."
+        )
+    if none:
+        logger.warning("%s is no: no epoch is chosen, the last weights are the result", " and ".join(none))
+
+
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
     """Returns one row per evaluated and saved checkpoint of a Trainer: `epoch`, `checkpoint`, `eval_loss`.
 
@@ -79,14 +98,14 @@ def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Pa
 def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Copies the best row's adapter to the run's top folder: highest `rm_score`, or lowest `eval_loss` without scores.
 
-    Returns:
-        entries of result.json: `chosen` (a checkpoint), `chosen_by` (`rm_score` or `eval_loss`), `epochs` (the table).
+    Without rows, the last weights stay there.
 
-    Raises:
-        InputError: the table is empty.
+    Returns:
+        entries of result.json: `chosen` (a checkpoint, or None), `chosen_by` (`rm_score`, `eval_loss` or `last`),
+        `epochs` (the table).
     """
     if not table:
-        raise InputError("There is no checkpoint to choose from. Set eval_strategy and save_strategy to epoch.")
+        return {"chosen": None, "chosen_by": "last", "epochs": []}
     if "rm_score" in table[0]:
         best, criterion = max(table, key=lambda row: row["rm_score"]), "rm_score"
     else:

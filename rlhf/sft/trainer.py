@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rlhf.data.encode import encode_completion, encode_prompt
@@ -22,6 +22,7 @@ from rlhf.data.pretraining import PretrainingStream, Rows
 from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.loading import LoraModelConfig
 from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
@@ -92,7 +93,13 @@ class SFTArguments(SFTConfig):
             raise InputError(f"pretrain_mix is {self.pretrain_mix}; it must be at least 0 and below 1.")
         if self.pretrain_mix_weights is not None and self.pretrain_mix == 0:
             raise InputError("pretrain_mix_weights is set, but pretrain_mix is 0. Set pretrain_mix, too.")
+        if self.loss_type not in (None, "nll", "chunked_nll", "dft"):
+            raise InputError(f"loss_type is {self.loss_type}; it must be nll, chunked_nll or dft.")
+        self.completion_only_loss = self.completion_only_loss is not False  # None: TRL would train on prompts, too
         super().__post_init__()
+        if "no" not in (self.eval_strategy, self.save_strategy):
+            # The epoch is chosen by it, so save_total_limit keeps it.
+            self.metric_for_best_model, self.greater_is_better = "eval_loss", False
         use_one_device(self)
         resolve_batch(self, paper=32)
 
@@ -155,7 +162,7 @@ def _counted_rows(rows: int, accelerator: Accelerator) -> int:
 
 
 @dataclass
-class SFTModelConfig(ModelConfig):
+class SFTModelConfig(LoraModelConfig):
     """TRL's ModelConfig with the paper's dropout."""
 
     lora_dropout: float = field(
@@ -174,7 +181,9 @@ def set_residual_dropout(model: PreTrainedModel, p: float) -> None:
             module.p = p
 
 
-def tokenize_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def tokenize_demonstrations(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int | None = None
+) -> Dataset:
     """Replaces all columns by `input_ids` and `completion_mask` (1 on the response and its EOS)."""
 
     def encode(row):
@@ -183,7 +192,7 @@ def tokenize_demonstrations(dataset: Dataset, tokenizer: PreTrainedTokenizerBase
         mask = [0] * len(prompt_ids) + [1] * len(completion_ids)
         return {"input_ids": prompt_ids + completion_ids, "completion_mask": mask}
 
-    return dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing demonstrations")
+    return dataset.map(encode, remove_columns=dataset.column_names, num_proc=num_proc, desc="Tokenizing demonstrations")
 
 
 def mix_pretraining(

@@ -1,0 +1,96 @@
+"""Finds, before a model is loaded, what the Trainer would find after it, or at its end."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.training_args import OptimizerNames
+from trl import ModelConfig
+
+from rlhf.errors import InputError
+
+
+def check_training(args: TrainingArguments) -> None:
+    """Makes what a Trainer makes of its options, and drops it: reporters, optimizer, learning rates, output folder.
+
+    Raises:
+        InputError: a package is missing, values do not fit together, or the folder cannot be written.
+    """
+    check_reporters(args.report_to)
+    with _as_input_error(f"optim {OptimizerNames(args.optim).value}"):
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    schedule, options = SchedulerType(args.lr_scheduler_type).value, args.lr_scheduler_kwargs
+    with _as_input_error(f"lr_scheduler_type {schedule} with lr_scheduler_kwargs {options}"):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(100), 100, options)  # pyright: ignore[reportArgumentType]
+    if args.save_strategy == "best" and (args.eval_strategy == "no" or args.metric_for_best_model is None):
+        raise InputError("save_strategy best needs an eval_strategy and metric_for_best_model. Set both.")
+    if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
+        raise InputError(
+            "activation_offloading moves activations from a GPU to the CPU, and there is no GPU. Unset it."
+        )
+    check_writable(args.output_dir or ".")
+
+
+def check_reporters(names: list[str] | str | None) -> None:
+    """Makes each reporter's callback, which looks for its package.
+
+    Raises:
+        InputError: an unknown name, or a package that is not installed.
+    """
+    for name in [names] if isinstance(names, str) else names or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(
+                f"report_to {name} is unknown. Choose from none, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
+            )
+        with _as_input_error(f"report_to {name}"):
+            INTEGRATION_TO_CALLBACK[name]()
+
+
+def check_model_options(model_args: ModelConfig) -> None:
+    """Looks for the packages that loading a model with these options needs.
+
+    Raises:
+        InputError: one is missing.
+    """
+    attention = model_args.attn_implementation or ""
+    packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+    package = "kernels" if "/" in attention else packages.get(attention)
+    if package is not None and find_spec(package) is None:
+        raise InputError(
+            f"attn_implementation {attention} needs the package {package}, which is not installed. Leave it out, or "
+            "install the package."
+        )
+    if (model_args.load_in_4bit or model_args.load_in_8bit) and find_spec("bitsandbytes") is None:
+        bits = 4 if model_args.load_in_4bit else 8
+        raise InputError(f"load_in_{bits}bit needs the package bitsandbytes. Install it: pip install bitsandbytes.")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Writes a file into the folder, which is created, and deletes it.
+
+    Raises:
+        InputError: that is not possible.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(bytes(1000))
+            file.flush()
+    except OSError as error:
+        raise InputError(f"output_dir {folder} cannot be written: {error.strerror}. Choose another.") from error
+
+
+@contextmanager
+def _as_input_error(option: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of any package behind the option
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"{option} cannot be used: {reason}. Change the option, or leave it out.") from error
