@@ -40,3 +40,19 @@ def test_interval_coverage_of_each_statistic(monkeypatch, capsys):
         assert list(cells) == ["5", "10", "20", "50", "200"]
         assert all(0.7 <= cell["coverage"] <= 1 for cell in cells.values())
         assert cells["200"]["median_width"] < cells["5"]["median_width"]
+
+
+def test_function_reward_trains_each_setting_from_the_same_start(monkeypatch, capsys, toy_folder):
+    options = f"--cpu --model {toy_folder} --rates 1e-3 1e-2 --episodes 8 --batch_size 4 --mini_batch_size 2"
+    monkeypatch.setattr(sys, "argv", ["function_reward.py", *options.split()])
+    found = runpy.run_path(str(ROOT / "benchmarks" / "function_reward.py"), run_name="__main__")
+    low, high = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert low["steps"] == high["steps"] == 4
+    assert low["score"][0] == high["score"][0]
+    assert low["held_out_score"][0] == high["held_out_score"][0]
+    sentiment = found["sentiment"]
+    assert sentiment(["It was good, and bad.", "a great and Lovely day", "the sadness of a sad dog"]) == [
+        0.0,
+        1.0,
+        -0.5,
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -47,6 +48,7 @@ from rlhf.sft.select_checkpoint import ChoiceArguments, score_checkpoints
 from rlhf.sft.trainer import SFTArguments, SFTTrainer, tokenize_demonstrations
 from rlhf.statistics import cluster_mean
 
+ROOT = Path(__file__).parent.parent
 PLAIN = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")
 
 
@@ -521,3 +523,15 @@ def test_seam_g9_the_choice_of_an_epoch_counts_missing_eos(tmp_path, toy_folder,
     assert scores[0] - scores[1] > 12
     with pytest.raises(InputError, match=r"missing_eos_penalty is -1"):
         ChoiceArguments(missing_eos_penalty=-1.0)
+
+
+RECIPES = ("gpt2", "llama-3.1-8b-qlora", "llama-3.2-1b", "pythia-1b-tldr", "qwen3-1.7b", "smollm2-135m")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_seam_g8_rates_of_the_recipes_are_those_that_moved_a_model(name):
+    """Rate x steps: .0012 moved nothing, .012 and .04 did (docs/ppo.md, Rates)."""
+    recipe = yaml.safe_load((ROOT / "recipes" / name / "ppo.yaml").read_text())
+    steps = recipe["total_episodes"] / recipe["mini_batch_size"] * recipe.get("num_ppo_epochs", 1)
+    assert recipe["learning_rate"] * steps > 0.02
+    assert recipe["value_learning_rate"] >= recipe["learning_rate"]
