@@ -11,6 +11,7 @@ samples.jsonl and result.json. `--pretrain_dataset_name <text>` mixes pretrainin
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from trl import ModelConfig
@@ -23,6 +24,7 @@ from rlhf.data.first_example import show_prompt
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.pretraining import open_sources
 from rlhf.data.prompt_style import in_prompt_style
+from rlhf.data.scratch import once_per_machine
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.contracts import check_agreement, check_style, with_revision_of
@@ -105,7 +107,7 @@ def main() -> None:
 
     prompts = {"train": train} if test is None else {"train": train, "validation": test}
     for split, rows in prompts.items():
-        rows = encode_prompts(rows, tokenizer, None, args.dataset_num_proc, split)
+        rows = once_per_machine(partial(encode_prompts, rows, tokenizer, None, args.dataset_num_proc, split))
         lengths = [len(ids) for ids in rows["input_ids"]]
         name = f"{data_args.dataset_name} ({split} split)"
         prompts[split] = drop_long_rows(

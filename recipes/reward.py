@@ -12,6 +12,7 @@ and reliability.svg show the same. `--cross_validate` writes to a subfolder of i
 import copy
 import logging
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from rlhf.data.contracts import prompt_style, stage_contract
 from rlhf.data.first_example import show_comparison
 from rlhf.data.lengths import drop_long_rows, short_rows, shorter
 from rlhf.data.prompt_style import in_prompt_style
+from rlhf.data.scratch import once_per_machine
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.chat_template import turn_thinking_off
 from rlhf.models.contracts import check_style, with_revision_of
@@ -91,7 +93,7 @@ def main() -> None:
         if split == "train" and args.sft_model_path is None:  # else the SFT stage has decided
             turn_thinking_off(tokenizer, chain.from_iterable(comparisons["completions"]))
         warn_of_odd_ranks(comparisons, f"{data_args.dataset_name} ({split} split)")
-        dataset = tokenize_comparisons(comparisons, tokenizer, args.dataset_num_proc)
+        dataset = once_per_machine(partial(tokenize_comparisons, comparisons, tokenizer, args.dataset_num_proc))
         lengths = [max(map(len, ids)) for ids in dataset["completions_ids"]]
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, args.output_dir)

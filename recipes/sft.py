@@ -11,6 +11,7 @@ epoch, or with --reward_model_path the highest reward-model score; recipes/choos
 """
 
 import time
+from functools import partial
 
 from accelerate.utils import set_seed
 
@@ -23,6 +24,7 @@ from rlhf.data.first_example import show_demonstration
 from rlhf.data.lengths import drop_long_rows, short_rows, shorter
 from rlhf.data.pretraining import open_sources
 from rlhf.data.prompt_style import in_prompt_style
+from rlhf.data.scratch import once_per_machine
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_reward_adapter
 from rlhf.models.chat_template import turn_thinking_off
@@ -91,7 +93,7 @@ def main() -> None:
         demonstrations[split] = in_prompt_style(dataset, data_args, tokenizer, split, output_dir=folder)
     turn_thinking_off(tokenizer, map(completion_text, demonstrations["train"]["completion"]))
     rows = {
-        split: tokenize_demonstrations(dataset, tokenizer, args.dataset_num_proc)
+        split: once_per_machine(partial(tokenize_demonstrations, dataset, tokenizer, args.dataset_num_proc))
         for split, dataset in demonstrations.items()
     }
     trained_on = demonstrations["train"]

@@ -1,9 +1,16 @@
 """docs/faults.md, section H: one process is one device, and a YAML means the same run on any number of processes."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import yaml
 from transformers.trainer_utils import SchedulerType
+from trl import ModelConfig
 
+import rlhf.models.loading
 from rlhf.errors import InputError
 from rlhf.ppo import PPOConfig
 from rlhf.reward import KWiseRewardConfig
@@ -71,3 +78,58 @@ def test_seam_h2_ppo_divides_a_minibatch_among_processes(tmp_path, processes):
     sizes = dict(batch_size=256, mini_batch_size=32, per_device_train_batch_size=32)  # recipes/sandbox/ppo.yaml
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **sizes)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.rollout_size) == (16, 1, 256)
+
+
+def test_seam_h3_a_quantized_base_is_loaded_onto_the_gpu_of_its_process(toy_folder, monkeypatch):
+    order = []
+
+    def from_pretrained(*args, **kwargs):
+        order.append("loaded")
+        raise ValueError("enough")
+
+    monkeypatch.setattr(rlhf.models.loading, "process_state", lambda: order.append("device set"))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    with pytest.raises(InputError, match="enough"):
+        rlhf.models.loading.load_base(ModelConfig(toy_folder, load_in_4bit=True))
+    assert order == ["device set", "loaded"]
+
+
+PREPARES = """
+import sys
+from pathlib import Path
+from datasets import Dataset
+from rlhf.data.scratch import once_per_machine
+from rlhf.errors import InputError
+from rlhf.runs.processes import process_state
+
+state, folder = process_state(), Path(sys.argv[1])
+
+def make():
+    with open(folder / "calls", "a") as file:
+        print(state.process_index, file=file)
+    return Dataset.from_dict({"ids": [[1, 2], [3]]}).select([1, 0])
+
+rows = [once_per_machine(make)["ids"][:] for _ in range(2)]
+
+def fail():
+    raise InputError("row 7 of a.jsonl is bad. Mend it.")
+
+try:
+    once_per_machine(fail)
+except InputError as error:
+    (folder / f"process{state.process_index}").write_text(repr((rows, str(error))))
+"""
+
+
+def test_seam_h4_data_are_prepared_once_on_a_machine_and_fail_in_all_processes(tmp_path):
+    (tmp_path / "run.py").write_text(PREPARES)
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "run.py"]
+    result = subprocess.run(
+        [*map(str, command), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "calls").read_text().split() == ["0", "0"]
+    expected = repr(([[[3], [1, 2]]] * 2, "row 7 of a.jsonl is bad. Mend it."))
+    assert [(tmp_path / f"process{i}").read_text() for i in range(2)] == [expected] * 2

@@ -25,7 +25,7 @@ from rlhf.data.files import SourceRow
 from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
-from rlhf.data.scratch import write_rows
+from rlhf.data.scratch import once_per_machine, write_rows
 from rlhf.data.selection import Selection, may_serve, own_splits, say_once
 from rlhf.data.sources import Splits, find_splits, rows_of_dataset
 from rlhf.data.splits import SPLITS, Split, conversation_id, first_turn, split_of_id
@@ -59,12 +59,12 @@ def load_demonstrations(args: DataArguments, split: Split, output_dir: str | Non
     Raises:
         InputError: no such source, no row in the split, or a bad row while `on_bad_rows` is "error".
     """
-    return _load("demonstrations", args, split, output_dir)
+    return once_per_machine(lambda: _load("demonstrations", args, split, output_dir))
 
 
 def load_comparisons(args: DataArguments, split: Split, output_dir: str | None = None) -> datasets.Dataset:
     """Returns columns `prompt`, `completions` (K texts), `ranks` (K integers, 0 = best); see `load_demonstrations`."""
-    return _load("comparisons", args, split, output_dir)
+    return once_per_machine(lambda: _load("comparisons", args, split, output_dir))
 
 
 def load_prompts(
@@ -75,7 +75,7 @@ def load_prompts(
     Args:
         named: a split that the source itself holds out. With `split` "test", all of its rows are used, and no others.
     """
-    return _load("prompts", args, split, output_dir, named=named)
+    return once_per_machine(lambda: _load("prompts", args, split, output_dir, named=named))
 
 
 def load_pretraining(
@@ -86,7 +86,7 @@ def load_pretraining(
     Args:
         hold_out: False holds out transcripts of conversations alone, and leaves all other documents in train.
     """
-    return _load("pretraining", args, split, output_dir, hold_out=hold_out)
+    return once_per_machine(lambda: _load("pretraining", args, split, output_dir, hold_out=hold_out))
 
 
 def _load(

@@ -31,6 +31,7 @@ from rlhf.models.lora_targets import linear_layers
 from rlhf.models.positions import cache_argument
 from rlhf.models.stop_tokens import KEY as STOP_TOKENS
 from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, stop_token_texts
+from rlhf.runs.processes import process_state
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +215,7 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
     else:
         kwargs["use_safetensors"] = True
     if quantize:
+        process_state()  # makes this process's GPU the current one, where transformers puts quantized weights
         # The compute dtype of 4-bit weights. bitsandbytes has no "auto"; bfloat16 is QLoRA's choice.
         compute = model_args if dtype != "auto" else replace(model_args, dtype="bfloat16")
         kwargs["quantization_config"] = get_quantization_config(compute)
