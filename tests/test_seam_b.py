@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers.utils.chat_template_utils as hf_templates
 from chat_families import FAMILIES, GEMMA, MISTRAL, R1, SYSTEM, USER, family_tokenizer, save_family
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from toys import (
     bpe_model,
@@ -24,7 +26,13 @@ from toys import (
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 from trl import ModelConfig
 
-from rlhf.data.encode import encode_completion, encode_document, encode_prompt, encode_prompt_and_completions
+from rlhf.data.encode import (
+    encode_completion,
+    encode_document,
+    encode_prompt,
+    encode_prompt_and_completions,
+    without_eos,
+)
 from rlhf.errors import InputError
 from rlhf.generation.completions import sample_completions
 from rlhf.generation.sampler import stop_tokens
@@ -304,3 +312,32 @@ def test_seam_b8_a_template_without_a_date_is_left_alone():
     tokenizer = family_tokenizer("gemma-2", loaded=False)
     fix_date(tokenizer)
     assert tokenizer.chat_template == GEMMA and template_date(tokenizer) is None
+
+
+PIECES = ["An apple", " ", "\n", "\n\n", "é", ".", "<", "|", "\U000f0000", "[INST]", "</s>", "<s>", "<bos>", "<eos>"]
+PIECES += ["<|im_end|>", "<|im_start|>", "<end_of_turn>", "<|end|>", "<|assistant|>", "<|eot_id|>", "<|User|>"]
+TOKENIZERS = {family: family_tokenizer(family) for family in FAMILIES}
+contents = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
+
+
+@every_family
+@settings(max_examples=60, deadline=None)
+@given(question=contents, answer=contents, as_text=st.booleans())
+def test_seam_b5_any_content_is_read_as_characters(family, question, answer, as_text):
+    tokenizer = TOKENIZERS[family]
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    prompt = question if as_text else [{"role": "user", "content": question}]
+    prompt_ids, [ids, cut] = encode_prompt_and_completions(tokenizer, prompt, [answer, answer], [True, False])
+    assert prompt_ids == encode_prompt(tokenizer, prompt) and ids == encode_completion(tokenizer, prompt, answer)
+    stops = stop_ids(tokenizer)
+    assert [i for i in ids if i in stops] == ids[-1:] and not set(cut) & set(stops)
+    usual = encode_prompt(tokenizer, "a" if as_text else [{"role": "user", "content": "a"}])
+    assert [i for i in prompt_ids if i in special] == [i for i in usual if i in special]
+    if as_text:  # a BOS that is written out is the token
+        question = question.removeprefix(tokenizer.bos_token or "\0")
+        written = without_eos(tokenizer, answer)
+    else:
+        written = answer
+    if family not in ("gemma-2", "llama-3.2") or as_text:  # their templates trim contents
+        assert question in tokenizer.decode(prompt_ids)
+        assert tokenizer.decode(ids).endswith(written + tokenizer.decode(ids[-1:]))
