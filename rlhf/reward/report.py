@@ -35,7 +35,7 @@ def report_text(report: dict[str, Any]) -> str:
     sections = [
         "# Reward model on held-out comparisons",
         "Accuracy is the share of the labelers' pairs, ties left out, that the model orders as they did, with its "
-        "95 % interval clustered by prompt.",
+        "95 % interval over prompts, for this model: another training run may lie outside.",
         markdown_table(["pairs", "accuracy", "95 % interval", "pairs", "prompts"], [
             [name, *accuracy_cells(accuracy)] for name, accuracy in accuracies.items()
         ]),
