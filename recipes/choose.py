@@ -20,7 +20,8 @@ from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import base_model_name, check_adapter, check_reward_adapter
+from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
+from rlhf.models.contracts import check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.stages import trained_style
 from rlhf.options import READ_ADAPTERS
@@ -55,6 +56,8 @@ def main() -> None:
     check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)
     for row in result["epochs"]:
         check_adapter(Path(folder) / row["checkpoint"], model_args.model_name_or_path)
+    check_agreement({"sft": Path(folder), "reward": adapter_folder(choice.reward_model_path)})
+    model_args = with_revision_of(model_args, folder)
 
     tokenizer = load_tokenizer(folder)
     demonstrations = load_demonstrations(data_args, "validation")

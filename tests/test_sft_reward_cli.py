@@ -264,7 +264,7 @@ def no_model_is_loaded(monkeypatch):
 
 def test_bad_input_is_one_sentence_before_a_model_is_loaded(home, sft, tmp_path, capsys, monkeypatch):
     no_model_is_loaded(monkeypatch)
-    other_base = str(save_toy(tmp_path / "other"))
+    other_base = str(save_toy(tmp_path / "other", seed=5))
     row = comparison(0)
     cases = [
         ("sft", ["--resume_from_checkpoint", "true", "--output_dir", tmp_path / "new"], "no checkpoint to resume from"),

@@ -110,7 +110,7 @@ class RewardSources:
         model: the reward model that reads the sampled ids, beside the policy; None if there is none.
         functions: reward functions, and reward models that read the decoded text.
         weights: one for each of `functions`.
-        model_reads_text: True if the trainer's `reward_model` has another tokenizer and is one of `functions` instead.
+        model_reads_text: True if the trainer's `reward_model` has another tokenizer or template and is one of `functions` instead.
     """
 
     model: PreTrainedModel | PeftModel | None
@@ -149,15 +149,19 @@ def reward_sources(
         else function
         for function, tokenizer in zip(functions, tokenizers, strict=True)
     ]
-    if reward_model is None or reward_tokenizer is None or same_vocabulary(reward_tokenizer, policy_tokenizer):
+    if reward_model is None or reward_tokenizer is None or reads_alike(reward_tokenizer, policy_tokenizer):
         return RewardSources(reward_model, functions, weights)
     functions.append(TextRewardModel(reward_model, reward_tokenizer))
     return RewardSources(None, functions, [*weights, 1.0], model_reads_text=True)
 
 
-def same_vocabulary(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
-    """True if a model with tokenizer `a` can read the ids of tokenizer `b`."""
-    return a.get_vocab() == b.get_vocab()
+def reads_alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
+    """True if a model with tokenizer `a` can read the ids of tokenizer `b`: same vocabulary, and same chat template.
+
+    A tokenizer without a template leaves open how its model reads messages.
+    """
+    templates = {a.chat_template, b.chat_template} - {None}
+    return a.get_vocab() == b.get_vocab() and len(templates) < 2
 
 
 def shape_scores(

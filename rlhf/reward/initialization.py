@@ -14,12 +14,14 @@ from rlhf.models.loading import load_sequence_classifier, lora_config, resolve_m
 from rlhf.models.precision import float_head
 from rlhf.reward.prefix import shared_hidden_states
 
+UNEMBEDDING = "lm_head"
+
 
 def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
     """Checks, before a model is loaded, that the reward model's LoRA can start from the SFT adapter.
 
     Raises:
-        InputError: there is no adapter, or it has another base or other LoRA settings.
+        InputError: there is no adapter, or it has another base, other LoRA settings or other modules trained in full.
     """
     base_name = resolve_model_name(model_args.model_name_or_path)
     sft = check_adapter(sft_model_path, base_name, model_args.model_revision)
@@ -32,6 +34,17 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
                 f"{sft_model_path} has {option} {theirs}, not {wanted}, and the reward model starts from its LoRA "
                 f"weights. Set {option} to {theirs}, or drop sft_model_path."
             )
+    if sft.trainable_token_indices:
+        raise InputError(
+            f"{sft_model_path} has trained embeddings of single tokens (trainable_token_indices), with which the reward "
+            "model cannot start. Train SFT with lora_modules_to_save embed_tokens instead, or drop sft_model_path."
+        )
+    full = sorted({*(sft.modules_to_save or ())} - {*(ours.modules_to_save or ())} - {UNEMBEDDING})
+    if full:
+        raise InputError(
+            f"{sft_model_path} has trained {', '.join(full)} in full, and the reward model must start with it. Set "
+            f"lora_modules_to_save to {' '.join(full)}, or drop sft_model_path."
+        )
 
 
 def load_reward_start(
@@ -49,15 +62,19 @@ def load_reward_start(
 
 
 def copy_lora(model: PeftModel, sft_model_path: str) -> None:
-    """Copies the LoRA weights of a causal LM's adapter into the classifier, whose backbone has the same names.
+    """Copies the weights of a causal LM's adapter into the classifier, whose backbone has the same names.
+
+    LoRA weights and modules that both train in full; the unembedding is left out, since the head takes its place.
 
     Raises:
         InputError: the adapter has other layers or shapes than the model.
     """
     weights, _ = read_adapter(adapter_folder(sft_model_path))
-    theirs = {key: weight for key, weight in weights.items() if ".lora_" in key}
     ours = get_peft_model_state_dict(model, save_embedding_layers=False)
-    differing = theirs.keys() ^ {key for key in ours if ".lora_" in key}
+    theirs = {
+        key: w for key, w in weights.items() if (".lora_" in key or key in ours) and f".{UNEMBEDDING}." not in key
+    }
+    differing = {key for key in theirs if ".lora_" in key} ^ {key for key in ours if ".lora_" in key}
     differing |= {key for key in theirs.keys() & ours.keys() if theirs[key].shape != ours[key].shape}
     if differing:
         raise InputError(
