@@ -1,5 +1,6 @@
 """docs/faults.md, section E: what one stage must know of another is beside its adapter, and is checked."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -7,16 +8,21 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, concatenate_datasets
+from safetensors.torch import load_file
 from small_stages import ROOT, messages, refusal, run_stage, write_data
-from toys import save_toy
+from toys import classifier, save_toy
 from trl import ModelConfig
 
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.evaluation.seen import unseen_prompts
 from rlhf.models.adapter_files import adapter_digest, check_adapter
+from rlhf.models.loading import load_tokenizer
 from rlhf.models.stages import load_adapters
+from rlhf.ppo.rewards import reward_sources
+from rlhf.reward.initialization import load_reward_start
 from rlhf.runs.contract import read_contract, read_conversations
 
 
@@ -188,3 +194,33 @@ def test_seam_e14_evaluate_leaves_out_prompts_that_were_trained_on(own_run, monk
         unseen_prompts(Dataset.from_list(seen[:3]), adapters, "mine")
     (own_run / "sft" / "trained_on.safetensors").unlink()
     assert unseen_prompts(new, adapters, "mine")[1] is None
+
+
+def test_seam_e15_the_reward_model_starts_with_modules_that_sft_trained_in_full(own_run, capsys):
+    """Or is refused by name; the unembedding is replaced by the head. PPO takes both."""
+    full = {"lora_modules_to_save": "embed_tokens", "output_dir": own_run / "full"}
+    start = {"sft_model_path": run_stage("sft", own_run, **full), "output_dir": own_run / "full-reward"}
+    error = refusal(capsys, "reward", own_run, **start)
+    assert "has trained embed_tokens in full" in error and "lora_modules_to_save to embed_tokens" in error
+    model_args = ModelConfig(model_name_or_path=str(own_run / "base"), lora_r=4, lora_modules_to_save=["embed_tokens"])
+    model = load_reward_start(model_args, load_tokenizer(str(own_run / "base")), str(own_run / "full"))
+    weights = load_file(own_run / "full" / "adapter_model.safetensors")
+    trained = next(weight for name, weight in weights.items() if "embed_tokens" in name)
+    assert torch.equal(model.get_input_embeddings().weight, trained)
+
+    head = {"lora_modules_to_save": "lm_head", "output_dir": own_run / "head"}
+    sft = run_stage("sft", own_run, **head)
+    reward = run_stage("reward", own_run, sft_model_path=sft, output_dir=own_run / "head-reward")
+    ppo = run_stage("ppo", own_run, sft_model_path=sft, reward_model_path=reward, output_dir=own_run / "head-ppo")
+    assert any("lm_head" in name for name in load_file(ppo / "adapter_model.safetensors"))
+    assert not any("lm_head" in name for name in load_file(reward / "adapter_model.safetensors"))
+
+
+def test_seam_e16_a_reward_model_with_another_template_reads_the_text(toy_tokenizer):
+    """In PPOTrainer, given the reward model's tokenizer: not the policy's ids, though the vocabulary is the same."""
+    other = copy.deepcopy(toy_tokenizer)
+    assert not reward_sources(classifier(), None, None, toy_tokenizer, other).model_reads_text
+    other.chat_template = "{{ messages[0].content }}"
+    sources = reward_sources(classifier(), None, None, toy_tokenizer, other)
+    assert sources.model_reads_text and sources.model is None
+    assert sources.functions[0].tokenizer.chat_template == other.chat_template

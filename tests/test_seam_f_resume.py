@@ -9,7 +9,7 @@ import time
 
 import pytest
 from small_stages import ROOT, options_of, refusal, run_stage, write_data, write_rows
-from toys import logged, ppo_config, prompts, trainer
+from toys import logged, ppo_config, prompts, shared_base, trainer
 
 from rlhf.data.splits import split_of
 from rlhf.errors import InputError
@@ -76,6 +76,11 @@ def test_seam_f6_a_trainer_alone_knows_its_rows_and_options(tmp_path):
         trainer(ppo_config(tmp_path), train_dataset=prompts(8)).train(resume_from_checkpoint=True)
     with pytest.raises(InputError, match=r"temperature 1\.0, and this run has 0\.5"):
         trainer(ppo_config(tmp_path, temperature=0.5)).train(resume_from_checkpoint=True)
+    other = shared_base()
+    other.heads["reward"].weight.data += 1.0
+    with pytest.raises(InputError, match=r"parents\.frozen_weights"):
+        trainer(ppo_config(tmp_path), other).train(resume_from_checkpoint=True)
+    trainer(ppo_config(tmp_path)).train(resume_from_checkpoint=True)
 
 
 def test_seam_f7_a_folder_with_another_run_is_refused(small_run, own_run, capsys):

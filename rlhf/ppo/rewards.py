@@ -110,7 +110,8 @@ class RewardSources:
         model: the reward model that reads the sampled ids, beside the policy; None if there is none.
         functions: reward functions, and reward models that read the decoded text.
         weights: one for each of `functions`.
-        model_reads_text: True if the trainer's `reward_model` has another tokenizer or template and is one of `functions` instead.
+        model_reads_text: True if the trainer's `reward_model` has another tokenizer or template and is one of
+            `functions` instead.
     """
 
     model: PreTrainedModel | PeftModel | None

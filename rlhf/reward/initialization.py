@@ -36,8 +36,8 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
             )
     if sft.trainable_token_indices:
         raise InputError(
-            f"{sft_model_path} has trained embeddings of single tokens (trainable_token_indices), with which the reward "
-            "model cannot start. Train SFT with lora_modules_to_save embed_tokens instead, or drop sft_model_path."
+            f"{sft_model_path} has trained embeddings of single tokens (trainable_token_indices), and the reward model "
+            "cannot start with them. Train SFT with lora_modules_to_save embed_tokens instead, or drop sft_model_path."
         )
     full = sorted({*(sft.modules_to_save or ())} - {*(ours.modules_to_save or ())} - {UNEMBEDDING})
     if full:

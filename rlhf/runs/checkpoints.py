@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf.errors import InputError
 from rlhf.runs.contract import Contract, write_contract
-from rlhf.runs.digests import base_identity, rows_digest
+from rlhf.runs.digests import base_identity, frozen_digest, rows_digest
 from rlhf.runs.options import decisive_options
 from rlhf.runs.resume import check_resume, complete_checkpoints, is_complete
 from rlhf.runs.timed import MARK, SaveByTime, is_timed
@@ -67,7 +67,7 @@ class AtomicCheckpoints(Trainer):
             write_contract(output_dir or str(self.args.output_dir), self.contract)
 
     def own_contract(self) -> Contract:
-        """Returns what the trainer itself knows of its run."""
+        """Returns what the trainer itself knows of its run: frozen networks, such as the reward model, among it."""
         options, defaults = decisive_options(self.args)
         base = getattr(getattr(self.model, "config", None), "_name_or_path", None)
         rows = {"train": self.train_dataset} | ({"eval": self.eval_dataset} if self.stage == "sft" else {})
@@ -79,6 +79,7 @@ class AtomicCheckpoints(Trainer):
             seed=self.args.seed,
             options=options,
             defaults=defaults,
+            parents={"frozen_weights": frozen} if (frozen := frozen_digest(self.model)) else {},
         )
 
     def _checkpoint(self, option: str | bool | None) -> Path | None:

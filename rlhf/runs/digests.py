@@ -7,11 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc  # its functions are made at run time
+import torch
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 
 DIGITS = 16
 BLOCK, BLOCKS = 4096, 16  # bytes of a sampled block of weights; blocks of a file
+NUMBERS = 64  # at each end of a parameter
 UNTRAINED_KEYS = ("_name_or_path", "transformers_version")  # of config.json; they say nothing about the model
 
 
@@ -84,6 +87,18 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [folder / name for name in sorted(names)]
         return files if all(path.is_file() for path in files) else []
     return sorted(folder.glob("*.gguf"))
+
+
+@torch.no_grad()
+def frozen_digest(model: nn.Module) -> str | None:
+    """Returns a fingerprint of the parameters that are not trained, by a few numbers of each; None if all are."""
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    digest = hashlib.sha256()
+    for name, parameter in frozen:
+        flat = parameter.detach().flatten()
+        sample = torch.cat([flat[:NUMBERS], flat[-NUMBERS:]]).float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}\n".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:DIGITS] if frozen else None
 
 
 def rows_digest(rows: Dataset) -> str:
