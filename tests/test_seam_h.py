@@ -111,13 +111,15 @@ def test_seam_h6_lora_that_cannot_be_is_refused_without_weights(name, options, m
 # ---- Classifiers
 
 
-@pytest.mark.parametrize("name", ["granite", "cohere", "lfm2", "codegen", "ernie4_5", "opt_350m", "mamba"])
+@pytest.mark.parametrize("name", ["granite", "cohere", "lfm2", "codegen", "ernie4_5", "opt_350m", "mamba", "falcon_h1"])
 def test_seam_h7_every_causal_model_has_a_classifier_with_its_backbone(name, tmp_path):
     folder = str(save_architecture(name, tmp_path / "base"))
     args, tokenizer = ModelConfig(model_name_or_path=folder), load_tokenizer(folder)
     model, lm = load_sequence_classifier(args, tokenizer), load_base(args, tokenizer)
     ours, theirs = (getattr(m, m.base_model_prefix) for m in (model, lm))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
+    buffers = dict(ours.named_buffers())  # also those that are in no file
+    assert all(torch.equal(buffers.pop(key), buffer) for key, buffer in theirs.named_buffers()) and not buffers
     hidden = theirs(input_ids=IDS, use_cache=False).last_hidden_state
     assert torch.equal(ours(input_ids=IDS, use_cache=False).last_hidden_state, hidden)
     torch.testing.assert_close(model(input_ids=IDS).logits, model.score(hidden[:, -1]))

@@ -8,10 +8,10 @@ are decoded in `rlhf.generation.continuous_batching` instead.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +118,7 @@ def decode(
     device, width = input_ids.device, input_ids.shape[1]
     stops = torch.tensor(stop_ids, device=device)
     sharded, cache_name = is_sharded(lm), cache_argument(lm)
-    keeps_dynamic_cache = lm._supports_default_dynamic_cache()  # MiniMax keeps one of its own
+    keeps_dynamic_cache: bool = cast(Any, lm)._supports_default_dynamic_cache()  # MiniMax has a cache of its own
     cache: Any = preallocated_cache(lm, width + length) if keeps_dynamic_cache else None
     takes_positions = takes_position_ids(lm)
     attention_mask = F.pad(attention_mask, (0, length), value=1)
@@ -200,7 +200,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(cast(LongTensor, beam_idx))
         self.buffers = []
 
 

@@ -173,7 +173,7 @@ def lora_config(
     )
     config = cast(LoraConfig, config)
     if model is not None and config.target_modules == "all-linear":
-        config.target_modules = set(linear_layers(model))
+        config.target_modules = set(linear_layers(model))  # pyright: ignore[reportAttributeAccessIssue]
     return config
 
 

@@ -43,7 +43,7 @@ def inject_adapter(model: PeftModel | PreTrainedModel, name: str, config: LoraCo
     config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path
     config.inference_mode = False  # PEFT would freeze the adapter; `SharedBase.add_adapter` decides what is trained
     if config.target_modules == "all-linear":
-        config.target_modules = set(linear_layers(unwrap_peft(model)))
+        config.target_modules = set(linear_layers(unwrap_peft(model)))  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         return model

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,12 +140,11 @@ class ActorCritic(nn.Module, ABC):
     def unembedded(self, role: str, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Log-probabilities [n] float32 of `targets` [n] after the last hidden states [n, H]."""
 
+        head = cast(Unembed, self._unembedding[0])  # callers have asked `unembedding`
+
         def unembed(hidden: Tensor) -> Tensor:
             with self.as_role(role) as lm:  # backward calls it after the role's context has ended
                 return head(lm, hidden)
-
-        head = self._unembedding[0]
-        assert head is not None, "callers have asked `unembedding`"
 
         vocabulary = self.language_model.config.get_text_config().vocab_size
         return chunked_logprobs(unembed, hidden, targets, temperature, vocabulary)

@@ -18,6 +18,7 @@ Sharing never costs more, so there is no option to turn it off.
 
 import inspect
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -163,7 +164,7 @@ def enable_shared_prompts(model: PreTrainedModel, max_length: int | None) -> str
     if window is not None and (max_length is None or max_length > window):
         return f"max_length {max_length} is more than the sliding window of {window} tokens"
     model.set_attn_implementation(NAME)
-    if not is_deepspeed_zero3_enabled() and not shares_correctly(backbone):
+    if not is_deepspeed_zero3_enabled() and not shares_correctly(cast(PreTrainedModel, backbone)):
         model.set_attn_implementation(implementation)
         return f"the attention of {type(model).__name__} does not take shared prompts"
     return None
