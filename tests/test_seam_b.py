@@ -69,6 +69,12 @@ def test_seam_b1_an_answer_ends_with_the_token_at_which_sampling_stops(family, t
     assert stop_ids(load_tokenizer(str(tmp_path / "sft"))) == stop_ids(tokenizer) == sampled_until
 
 
+def test_seam_b1_a_tokenizer_of_transformers_knows_the_stop_tokens_of_its_model(tmp_path):
+    save_family("gemma-2", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)  # as scripts load it for KWiseRewardTrainer and PPOTrainer
+    assert tokenizer.decode(encode_completion(tokenizer, USER, "An apple.")) == "An apple.<end_of_turn>"
+
+
 @every_family
 def test_seam_b1_a_cut_answer_has_no_end(family):
     tokenizer = family_tokenizer(family)

@@ -300,6 +300,7 @@ def load_tokenizer(name: str, revision: str = "main", eos_token: str | None = No
         tokenizer.chat_template = ("{{- bos_token -}}\n" if opens_with_bos else "") + DEFAULT_CHAT_TEMPLATE
     fix_date(tokenizer)
     if STOP_TOKENS not in tokenizer.init_kwargs:
+        tokenizer.init_kwargs[STOP_TOKENS] = []
         add_stop_ids(tokenizer, base_stop_ids(folder, revision, gguf_file))
     set_pad_token(tokenizer)
     return tokenizer

@@ -16,9 +16,16 @@ KEY = "stop_tokens"
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the ids that end an answer, ascending: the tokenizer's EOS and the tokens that it carries."""
+    """Returns the ids that end an answer, ascending: the tokenizer's EOS and the tokens that it carries.
+
+    A tokenizer that `load_tokenizer` has not loaded gets those of the model that it was loaded with, the first time.
+    """
+    if KEY not in tokenizer.init_kwargs:
+        tokenizer.init_kwargs[KEY] = []
+        if tokenizer.name_or_path:
+            add_stop_ids(tokenizer, base_stop_ids(tokenizer.name_or_path))
     eos_id = cast(int | None, tokenizer.eos_token_id)
-    ids = token_ids(tokenizer, tokenizer.init_kwargs.get(KEY) or ())
+    ids = token_ids(tokenizer, tokenizer.init_kwargs[KEY])
     return sorted({*ids, *([] if eos_id is None else [eos_id])})
 
 
