@@ -567,3 +567,52 @@ def test_seam_c_rows_within_one_json_object(tmp_path, key, indent):
     (tmp_path / "b.jsonl").write_text(json.dumps(rows, indent=indent))
     for name in ("a.json", "b.jsonl"):
         assert load_prompts(DataArguments(dataset_name=str(tmp_path / name)), "train")["prompt"][:] == ["a", "b"]
+
+
+# ---- Siblings that use found
+
+
+def test_seam_c_truth_values_of_published_formats_in_any_file(load):
+    tree = {"message_tree_id": "t", "lang": "en"}
+    rows = [
+        tree | {"message_id": "a", "parent_id": None, "text": "Q", "role": "prompter", "deleted": False, "rank": None},
+        tree | {"message_id": "b", "parent_id": "a", "text": "A", "role": "assistant", "deleted": False, "rank": 0.0},
+        tree | {"message_id": "c", "parent_id": "a", "text": "B", "role": "assistant", "deleted": False, "rank": 1.0},
+        tree | {"message_id": "d", "parent_id": "a", "text": "C", "role": "assistant", "deleted": True, "rank": 2.0},
+    ]
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        assert load(load_comparisons, rows, name) == [
+            {"prompt": [user("Q")], "completions": ["A", "B"], "ranks": [0, 1]}
+        ]
+    with pytest.raises(InputError, match="line 4: deleted is 'perhaps'; true or false is needed"):
+        load(load_comparisons, [*rows[:3], rows[3] | {"deleted": "perhaps"}])
+    with pytest.raises(InputError, match="column turn is 'one'"):
+        talk = {"conversation_a": TURNS, "conversation_b": TURNS, "winner": "tie", "turn": "one"}
+        load(load_comparisons, [talk])
+
+
+def test_seam_c_text_that_holds_messages_within_an_object(load):
+    for text in (json.dumps({"messages": TURNS}), str({"id": 1, "messages": TURNS})):
+        with pytest.raises(InputError, match="holds an object with messages"):
+            load(load_demonstrations, [{"prompt": text, "completion": "A"}])
+
+
+def test_seam_c_labeled_answers_of_several_labelers_have_no_labeler(load):
+    rows = [
+        {"prompt": "Q", "completion": "yes", "label": True, "labeler_id": "ann", "category": "chat"},
+        {"prompt": "Q", "completion": "no", "label": False, "labeler_id": "bob", "category": "chat"},
+    ]
+    expected = {"prompt": "Q", "completions": ["yes", "no"], "ranks": [0, 1], "category": "chat"}
+    assert load(load_comparisons, rows) == [expected]
+
+
+def test_seam_c_a_transcript_beside_its_prompt(load):
+    asked = "\n\nHuman: Hi\n\nAssistant:"
+    with pytest.raises(InputError, match="chosen is a transcript with the prompt in it"):
+        load(load_comparisons, [{"prompt": asked, "chosen": asked + " Hello", "rejected": asked + " No."}])
+
+
+def test_seam_c_a_pair_that_begins_with_an_answer_and_has_no_prompt(load):
+    talk = [assistant("Hello."), user("Q"), assistant("A")]
+    with pytest.raises(InputError, match="begins with an answer, and there is no column prompt"):
+        load(load_comparisons, [{"prompt": None, "chosen": talk, "rejected": [*talk[:-1], assistant("B")]}])

@@ -79,6 +79,8 @@ def _text(name: str, text: str) -> Any:
         raise RowError(_list_needed(name))
     if is_list:
         return [_text("", item) if isinstance(item, str) else item for item in value]
+    if isinstance(value, dict) and any(isinstance(inner, list) and _is_messages(inner) for inner in value.values()):
+        raise RowError(f"column {name} is text that holds an object with messages; write the messages alone")
     return value if _is_messages(value) else text
 
 

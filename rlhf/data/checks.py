@@ -25,6 +25,26 @@ def check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
     return value
 
 
+TRUTH_VALUES = {
+    **dict.fromkeys(["true", "t", "1", "1.0", "yes"], True),
+    **dict.fromkeys(["false", "f", "0", "0.0", "no"], False),
+}
+
+
+def truth_value(value: Any, name: str) -> bool:
+    """Returns true or false as files spell them: 1 and 0, 1.0 and 0.0 (pandas), or as words (CSV)."""
+    truth = TRUTH_VALUES.get(str(value).strip().lower())
+    if truth is None:
+        got = kind_of(value) if value is None else repr(value)[:40]
+        raise RowError(f"{name} is {got}; true or false is needed")
+    return truth
+
+
+def integer(value: Any) -> Any:
+    """Returns 1 for 1.0: pandas makes integers floats where a value is missing. Other values stay as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def is_empty(value: Any) -> bool:
     """True for a value that says nothing: null, NaN, blank text, and lists and objects of nothing else."""
     if isinstance(value, str):

@@ -36,7 +36,17 @@ DELIMITERS = ",;\t|"
 # Columns of numbers, which are text in a csv cell.
 NUMBERS = frozenset(
     (
-        *("best", "worst", "helpfulness", "preference_strength", "overall_preference", "choice", "labels", "turn"),
+        *(
+            "best",
+            "worst",
+            "rank",
+            "helpfulness",
+            "preference_strength",
+            "overall_preference",
+            "choice",
+            "labels",
+            "turn",
+        ),
         *("score_chosen", "score_rejected", "chosen_score", "rejected_score", "rating_chosen", "rating_rejected"),
         *("chosen_rating", "rejected_rating", "chosen-rating", "rejected-rating", "score_0", "score_1", "weight"),
     )

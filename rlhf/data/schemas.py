@@ -22,7 +22,7 @@ refused if they may change what it means (`rlhf.data.columns`).
 import re
 from typing import Any
 
-from rlhf.data.checks import Row, RowError, check_text, is_nan, kind_of
+from rlhf.data.checks import Row, RowError, check_text, integer, is_nan, kind_of
 from rlhf.data.columns import refuse_unread
 from rlhf.data.messages import Messages, check_is_learned, check_messages
 from rlhf.data.ranking import best_worst_ranks, rating_ranks
@@ -310,7 +310,7 @@ def _common_turns(chosen: str, rejected: str) -> str:
 
 
 def _index(row: Row, name: str, k: int) -> int:
-    value = _integer(_column(row, name))
+    value = integer(_column(row, name))
     if type(value) is not int or not 0 <= value < k:
         raise RowError(f"column {name} is {value!r:.40}; the index of one of the {k} completions, from 0, is needed")
     return value
@@ -320,17 +320,12 @@ def _ranks(ranks: Any, k: int) -> list[int]:
     if not isinstance(ranks, list) or len(ranks) != k:
         got = f"{len(ranks)} entries" if isinstance(ranks, list) else kind_of(ranks)
         raise RowError(f"column ranks is {got} for {k} completions; a list of {k} integers is needed")
-    ranks = [_integer(rank) for rank in ranks]
+    ranks = [integer(rank) for rank in ranks]
     for rank in ranks:
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
             raise RowError(f"column ranks holds {rank!r:.40}; integers from 0 (the best) are needed")
     places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
     return [places[rank] for rank in ranks]
-
-
-def _integer(value: Any) -> Any:
-    """Returns 1 for 1.0: pandas makes integers floats where a value is missing."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _ratings(ratings: Any, k: int) -> list[float]:
@@ -342,7 +337,7 @@ def _ratings(ratings: Any, k: int) -> list[float]:
 
 def _optional_columns(row: Row) -> dict[str, str]:
     """Returns the optional columns as text: some sources have numbers as ids, others names."""
-    values = {n: _integer(row[n]) for n in OPTIONAL_COLUMNS if row.get(n) is not None and not is_nan(row[n])}
+    values = {n: integer(row[n]) for n in OPTIONAL_COLUMNS if row.get(n) is not None and not is_nan(row[n])}
     for name, value in values.items():
         if not isinstance(value, str | int):
             raise RowError(f"column {name} is {kind_of(value)}; text or an integer is needed")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf.data.checks import integer
 from rlhf.data.formats.base import Format, Row, has
 from rlhf.data.messages import check_messages
 from rlhf.data.schemas import RowError
@@ -57,8 +58,10 @@ def _pair(a: list[Any], b: list[Any], ranks: list[int]) -> Row:
 
 def _judged(row: Row, column: str) -> list[dict[str, str]]:
     messages = check_messages(row.get(column), column)
-    turn = row.get("turn")
-    return messages[: 2 * int(turn)] if isinstance(turn, int | float) and turn >= 1 else messages
+    turn = integer(row.get("turn"))
+    if turn is not None and (type(turn) is not int or turn < 1):
+        raise RowError(f"column turn is {turn!r:.40}; the number of turns that were judged is needed")
+    return messages if turn is None else messages[: 2 * turn]
 
 
 def _zipped(row: Row, column: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rlhf.data.checks import truth_value
 from rlhf.data.formats.base import Format, Row, assistant, conversation, has, optional_text, required_text, user
 from rlhf.data.formats.trl import is_labeled
 from rlhf.data.schemas import RowError
@@ -46,9 +47,11 @@ def _instances(row: Row) -> Iterator[tuple[Row, Row]]:
     instruction, instances = required_text(row, "instruction"), row.get("instances")
     if not isinstance(instances, list) or not all(isinstance(instance, dict) for instance in instances):
         raise RowError("column instances is not a list of objects with input and output; make it one")
+    mark = row.get("is_classification")
+    is_classification = mark is not None and truth_value(mark, "column is_classification")
     for instance in instances:
         prompt = {"prompt": user(instruction, optional_text(instance, "input"))}
-        yield (prompt | {"category": "classification"} if row.get("is_classification") is True else prompt), instance
+        yield (prompt | {"category": "classification"} if is_classification else prompt), instance
 
 
 ALPACA = Format(

@@ -14,6 +14,7 @@ reviewed, with all their replies.
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf.data.checks import integer, truth_value
 from rlhf.data.formats.base import Format, Row
 from rlhf.data.schemas import RowError, check_text
 
@@ -110,7 +111,12 @@ def _root(tree: Row) -> Row:
 
 
 def _is_usable(message: Row) -> bool:
-    return not message.get("deleted") and message.get("review_result", True) is True
+    """True for a message that was not deleted, and that reviewers accepted, or did not have to review."""
+    if message.get("deleted") is not None and truth_value(message["deleted"], "deleted"):
+        return False
+    if "review_result" not in message:
+        return True
+    return message["review_result"] is not None and truth_value(message["review_result"], "review_result")
 
 
 def _checked(message: Any, role: str) -> Row:
@@ -119,12 +125,12 @@ def _checked(message: Any, role: str) -> Row:
     name = f"message {message.get('message_id')!s:.40}"
     if message.get("role") != role:
         raise RowError(f"{name} has the role {message.get('role')!r:.40}; {role} is needed at its place in the tree")
-    rank = message.get("rank")
+    rank = integer(message.get("rank"))
     if rank is not None and (type(rank) is not int or rank < 0):
         raise RowError(f"{name} has the rank {rank!r:.40}; an integer from 0, or none, is needed")
     if _is_usable(message):  # deleted messages often have no text
         check_text(message.get("text"), f"text of {name}")
-    return message
+    return message | {"rank": rank}
 
 
 TREES = Format(

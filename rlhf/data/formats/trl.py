@@ -7,7 +7,7 @@ and completion may have any name that a demonstration has. `rlhf.data.schemas` r
 import json
 from collections.abc import Iterator
 
-from rlhf.data.checks import kind_of
+from rlhf.data.checks import truth_value
 from rlhf.data.encode import completion_text, prompt_key
 from rlhf.data.formats.base import Format, Row
 from rlhf.data.schemas import OPTIONAL_COLUMNS, RowError, demonstration
@@ -15,10 +15,7 @@ from rlhf.data.spellings import COMPLETIONS, CONVERSATIONS, HISTORY, QUESTIONS, 
 
 LABELS = ("label", "kto_tag")
 ANSWERS = ("completion", "messages", *COMPLETIONS, *CONVERSATIONS)
-TRUTH_VALUES = {
-    **dict.fromkeys(["true", "t", "1", "1.0", "yes", "good", "desirable", "chosen"], True),
-    **dict.fromkeys(["false", "f", "0", "0.0", "no", "bad", "undesirable", "rejected"], False),
-}
+WORDS = {"good": True, "desirable": True, "chosen": True, "bad": False, "undesirable": False, "rejected": False}
 
 
 def is_labeled(row: Row) -> bool:
@@ -31,8 +28,13 @@ def comparisons(rows: list[Row]) -> Iterator[Row]:
     ranks = [0 if _is_good(row) else 1 for row in rows]
     if len(set(ranks)) == 2:
         answered = [_without_label(row) for row in rows]
+        same = {
+            n: answered[0][n]
+            for n in OPTIONAL_COLUMNS
+            if n in answered[0] and len({row.get(n) for row in answered}) == 1
+        }
         completions = [completion_text(row["completion"]) for row in answered]
-        yield answered[0] | {"completions": completions, "ranks": ranks, "completion": None}
+        yield {"prompt": answered[0]["prompt"], "completions": completions, "ranks": ranks, **same}
 
 
 def demonstrations(rows: list[Row]) -> Iterator[Row]:
@@ -53,12 +55,22 @@ def labeled_prompt(row: Row) -> str:
 
 
 def _is_good(row: Row) -> bool:
-    (label, *others) = [row[name] for name in LABELS if row.get(name) is not None] or [None]
-    truth = TRUTH_VALUES.get(str(label).strip().lower())
-    if truth is None or others:
-        got = kind_of(label) if label is None else repr(label)[:40]
-        raise RowError(f"column {next((n for n in LABELS if n in row), 'label')} is {got}; true or false is needed")
-    return truth
+    names = [name for name in LABELS if name in row]
+    filled = [name for name in names if row[name] is not None]
+    if len(filled) > 1:
+        raise RowError(
+            f"columns {' and '.join(filled)} are two labels; leave one out with --columns ignore={filled[1]}"
+        )
+    name = (filled or names or ["label"])[0]
+    label = row.get(name)
+    if isinstance(label, str) and label.strip().lower() in WORDS:
+        return WORDS[label.strip().lower()]
+    try:
+        return truth_value(label, f"column {name}")
+    except RowError as error:
+        raise RowError(
+            f"{error}; if it says nothing about the answer, leave it out with --columns ignore={name}"
+        ) from error
 
 
 def _without_label(row: Row) -> Row:
