@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, repeat
 
 from datasets import Dataset
 
@@ -18,9 +18,8 @@ def warn_of_odd_ranks(comparisons: Dataset, name: str) -> None:
         name: name of the source, for the messages.
     """
     pairs = ties = same = opposite = 0
-    rated = "ratings" in comparisons.column_names
-    for row in comparisons.select_columns(["ranks", "ratings"] if rated else ["ranks"]):
-        ranks, ratings = row["ranks"], row.get("ratings")
+    rated = comparisons["ratings"] if "ratings" in comparisons.column_names else repeat(None)
+    for ranks, ratings in zip(comparisons["ranks"], rated, strict=False):
         for i, j in combinations(range(len(ranks)), 2):
             pairs += 1
             ties += ranks[i] == ranks[j]
