@@ -276,9 +276,19 @@ def test_sources_that_are_not_there(name, reason):
 def test_folders_without_data(tmp_path):
     with pytest.raises(InputError, match="holds no data"):
         load_prompts(arguments(tmp_path), "train")
-    datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(InputError, match="to_parquet"):
-        load_prompts(arguments(tmp_path / "saved"), "train")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"was written by save_to_disk and cannot be read \(.*\). Write it again."):
+        load_prompts(arguments(tmp_path), "train")
+
+
+def test_folders_written_by_save_to_disk(tmp_path):
+    rows = {split: of_split("train", 3) + of_split("test", 2) for split in ("train", "test")}
+    parts = {split: datasets.Dataset.from_list(own) for split, own in rows.items()}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
+    parts["train"].save_to_disk(tmp_path / "one")
+    for name, count in (("both", 4), ("one", 2)):
+        assert list(load_prompts(arguments(tmp_path / name), "train")) == rows["train"][:3]
+        assert len(load_prompts(arguments(tmp_path / name), "test")) == count
 
 
 def test_the_seed_draws_the_rows_of_the_sandbox():

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 import datasets
+import pyarrow
 from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -69,7 +70,7 @@ def _file(path: Path) -> Splits:
 
 def _folder(folder: Path) -> Splits:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        raise InputError(f"{folder} was written by save_to_disk. Write it with to_parquet or to_json instead.")
+        return _saved(folder)
     files: dict[str | None, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
@@ -83,6 +84,19 @@ def _folder(folder: Path) -> Splits:
             f"({files[None][0]}). Move it out of the folder, or give it alone."
         )
     return {split or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
+
+
+def _saved(folder: Path) -> Splits:
+    """Returns the splits of a `DatasetDict` or the rows of a `Dataset` that was written by save_to_disk."""
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise InputError(
+            f"{folder} was written by save_to_disk and cannot be read ({_brief(error)}). Write it again."
+        ) from error
+    if isinstance(saved, datasets.Dataset):
+        saved = {split_of_name(folder.name) or "train": saved}
+    return {split: partial(rows_of_dataset, f"{folder} ({split})", rows) for split, rows in saved.items()}
 
 
 def _rows_of_files(paths: list[Path]) -> Iterator[SourceRow]:
