@@ -38,7 +38,7 @@ LAUNCH = $(VENV)/bin/accelerate-launch --quiet --config_file accelerate_configs/
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format data pretrain sft reward choose ppo evaluate compare push
+.PHONY: help install demo test test-all lint format data pretrain sft reward choose ppo evaluate compare inspect push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -105,6 +105,9 @@ evaluate: $(INSTALLED) ## win rates, gold axes, and the report
 
 compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
 	@$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt="$$PROMPT" $(ARGS)
+
+inspect: $(INSTALLED) ## what the stages were trained with, and what differs from another run (ARGS=runs/other)
+	@$(VENV)/bin/python recipes/inspect.py $(RUN) $(ARGS)
 
 push: $(INSTALLED) ## upload the stages' adapters: make push HUB_ID=me/name [ARGS=--dry_run]
 	@$(VENV)/bin/python recipes/push.py --run_folder $(RUN) --hub_id "$(HUB_ID)" $(ARGS)
