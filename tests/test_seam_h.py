@@ -3,10 +3,11 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, SIZES, architecture, architecture_config, save_architecture
-from peft import get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import EOS, PAD, causal
-from transformers import AutoModelForSequenceClassification, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from toys import EOS, PAD, causal, save_adapter
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from trl import ModelConfig
 
 from rlhf.errors import InputError
@@ -23,6 +24,7 @@ from rlhf.models.loading import (
     load_tokenizer,
     lora_config,
 )
+from rlhf.models.reward_model import load_reward_model
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.advantages import gae
 from rlhf.ppo.layouts import SharedActorCritic
@@ -312,3 +314,17 @@ def test_seam_h15_prompts_are_shared_where_the_layers_take_them(name, shares):
     obstacle = enable_shared_prompts(model, 64)
     assert (obstacle is None) == shares
     assert model.config._attn_implementation == ("sdpa_shared_prompts" if shares else "sdpa")
+
+
+def test_seam_h7_a_stranger_reads_a_reward_model_with_peft_alone(tmp_path):
+    """As docs/reward-model.md says."""
+    save_architecture("granite", tmp_path / "base")
+    save_adapter(tmp_path / "base", tmp_path / "reward", "reward")
+    folder = str(tmp_path / "reward")
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path)
+    lm = PeftModel.from_pretrained(base, folder, config=config).get_base_model()
+    head = load_file(f"{folder}/adapter_model.safetensors")["base_model.model.score.weight"]
+    hidden = getattr(lm, lm.base_model_prefix)(IDS).last_hidden_state
+    torch.testing.assert_close(hidden[:, -1] @ head.T - 0.25, load_reward_model(folder)(IDS).logits)
