@@ -4,7 +4,8 @@
     accelerate launch recipes/ppo.py --config recipes/sandbox/ppo.yaml --total_episodes 1024
 
 One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model
-starts as a copy of reward. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/, metrics.jsonl,
+starts as a copy of reward. `--reward_funcs my_rewards.py:short owner/classifier` adds rewards, or replaces the reward
+model: the value head then starts at zero. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/, metrics.jsonl,
 samples.jsonl and result.json. `--pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
 `--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
 """
@@ -34,8 +35,11 @@ from rlhf.models.stages import trained_style
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.options import PPO
 from rlhf.ppo import PPOConfig, PPOTrainer
+from rlhf.ppo.config import TRL_MODEL
+from rlhf.ppo.networks import zero_head
 from rlhf.ppo.optimization import check_ppo_training
 from rlhf.ppo.ptx import resolve_ptx_coef
+from rlhf.ppo.reward_functions import find_reward_functions
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
@@ -47,6 +51,11 @@ from rlhf.runs.resume import check_resume, find_checkpoint
 
 @dataclass
 class ScriptArguments:
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Further rewards (weights: reward_weights): file.py:function, module.function, or the folder "
+                          "or Hub id of a sequence classifier. With them, reward_model_path may be left out."},
+    )  # fmt: skip
     ppo_trainer: Literal["ours", "trl"] = field(
         default="ours", metadata={"help": "trl: TRL's own PPOTrainer (up to TRL 1.12), as a baseline."}
     )
@@ -62,21 +71,27 @@ def main() -> None:
     check_training(args)
     check_ppo_training(args)
     check_model_options(model_args)
-    if args.sft_model_path is None or args.reward_model_path is None:
-        raise InputError("sft_model_path and reward_model_path are needed: the folders of those stages, or Hub ids.")
+    functions = find_reward_functions(script.reward_funcs or [])
+    if args.sft_model_path in (None, TRL_MODEL):
+        raise InputError("sft_model_path is needed: the folder of that stage, or a Hub id.")
+    if args.reward_model_path in (None, "", TRL_MODEL):
+        args.reward_model_path = None
+        if not functions or script.ppo_trainer == "trl" or args.reward_ensemble_paths:
+            raise InputError("reward_model_path or reward_funcs are needed: the folder of that stage, or functions.")
     resolve_ptx_coef(args.ptx_coef, has_text=text_args.pretrain_dataset_name is not None)
     if script.ppo_trainer == "trl":
         if args.reward_ensemble_paths:
             raise InputError("TRL's PPOTrainer takes one reward model; leave reward_ensemble_paths out.")
         require_trl_ppo()
-    sft, reward = adapter_folder(args.sft_model_path), adapter_folder(args.reward_model_path)
+    sft = adapter_folder(args.sft_model_path)
     base_name = model_args.model_name_or_path or base_model_name(check_adapter(sft), sft)
     model_args = with_revision_of(replace(model_args, model_name_or_path=base_name), sft)
     check_adapter(sft, base_name, model_args.model_revision)
-    ensemble = [adapter_folder(path) for path in args.reward_ensemble_paths or ()]
-    for folder in (reward, *ensemble):
+    rewards = [adapter_folder(path) for path in (args.reward_model_path, *(args.reward_ensemble_paths or ())) if path]
+    for folder in rewards:
         check_reward_adapter(folder, base_name, model_args.model_revision)
-    parents = {"sft": sft, "reward": reward} | {f"reward_{i}": folder for i, folder in enumerate(ensemble, 2)}
+    reward_names = ["reward" if i == 1 else f"reward_{i}" for i in range(1, len(rewards) + 1)]
+    parents = {"sft": sft, **dict(zip(reward_names, rewards, strict=True))}
     contracts = check_agreement(parents)
     config = load_config(base_name, model_args.model_revision)
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
@@ -91,7 +106,7 @@ def main() -> None:
     add_stop_ids(tokenizer, [] if args.stop_token_id is None else [args.stop_token_id])
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
-    style = trained_style([sft, reward])
+    style = trained_style([sft, *rewards[:1]])
     train = in_prompt_style(train, data_args, tokenizer, "train", style, args.output_dir)
     if test is not None:
         test = in_prompt_style(test, data_args, tokenizer, "validation", style, args.output_dir)
@@ -99,7 +114,7 @@ def main() -> None:
     if script.ppo_trainer == "trl":
         clear_folder(args.output_dir, resume=False)
         start_run(args.output_dir, *configs, stage="ppo")
-        trainer = trl_ppo_trainer(args, model_args, tokenizer, sft, reward, train, test)
+        trainer = trl_ppo_trainer(args, model_args, tokenizer, sft, rewards[0], train, test)
         trainer.train()
         trainer.save_model(args.output_dir)
         write_result(args.output_dir, {"seconds": round(time.monotonic() - started, 1)})
@@ -123,14 +138,14 @@ def main() -> None:
     # One base, four adapters
     base = SharedBase(load_base(model_args, tokenizer))
     base.add_adapter("sft", folder=sft)
-    base.add_adapter("reward", folder=reward, head=True)
+    for name, folder in zip(reward_names, rewards, strict=True):
+        base.add_adapter(name, folder=folder, head=True)
     base.add_adapter("policy", copy_of="sft", trainable=True)
-    base.add_adapter("value", copy_of="reward", trainable=True, head=True)
-    for number, folder in enumerate(ensemble, 2):
-        base.add_adapter(f"reward_{number}", folder=folder, head=True)
-    if ensemble:
-        members = [name for name in base.heads if name.startswith("reward")]
-        base.add_ensemble("reward", members, args.reward_ensemble)
+    base.add_adapter("value", copy_of="reward" if rewards else "sft", trainable=True, head=True)
+    if not rewards:
+        zero_head(base.heads["value"])
+    if len(rewards) > 1:
+        base.add_ensemble("reward", reward_names, args.reward_ensemble)
 
     # Training
     trainer = PPOTrainer(
@@ -140,6 +155,7 @@ def main() -> None:
         train_dataset=prompts["train"],
         eval_dataset=prompts.get("validation"),
         pretrain_dataset=pretraining,
+        reward_funcs=functions,
         callbacks=[MetricsCallback(args.output_dir)],
     )
     trainer.contract = contract

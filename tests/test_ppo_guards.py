@@ -66,7 +66,7 @@ def test_target_kl_stops_at_one_and_a_half_times_the_target():
 
 # docs/trl-faults.md, fault 31
 def test_fault_31_target_kl_skips_the_rest_of_a_rollout_and_keeps_the_number_of_steps(tmp_path):
-    changes = {"num_ppo_epochs": 3, "learning_rate": 1e-2, "weight_decay": 0.1, "logging_steps": 1, "ema_decay": 0.5}
+    changes = {"num_ppo_epochs": 3, "learning_rate": 1e-2, "weight_decay": 0.1, "logging_steps": 1, "ema_decay": 0.1}
     args = ppo_config(tmp_path, **changes, total_episodes=16, target_kl=1e-6)
     ppo, recorder = train(args)
     assert ppo.state.global_step == 12

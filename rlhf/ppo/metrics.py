@@ -47,6 +47,25 @@ def episode_means(
     return {name: total / episodes for name, total in zip(columns, sums, strict=True)}
 
 
+@torch.no_grad()
+def function_means(
+    table: Tensor | None, names: list[str], device: torch.device, reduce: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """Mean and standard deviation of the scores [N, F] of each reward function over all processes, without None."""
+    if table is None:
+        return {}
+    table = table.to(device)
+    judged, scores = ~table.isnan(), as_float64(table.nan_to_num())
+    n, mean = reduce(torch.stack([as_float64(judged.sum(0)), scores.sum(0)]))
+    mean = mean / n
+    std = (reduce(((scores - mean).square() * judged).sum(0)) / n).sqrt()
+    means = {}
+    for i, name in enumerate(names):
+        if n[i] > 0:
+            means |= {f"rewards/{name}/mean": mean[i].item(), f"rewards/{name}/std": std[i].item()}
+    return means
+
+
 def update_shares(
     batch: MicroBatch, logprobs: Tensor, values: Tensor, ratio: Tensor, share: Tensor, clip: float, clip_value: float
 ) -> dict[str, Tensor]:
@@ -163,6 +182,10 @@ class Meter:
         self._episodes, self._tokens = state["size"]
         self._started, self._sampled, self._scored = (now - seconds for seconds in state["ago"])
 
+    def add_value(self, name: str, value: float) -> None:
+        """Adds a value of a reward function (`log_metric`)."""
+        self._rollout[name].append(float(value))
+
     def add(self, values: dict[str, float]) -> None:
         """Adds the values of one rollout; the next log has their means over rollouts."""
         for name, value in values.items():
@@ -176,9 +199,10 @@ def append_samples(
     responses: list[list[int]],
     batches: list[MicroBatch],
     count: int = 4,
+    extra: list[dict[str, Any]] | None = None,
     **columns: int | str,
 ) -> None:
-    """Appends the first `count` episodes to a JSON Lines file; `columns` are added to each."""
+    """Appends the first `count` episodes to a JSON Lines file; `columns` are added to each, `extra[i]` to the i-th."""
     batch_of = {row: (batch, i) for batch in batches for i, row in enumerate(batch.rows)}
     with path.open("a", encoding="utf-8") as file:
         for row in range(min(count, len(responses))):
@@ -191,7 +215,8 @@ def append_samples(
                 "length": len(responses[row]),
                 "ended": bool(batch.ended[i]),
             }
-            file.write(json.dumps(columns | sample, ensure_ascii=False) + "\n")
+            row_extra = extra[row] if extra else {}
+            file.write(json.dumps(row_extra | columns | sample, ensure_ascii=False, default=str) + "\n")
 
 
 def drop_samples(path: Path, step: int) -> None:

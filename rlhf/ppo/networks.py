@@ -63,10 +63,15 @@ def zero_fresh_head(value: PreTrainedModel | PeftModel) -> None:
     trained = any(not torch.equal(weight, original) for weight in weights)
     if type(base).__name__ in (base.config.architectures or ()) or trained:
         return
+    zero_head(head)
+
+
+@torch.no_grad()
+def zero_head(head: nn.Module) -> None:
+    """Sets a value head to zero."""
     logger.info("the value model's head is new, and starts at zero")
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.zero_()
+    for parameter in head.parameters():
+        parameter.zero_()
 
 
 def make_trainable(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:

@@ -1,105 +1,21 @@
 """Rewards: scores of reward models and functions, what the options make of them, and the reward of each token."""
 
-import copy
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.encode import Prompt, encode_prompt_and_completions
 from rlhf.errors import InputError
 from rlhf.generation.score_options import with_missing_eos
-from rlhf.models.loading import context_length
-from rlhf.models.stop_tokens import add_stop_ids, eos_ids
-from rlhf.ppo.networks import classifier_token_scores, freeze_reward
+from rlhf.ppo.reward_functions import RewardFunction, function_scores, is_async
+from rlhf.ppo.text_rewards import TextRewardModel, load_text_reward, own_tokenizer
 
-logger = logging.getLogger(__name__)
+__all__ = ["RewardFunction", "RewardSources", "TextRewardModel", "function_scores", "reward_sources", "shape_scores"]
 
-RewardFunction = Callable[..., Sequence[float]]
-
-
-class TextRewardModel:
-    """A reward model that reads decoded text, because it has its own tokenizer.
-
-    Prompt and response are encoded as in its training: with its chat template if prompts are messages, and with what
-    ends an answer there, up to its stop token, if the response ended by itself.
-
-    Args:
-        model: sequence classifier with one label; it is frozen.
-        tokenizer: the reward model's.
-    """
-
-    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = freeze_reward(model).eval(), copy.copy(tokenizer)
-        self.tokenizer.init_kwargs = dict(tokenizer.init_kwargs)  # the policy's, if that is its tokenizer, stay
-        add_stop_ids(self.tokenizer, eos_ids(model.config))
-        self.context = context_length(model.config)
-        self.warned = False
-
-    @torch.no_grad()
-    def __call__(self, prompts: list[Prompt], completions: list[str], ended: Sequence[bool]) -> list[float]:
-        rows = [self.encode(*row) for row in zip(prompts, completions, ended, strict=True)]
-        device = next(self.model.parameters()).device
-        ids = pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True)  # [B, T]
-        last = torch.tensor([[len(row) - 1] for row in rows], device=device)
-        return classifier_token_scores(self.model, ids).gather(1, last).squeeze(1).tolist()
-
-    def encode(self, prompt: Prompt, completion: str, ended: bool) -> list[int]:
-        prompt_ids, [answer] = encode_prompt_and_completions(self.tokenizer, prompt, [completion], [ended])
-        ids = prompt_ids + answer
-        if self.context is None or len(ids) <= self.context:
-            return ids
-        if not self.warned:
-            self.warned = True
-            logger.warning(
-                "a prompt and response of %d tokens exceed a reward model's context of %d; it reads only their end.",
-                len(ids), self.context,
-            )  # fmt: skip
-        return ids[-self.context :]
-
-
-def function_scores(
-    functions: list[RewardFunction | TextRewardModel],
-    weights: list[float] | None,
-    prompts: list[Any],
-    completions: list[str],
-    ended: Sequence[bool] = (),
-    **columns: list[Any],
-) -> Tensor:
-    """Weighted sum of reward functions and of reward models that read text.
-
-    Args:
-        functions: each function is called as `f(prompts=..., completions=..., **columns)` and returns one float per
-            completion.
-        weights: one per function; None: all 1.
-        prompts: text or messages, as in the dataset.
-        completions: decoded responses without special tokens.
-        ended: True for each response that ended by itself; models need it, functions do not.
-        columns: the dataset's other columns for these rows.
-
-    Returns:
-        [len(completions)] float32.
-    """
-    total = torch.zeros(len(completions))
-    for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
-        if isinstance(function, TextRewardModel):
-            scores = function(prompts, completions, ended)
-        else:
-            scores = function(prompts=prompts, completions=completions, **columns)
-        if len(scores) != len(completions):
-            name = getattr(function, "__name__", type(function).__name__)
-            raise InputError(
-                f"reward function {name} gave {len(scores)} scores for {len(completions)} completions; "
-                "return one for each."
-            )
-        total += weight * torch.tensor([float(score) for score in scores])
-    return total
+RewardSource = RewardFunction | PreTrainedModel | str
 
 
 @dataclass
@@ -127,33 +43,50 @@ class RewardSources:
 
 def reward_sources(
     reward_model: PreTrainedModel | PeftModel | None,
-    reward_funcs: RewardFunction | PreTrainedModel | Sequence[RewardFunction | PreTrainedModel] | None,
+    reward_funcs: RewardSource | Sequence[RewardSource] | None,
     weights: Sequence[float] | None,
     policy_tokenizer: PreTrainedTokenizerBase,
     reward_tokenizer: PreTrainedTokenizerBase | None = None,
-    function_tokenizers: Sequence[PreTrainedTokenizerBase | None] | None = None,
+    function_tokenizers: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None = None,
 ) -> RewardSources:
     """Sorts the reward arguments of `PPOTrainer` into models that read ids and sources that read text.
 
     Raises:
         InputError: the numbers of weights or tokenizers and of reward_funcs differ.
     """
-    functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
+    functions = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs or [])
+    if isinstance(function_tokenizers, PreTrainedTokenizerBase):
+        function_tokenizers = [function_tokenizers]
     tokenizers = [None] * len(functions) if function_tokenizers is None else list(function_tokenizers)
     weights = [1.0] * len(functions) if weights is None else list(weights)
     for name, given in (("reward_weights", weights), ("reward_processing_classes", tokenizers)):
         if len(given) != len(functions):
             raise InputError(f"{len(given)} {name} for {len(functions)} reward_funcs; give one for each.")
     functions = [
-        TextRewardModel(function, tokenizer or policy_tokenizer)  # pyright: ignore[reportArgumentType]
-        if isinstance(function, torch.nn.Module)
-        else function
+        text_source(function, tokenizer, policy_tokenizer)
         for function, tokenizer in zip(functions, tokenizers, strict=True)
     ]
     if reward_model is None or reward_tokenizer is None or reads_alike(reward_tokenizer, policy_tokenizer):
         return RewardSources(reward_model, functions, weights)
     functions.append(TextRewardModel(reward_model, reward_tokenizer))
     return RewardSources(None, functions, [*weights, 1.0], model_reads_text=True)
+
+
+def text_source(
+    source: RewardSource, tokenizer: PreTrainedTokenizerBase | None, policy_tokenizer: PreTrainedTokenizerBase
+) -> RewardFunction | TextRewardModel:
+    """Returns a function as it is, and a model, or the name of one, as a reward model that reads text."""
+    if isinstance(source, str):
+        return load_text_reward(source, tokenizer)
+    if not isinstance(source, torch.nn.Module):
+        if not callable(source) and not is_async(source):
+            raise InputError(f"{source!r} is no reward function: pass a function, a sequence classifier or its name.")
+        return source
+    if tokenizer is None:
+        tokenizer = own_tokenizer(source)
+    if tokenizer is None or tokenizer.get_vocab() == policy_tokenizer.get_vocab():
+        tokenizer = policy_tokenizer if tokenizer is None or tokenizer.chat_template is None else tokenizer
+    return TextRewardModel(source, tokenizer)
 
 
 def reads_alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:

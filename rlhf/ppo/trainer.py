@@ -23,7 +23,6 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
-from rlhf.models.chat_template import answer_text
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
@@ -39,10 +38,19 @@ from rlhf.ppo.guards import (
 )
 from rlhf.ppo.layouts import build_actor_critic
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.metrics import Meter, append_samples, drop_samples, episode_means, update_shares, with_trl_names
+from rlhf.ppo.metrics import (
+    Meter,
+    append_samples,
+    drop_samples,
+    episode_means,
+    function_means,
+    update_shares,
+    with_trl_names,
+)
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.ptx import add_ptx_gradient, pretraining_stream, resolve_ptx_coef
-from rlhf.ppo.rewards import RewardFunction, function_scores, reward_sources, shape_scores
+from rlhf.ppo.reward_functions import check_functions, name_of, score_texts, weighted_sum
+from rlhf.ppo.rewards import RewardSource, reward_sources, shape_scores
 from rlhf.ppo.rollout import (
     MicroBatch,
     Rollout,
@@ -74,12 +82,13 @@ class PPOTrainer(TRLInterface):
         optimizers: optimizer and scheduler to use instead of AdamW with one learning rate each for policy and value.
         callbacks: as in transformers.Trainer.
         peft_config: puts an adapter on `model`; the reference is then `model` without it.
-        reward_funcs: Python functions and reward models whose weighted sum is added to the reward model's score; see
-            `rlhf.ppo.rewards.function_scores`.
+        reward_funcs: those of TRL's GRPOTrainer: Python functions, reward models, and names of reward models. Their
+            weighted sum is added to the reward model's score; see `rlhf.ppo.reward_functions`.
         pretrain_dataset: rows with `text`, or several such sources, in memory or streamed, for PPO-ptx (`ptx_coef`).
         reward_processing_class: tokenizer of the reward model if it differs from the policy's; the reward model then
             reads the decoded text instead of the sampled ids.
-        reward_processing_classes: tokenizer of each of `reward_funcs` that is a model; None: the policy's.
+        reward_processing_classes: tokenizer of each of `reward_funcs` that is a model; None: the one beside the model's
+            weights, else the policy's.
 
     Raises:
         InputError: arguments or data that cannot be used, each with the remedy.
@@ -106,10 +115,10 @@ class PPOTrainer(TRLInterface):
         optimizers: tuple = (None, None),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
-        reward_funcs: RewardFunction | PreTrainedModel | Sequence[RewardFunction | PreTrainedModel] | None = None,
+        reward_funcs: RewardSource | Sequence[RewardSource] | None = None,
         pretrain_dataset: Dataset | IterableDataset | Sequence[Dataset | IterableDataset] | None = None,
         reward_processing_class: PreTrainedTokenizerBase | None = None,
-        reward_processing_classes: Sequence[PreTrainedTokenizerBase | None] | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase | None] | None = None,
     ):
         # The networks
         set_seed(args.seed)  # LoRA weights of peft_config are random
@@ -155,6 +164,7 @@ class PPOTrainer(TRLInterface):
             eval_dataset = {name: self._encode(dataset, name, args) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._encode(eval_dataset, "eval", args)
+        check_functions(self.reward_funcs, train_dataset.column_names)
         args = args.of_run(len(train_dataset))  # a copy: the caller's stays as it is
         args.ptx_coef = resolve_ptx_coef(args.ptx_coef, has_text=pretrain_dataset is not None)
         self.pretraining = pretraining_stream(pretrain_dataset, processing_class, networks.config, args)
@@ -239,7 +249,8 @@ class PPOTrainer(TRLInterface):
         # 3. Minibatches of micro-batches: log-probabilities, values and scores
         lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
         minibatches = split(lengths, args.num_mini_batches, args.per_device_train_batch_size)
-        rollout = Rollout(index, [self.score(minibatch, columns, responses) for minibatch in minibatches])
+        table = self.text_scores(columns, responses)
+        rollout = Rollout(index, [self.score(minibatch, columns, responses, table) for minibatch in minibatches])
         batches = list(rollout.micro_batches())
 
         # 4. Score options: scale, clip, missing EOS
@@ -257,6 +268,7 @@ class PPOTrainer(TRLInterface):
             self.kl.update(means["objective/kl"], args.rollout_size)
         values, returns = (response_tokens(batches, name) for name in ("values", "returns"))
         means["val/explained_variance"] = explained_variance(values, returns, self.sum_over_processes).item()
+        means |= function_means(table, [name_of(f) for f in self.reward_funcs], args.device, self.sum_over_processes)
         means["val/num_eos_tokens"] = round(means["rollout/eos_rate"] * args.rollout_size)
         if self.optimizer is not None:
             means["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -285,9 +297,9 @@ class PPOTrainer(TRLInterface):
             return self.wrapped_model()("sample", sampler)
 
     def score(
-        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]]
+        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]], table: Tensor | None
     ) -> list[MicroBatch]:
-        """Micro-batches of one minibatch, with log-probabilities, values and scores.
+        """Micro-batches of one minibatch, with log-probabilities, values and scores; `table` is of `text_scores`.
 
         The update passes the same tensors through the same forward, so with equal weights the ratio is exactly 1.
         """
@@ -305,8 +317,8 @@ class PPOTrainer(TRLInterface):
                 batch.scores = torch.zeros(len(rows), device=device)
 
             # 2. Reward functions, and reward models that read text
-            if self.reward_funcs:
-                batch.scores += self.text_scores(batch, columns, responses).to(device)
+            if table is not None:
+                batch.scores += weighted_sum(table[rows], self.reward_weights).to(device)
 
             # 3. Policy and value before the update
             batch.logprobs, batch.values = model("policy_and_value", **inputs)
@@ -320,16 +332,14 @@ class PPOTrainer(TRLInterface):
             batch.tokens = tokens
         return batches
 
-    def text_scores(self, batch: MicroBatch, columns: dict[str, list], responses: list[list[int]]) -> Tensor:
-        """Scores [B] of the reward functions, and of the reward models that read text."""
-        columns = {name: [column[i] for i in batch.rows] for name, column in columns.items()}
-        ids, decode = columns.pop("input_ids"), self.processing_class.batch_decode
-        prompts = columns.pop("prompt", None) or decode(ids, skip_special_tokens=True)
-        completions = [answer_text(self.processing_class, ids[k], responses[i]) for k, i in enumerate(batch.rows)]
+    def text_scores(self, columns: dict[str, list], responses: list[list[int]]) -> Tensor | None:
+        """Scores [N, F] of the reward functions and of the reward models that read text; None without them."""
+        self.extra = [{} for _ in responses]  # of `log_extra`
+        if not self.reward_funcs:
+            return None
+        given = {"trainer_state": self.state, "log_metric": self.meter.add_value, "extra": self.extra}
         with self.accelerator.autocast():
-            return function_scores(
-                self.reward_funcs, self.reward_weights, prompts, completions, batch.ended.tolist(), **columns
-            )
+            return score_texts(self.reward_funcs, self.processing_class, self.stop_ids, columns, responses, **given)
 
     def apply_score_options(self, batches: list[MicroBatch]) -> None:
         """Fills in `shaped_scores`: scaled, clipped, with the terms for a missing EOS."""
@@ -450,7 +460,8 @@ class PPOTrainer(TRLInterface):
         with averaged(self.actor_critic, self.ema):
             responses = self.sample(columns["input_ids"], uniforms, "evaluation: sampling")
             lengths = [len(p) + len(r) for p, r in zip(columns["input_ids"], responses, strict=True)]
-            batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses)
+            table = self.text_scores(columns, responses)
+            batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses, table)
         self.apply_score_options(batches)
         means = episode_means(batches, self.kl.coef, self.sum_over_processes, counted=sum(i < total for i in rows))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -471,7 +482,8 @@ class PPOTrainer(TRLInterface):
         """Appends the first episodes to samples.jsonl."""
         if self.is_world_process_zero():
             labels = {"step": self.state.global_step, "source": source}
-            append_samples(self.samples_path, self.processing_class, columns["input_ids"], responses, batches, **labels)
+            samples = (columns["input_ids"], responses, batches)
+            append_samples(self.samples_path, self.processing_class, *samples, extra=self.extra, **labels)
 
     @property
     def samples_path(self) -> Path:

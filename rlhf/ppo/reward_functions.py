@@ -1,0 +1,236 @@
+"""Reward functions: Python functions with the arguments of TRL's GRPOTrainer, and classifiers that read text.
+
+A function is called once per rollout and process, as
+
+    f(prompts=..., completions=..., completion_ids=..., trainer_state=..., log_extra=..., log_metric=..., **columns)
+
+with the arguments that it takes, and returns one number per completion, or None for a completion that it does not
+judge. It may be a coroutine function. For prompts of messages, a completion is a list of one message.
+"""
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.errors import InputError
+from rlhf.models.chat_template import answer_text
+from rlhf.ppo.text_rewards import TextRewardModel
+
+logger = logging.getLogger(__name__)
+
+RewardFunction = Callable[..., Any]  # a sequence of floats and None, or a coroutine of it
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def function_scores(
+    functions: Sequence[RewardFunction | TextRewardModel],
+    weights: Sequence[float] | None,
+    prompts: list[Any],
+    completions: list[str],
+    ended: Sequence[bool] = (),
+    **columns: Any,
+) -> Tensor:
+    """Weighted sum of `function_table`, in which None counts nothing: [len(completions)] float32."""
+    table = function_table(functions, prompts, completions, ended, **columns)
+    return weighted_sum(table, weights)
+
+
+def weighted_sum(table: Tensor, weights: Sequence[float] | None) -> Tensor:
+    """Weighted sum [N] of the scores [N, F]; weights None are all 1. As in GRPO, NaN counts nothing."""
+    return (table * torch.tensor(weights or [1.0] * table.shape[1])).nansum(1)
+
+
+def function_table(
+    functions: Sequence[RewardFunction | TextRewardModel],
+    prompts: list[Any],
+    completions: list[str],
+    ended: Sequence[bool] = (),
+    **columns: Any,
+) -> Tensor:
+    """Scores of reward functions and of reward models that read text.
+
+    Args:
+        prompts: text or messages, as in the dataset.
+        completions: decoded responses without special tokens.
+        ended: True for each response that ended by itself; models need it, functions do not.
+        columns: `completion_ids`, `trainer_state` and what else the functions are given: the dataset's other columns.
+
+    Returns:
+        [len(completions), len(functions)] float32, NaN where a function gave None.
+
+    Raises:
+        InputError: a function gave another number of scores.
+    """
+    messages = [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
+    given = {"prompts": prompts, "completions": messages, **columns}
+    results: list[Any] = [None] * len(functions)
+    waiting = {}
+    for i, function in enumerate(functions):
+        if isinstance(function, TextRewardModel):
+            results[i] = function(prompts, completions, ended)
+        elif is_async(function):
+            waiting[i] = function(**accepted(function, given))
+        else:
+            results[i] = function(**accepted(function, given))
+    for i, result in zip(waiting, run_all(list(waiting.values())), strict=True):
+        results[i] = result
+    for function, scores in zip(functions, results, strict=True):
+        if len(scores) != len(completions):
+            raise InputError(
+                f"reward function {name_of(function)} gave {len(scores)} scores for {len(completions)} completions; "
+                "return one for each."
+            )
+    table = torch.tensor([[as_number(score) for score in scores] for scores in results], dtype=torch.float32)
+    table = table.T.reshape(len(completions), len(functions))
+    none = torch.tensor([all(scores[i] is None for scores in results) for i in range(len(completions))])
+    if none.any():
+        logger.warning("no reward function judged %d of %d completions; their score is 0", none.sum(), len(none))
+    return table
+
+
+def as_number(score: float | None) -> float:
+    """Returns a score, and NaN for None. A score that is NaN becomes infinite, so that it stops the run as it should."""
+    if score is None:
+        return float("nan")
+    return float(score) if float(score) == float(score) else float("inf")
+
+
+def score_texts(
+    functions: Sequence[RewardFunction | TextRewardModel],
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    columns: dict[str, list],
+    responses: list[list[int]],
+    extra: list[dict[str, Any]],
+    **given: Any,
+) -> Tensor:
+    """`function_table` of sampled responses to rows of the dataset.
+
+    Args:
+        columns: the dataset's columns for these rows: `input_ids`, perhaps `prompt`, and further ones.
+        responses: sampled ids.
+        extra: one dictionary per response, which `log_extra` fills in.
+        given: further arguments of the functions.
+    """
+    columns = {name: column for name, column in columns.items() if name not in ("completion", "completion_ids")}
+    ids = columns.pop("input_ids")
+    prompts = columns.pop("prompt", None) or tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = [answer_text(tokenizer, *row) for row in zip(ids, responses, strict=True)]
+
+    def log_extra(column: str, values: Sequence) -> None:
+        for row, value in zip(extra, values, strict=True):
+            row[column] = value
+
+    ended = [response[-1] in stop_ids for response in responses]
+    given |= {"completion_ids": responses, "log_extra": log_extra}
+    return function_table(functions, prompts, texts, ended, **{**columns, **given})
+
+
+def is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def run_all(coroutines: list) -> list:
+    """Runs coroutines at the same time, in a thread of their own, because a notebook has an event loop already."""
+    if not coroutines:
+        return []
+
+    async def gather() -> list:
+        return await asyncio.gather(*coroutines)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(gather())).result()
+
+
+def accepted(function: RewardFunction, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that a function takes; all of them if it takes any."""
+    parameters = parameters_of(function)
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return given
+    return {p.name: given[p.name] for p in parameters if p.name in given}
+
+
+def parameters_of(function: RewardFunction) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some built-in functions have none
+        return []
+
+
+def check_functions(functions: Sequence[RewardFunction | TextRewardModel], columns: Sequence[str]) -> None:
+    """Raises InputError if a function needs an argument that is neither given nor a column of the dataset."""
+    for function in functions:
+        if isinstance(function, TextRewardModel):
+            continue
+        for p in parameters_of(function):
+            named = p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            if named and p.default is p.empty and p.name not in (*GIVEN, *columns):
+                raise InputError(
+                    f"reward function {name_of(function)} needs `{p.name}`, which is no column of the prompts "
+                    f"({', '.join(columns)}); add the column, or give the argument a default."
+                )
+
+
+def name_of(function: Any) -> str:
+    """Returns the name under which a function's scores are logged."""
+    if isinstance(function, TextRewardModel):
+        return function.name
+    function = getattr(function, "func", function)  # of functools.partial
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def find_reward_functions(names: Sequence[str]) -> list[RewardFunction | str]:
+    """Returns the reward functions of the command line, in the forms
+
+        rewards.py:short      function `short` of a file
+        package.module.short  function `short` of a module, from the working directory too
+        path or Hub id        a sequence classifier, which the trainer loads
+
+    Raises:
+        InputError: there is no such file, module or function, or the import fails.
+    """
+    return [_find(name) for name in names]
+
+
+def _find(name: str) -> RewardFunction | str:
+    if Path(name).expanduser().is_dir() or ("/" in name and ":" not in name and not name.endswith(".py")):
+        return name
+    file, colon, function = name.rpartition(":")
+    module, dot, attribute = name.rpartition(".")
+    if not colon and (not dot or name.endswith(".py")):
+        raise InputError(
+            f"reward function {name} has no function's name; write file.py:function, module.function, or the folder or "
+            "Hub id of a sequence classifier."
+        )
+    try:
+        if colon:
+            return getattr(_import_file(Path(file).expanduser()), function)
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's file raises
+        raise InputError(f"reward function {name} cannot be imported: {type(error).__name__}: {error}.") from error
+
+
+def _import_file(path: Path):
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
