@@ -5,8 +5,8 @@
 
 One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model
 starts as a copy of reward. `--reward_funcs my_rewards.py:short owner/classifier` adds rewards, or replaces the reward
-model: the value head then starts at zero. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/, metrics.jsonl,
-samples.jsonl and result.json. `--pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
+model: the value head then starts at zero. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/,
+metrics.jsonl, samples.jsonl and result.json. `--pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
 `--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
 """
 

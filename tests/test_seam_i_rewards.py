@@ -88,7 +88,8 @@ def test_seam_i6_none_counts_nothing_and_async_functions_run_together(tmp_path, 
         return [None, 4.0]
 
     table = function_table([first, second, Third(), forth], ["p", "q"], ["a", "b"])
-    assert torch.equal(table.nan_to_num(-1), torch.tensor([[1.0, -1, -1, -1], [1, 2, -1, 4]]))
+    assert table.scores.tolist() == [[1, 0, 0, 0], [1, 2, 0, 4]]
+    assert table.judged.tolist() == [[True, False, False, False], [True, True, False, True]]
     scores = function_scores([forth, lambda **_: [None, 1.0]], [10.0, 1.0], ["p", "q"], ["a", "b"])
     assert scores.tolist() == [0.0, 41.0]
     assert "no reward function judged 1 of 2 completions" in caplog.text
@@ -96,7 +97,7 @@ def test_seam_i6_none_counts_nothing_and_async_functions_run_together(tmp_path, 
     async def inside_a_loop():  # as in a notebook
         return function_table([Third()], ["p"], ["a"])
 
-    assert asyncio.run(inside_a_loop()).isnan().all()
+    assert not asyncio.run(inside_a_loop()).judged.any()
 
 
 def test_seam_i6_a_function_that_needs_what_there_is_not_is_refused_before_training(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.ppo.reward_functions import ScoreTable
 from rlhf.ppo.rollout import MicroBatch
 from rlhf.tensors import as_float64
 
@@ -49,13 +50,12 @@ def episode_means(
 
 @torch.no_grad()
 def function_means(
-    table: Tensor | None, names: list[str], device: torch.device, reduce: Callable[[Tensor], Tensor]
+    table: ScoreTable | None, names: list[str], device: torch.device, reduce: Callable[[Tensor], Tensor]
 ) -> dict[str, float]:
-    """Mean and standard deviation of the scores [N, F] of each reward function over all processes, without None."""
+    """Mean and standard deviation of the scores of each reward function over all processes, without None."""
     if table is None:
         return {}
-    table = table.to(device)
-    judged, scores = ~table.isnan(), as_float64(table.nan_to_num())
+    judged, scores = table.judged.to(device), as_float64(table.scores.to(device))
     n, mean = reduce(torch.stack([as_float64(judged.sum(0)), scores.sum(0)]))
     mean = mean / n
     std = (reduce(((scores - mean).square() * judged).sum(0)) / n).sqrt()

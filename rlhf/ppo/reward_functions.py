@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,13 +42,19 @@ def function_scores(
     **columns: Any,
 ) -> Tensor:
     """Weighted sum of `function_table`, in which None counts nothing: [len(completions)] float32."""
-    table = function_table(functions, prompts, completions, ended, **columns)
-    return weighted_sum(table, weights)
+    return function_table(functions, prompts, completions, ended, **columns).sum(weights)
 
 
-def weighted_sum(table: Tensor, weights: Sequence[float] | None) -> Tensor:
-    """Weighted sum [N] of the scores [N, F]; weights None are all 1. As in GRPO, NaN counts nothing."""
-    return (table * torch.tensor(weights or [1.0] * table.shape[1])).nansum(1)
+class ScoreTable(NamedTuple):
+    """Scores [N, F] float32 of N completions by F functions, 0 where `judged` [N, F] is False (None, as in GRPO)."""
+
+    scores: Tensor
+    judged: Tensor
+
+    def sum(self, weights: Sequence[float] | None, rows: list[int] | None = None) -> Tensor:
+        """Weighted sum of the functions' scores, of all completions or some; weights None are all 1."""
+        scores = self.scores if rows is None else self.scores[rows]
+        return scores @ torch.tensor(weights or [1.0] * scores.shape[1])
 
 
 def function_table(
@@ -57,7 +63,7 @@ def function_table(
     completions: list[str],
     ended: Sequence[bool] = (),
     **columns: Any,
-) -> Tensor:
+) -> ScoreTable:
     """Scores of reward functions and of reward models that read text.
 
     Args:
@@ -65,9 +71,6 @@ def function_table(
         completions: decoded responses without special tokens.
         ended: True for each response that ended by itself; models need it, functions do not.
         columns: `completion_ids`, `trainer_state` and what else the functions are given: the dataset's other columns.
-
-    Returns:
-        [len(completions), len(functions)] float32, NaN where a function gave None.
 
     Raises:
         InputError: a function gave another number of scores.
@@ -94,19 +97,12 @@ def function_table(
                 f"reward function {name_of(function)} gave {len(scores)} scores for {len(completions)} completions; "
                 "return one for each."
             )
-    table = torch.tensor([[as_number(score) for score in scores] for scores in results], dtype=torch.float32)
-    table = table.T.reshape(len(completions), len(functions))
-    none = torch.tensor([all(scores[i] is None for scores in results) for i in range(len(completions))])
-    if none.any():
-        logger.warning("no reward function judged %d of %d completions; their score is 0", none.sum(), len(none))
-    return table
-
-
-def as_number(score: float | None) -> float:
-    """Returns a score, and NaN for None. A score that is NaN becomes infinite, so that it stops the run as it should."""
-    if score is None:
-        return float("nan")
-    return float(score) if float(score) == float(score) else float("inf")
+    judged = torch.tensor([[score is not None for score in scores] for scores in results]).T
+    numbers = [[0.0 if score is None else float(score) for score in scores] for scores in results]
+    none = int((~judged).all(1).sum())
+    if none:
+        logger.warning("no reward function judged %d of %d completions; their score is 0", none, len(completions))
+    return ScoreTable(torch.tensor(numbers, dtype=torch.float32).T, judged)
 
 
 def score_texts(
@@ -117,7 +113,7 @@ def score_texts(
     responses: list[list[int]],
     extra: list[dict[str, Any]],
     **given: Any,
-) -> Tensor:
+) -> ScoreTable:
     """`function_table` of sampled responses to rows of the dataset.
 
     Args:

@@ -49,7 +49,7 @@ from rlhf.ppo.metrics import (
 )
 from rlhf.ppo.optimization import parameter_groups, rollout_schedule
 from rlhf.ppo.ptx import add_ptx_gradient, pretraining_stream, resolve_ptx_coef
-from rlhf.ppo.reward_functions import check_functions, name_of, score_texts, weighted_sum
+from rlhf.ppo.reward_functions import ScoreTable, check_functions, name_of, score_texts
 from rlhf.ppo.rewards import RewardSource, reward_sources, shape_scores
 from rlhf.ppo.rollout import (
     MicroBatch,
@@ -297,7 +297,7 @@ class PPOTrainer(TRLInterface):
             return self.wrapped_model()("sample", sampler)
 
     def score(
-        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]], table: Tensor | None
+        self, minibatch: list[list[int]], columns: dict[str, list], responses: list[list[int]], table: ScoreTable | None
     ) -> list[MicroBatch]:
         """Micro-batches of one minibatch, with log-probabilities, values and scores; `table` is of `text_scores`.
 
@@ -318,7 +318,7 @@ class PPOTrainer(TRLInterface):
 
             # 2. Reward functions, and reward models that read text
             if table is not None:
-                batch.scores += weighted_sum(table[rows], self.reward_weights).to(device)
+                batch.scores += table.sum(self.reward_weights, rows).to(device)
 
             # 3. Policy and value before the update
             batch.logprobs, batch.values = model("policy_and_value", **inputs)
@@ -332,8 +332,8 @@ class PPOTrainer(TRLInterface):
             batch.tokens = tokens
         return batches
 
-    def text_scores(self, columns: dict[str, list], responses: list[list[int]]) -> Tensor | None:
-        """Scores [N, F] of the reward functions and of the reward models that read text; None without them."""
+    def text_scores(self, columns: dict[str, list], responses: list[list[int]]) -> ScoreTable | None:
+        """Scores of the reward functions and of the reward models that read text; None without them."""
         self.extra = [{} for _ in responses]  # of `log_extra`
         if not self.reward_funcs:
             return None
