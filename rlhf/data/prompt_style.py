@@ -73,6 +73,8 @@ def in_prompt_style(
             text is rendered in it already.
     """
     style = resolve_style(args.prompt_style, trained, tokenizer)
+    if len(rows) == 0:
+        return rows
     if not isinstance(rows[0]["prompt"], str):
         if style == "text" and "text" in (args.prompt_style, trained):
             whose = "prompt_style is text" if trained is None else "the adapter was trained on prompts of style text"
