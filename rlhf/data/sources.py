@@ -96,7 +96,7 @@ def _saved(folder: Path) -> Splits:
         ) from error
     if isinstance(saved, datasets.Dataset):
         saved = {split_of_name(folder.name) or "train": saved}
-    return {split: partial(rows_of_dataset, f"{folder} ({split})", rows) for split, rows in saved.items()}
+    return {str(split): partial(rows_of_dataset, f"{folder} ({split})", rows) for split, rows in saved.items()}
 
 
 def _rows_of_files(paths: list[Path]) -> Iterator[SourceRow]:
