@@ -20,6 +20,7 @@ from rlhf.cli import parse, run
 from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
+from rlhf.evaluation.seen import unseen_prompts
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.contracts import check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer
@@ -63,6 +64,8 @@ def main() -> None:
     demonstrations = load_demonstrations(data_args, "validation")
     style = trained_style([folder, choice.reward_model_path])
     demonstrations = in_prompt_style(demonstrations, data_args, tokenizer, "validation", style)
+    adapters = {"sft": folder, "reward": choice.reward_model_path}
+    demonstrations, _ = unseen_prompts(demonstrations, adapters, f"{data_args.dataset_name} (validation split)")
     base = load_base(model_args, tokenizer).to(process_state().device)  # pyright: ignore[reportArgumentType]
     table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
     if not is_first_process():

@@ -6,9 +6,11 @@ Reads the folder of a stage or of a whole run; writes nothing on this machine.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rlhf.cli import parse, run
-from rlhf.runs.hub import push_run
+from rlhf.models.contracts import check_agreement
+from rlhf.runs.hub import find_stages, push_run
 
 
 @dataclass
@@ -23,6 +25,7 @@ class PushArguments:
 
 def main() -> None:
     (args,) = parse(PushArguments)
+    check_agreement(find_stages(Path(args.run_folder)))
     push_run(args.run_folder, args.hub_id, private=not args.public, dry_run=args.dry_run)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
-from small_stages import ROOT, messages, refusal, run_stage, write_data
+from small_stages import ROOT, messages, refusal, run_recipe, run_stage, write_data
 from toys import classifier, save_toy
 from trl import ModelConfig
 
@@ -24,6 +24,7 @@ from rlhf.models.stages import load_adapters
 from rlhf.ppo.rewards import reward_sources
 from rlhf.reward.initialization import load_reward_start
 from rlhf.runs.contract import read_contract, read_conversations
+from rlhf.runs.hub import staged
 
 
 @pytest.fixture
@@ -224,3 +225,20 @@ def test_seam_e16_a_reward_model_with_another_template_reads_the_text(toy_tokeni
     sources = reward_sources(classifier(), None, None, toy_tokenizer, other)
     assert sources.model_reads_text and sources.model is None
     assert sources.functions[0].tokenizer.chat_template == other.chat_template
+
+
+def test_seam_e17_the_contract_is_uploaded_without_paths_of_this_machine(small_run):
+    for stage in ("sft", "reward", "ppo"):
+        with staged(small_run / stage, stage, "me/model") as files:
+            contract = read_contract(files)
+            assert str(small_run) not in (files / "contract.json").read_text()
+            assert contract.base["name"] == "base" and contract.base["weights"]
+            assert np.array_equal(read_conversations(files), read_conversations(small_run / stage))
+
+
+def test_seam_e18_choose_keeps_the_contract_beside_the_chosen_adapter(own_run):
+    before = read_contract(own_run / "sft")
+    options = {"sft_path": own_run / "sft", "reward_model_path": own_run / "reward", "choice_max_new_tokens": 4}
+    run_recipe("choose", options | {"dataset_name": own_run / "demonstrations", "choice_prompts": 2})
+    assert read_contract(own_run / "sft") == before
+    assert read_conversations(own_run / "sft") is not None
