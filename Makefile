@@ -38,7 +38,7 @@ LAUNCH = $(VENV)/bin/accelerate-launch --quiet --config_file accelerate_configs/
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format data pretrain sft reward choose ppo evaluate compare inspect push
+.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate compare inspect push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -64,6 +64,10 @@ demo: export ACCELERATE_USE_CPU := true
 demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about ten minutes
 	@$(LAUNCH) recipes/demo.py
 	@echo "The report is $(CURDIR)/runs/sandbox/report.html"
+
+check: $(INSTALLED) ## run all stages of RECIPE on a short model first, in seconds
+	@$(VENV)/bin/python recipes/check.py --recipe recipes/$(RECIPE) $(ARGS) --processes \
+		$$(sed -n 's/^num_processes: *//p' accelerate_configs/$(ACCELERATE).yaml)
 
 test: $(TESTED) ## all tests but those of 43 more architectures, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 \
