@@ -57,7 +57,7 @@ def test_seam_b9_text_is_a_message_where_the_tokenizer_brings_a_template(family)
         Dataset.from_list([{"prompt": QUESTION, "category": "qa"}]), data_args(), tokenizer, "train"
     )
     assert row == {"prompt": USER, "category": "qa"}
-    assert len(in_prompt_style(prompts.select([]), data_args(), tokenizer, "train")) == 0
+    assert len(in_prompt_style(comparisons().select([]), data_args(), tokenizer, "train")) == 0
 
 
 def test_seam_b9_text_stays_text_without_a_template_and_after_saving(tmp_path):
