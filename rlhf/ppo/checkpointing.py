@@ -17,10 +17,12 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from huggingface_hub import upload_folder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import HubStrategy
 from trl.trainer.base_trainer import _BaseTrainer
 
 from rlhf.errors import InputError
@@ -36,6 +38,10 @@ from rlhf.runs.contract import write_contract
 WEIGHTS_NAME = "ppo_state.safetensors"
 STATE_NAME = "ppo_state.json"
 ROLES = ("policy", "value")
+UPLOADED = (
+    "adapter_*", "model*.safetensors*", "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges*",
+    "special_tokens_map.json", "added_tokens.json", "chat_template*", "contract*", "README.md",
+)  # fmt: skip
 
 
 class Stateful(Protocol):
@@ -92,6 +98,50 @@ class PPOCheckpointing(AtomicCheckpoints, _BaseTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Uploads what users load: the averaged policy, its tokenizer, the contract and the model card.
+
+        Takes the arguments of transformers.Trainer.push_to_hub; `kwargs` go to the card. What only training needs is
+        left out: raw/, value/, the state to resume from, logs.
+        """
+        folder = Path(self.args.output_dir)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token or self.args.hub_token, private=private)
+        with averaged(self.actor_critic, self.ema):
+            self.actor_critic.save("policy", folder, write=self.args.should_save)
+        self.accelerator.wait_for_everyone()
+        if not self.is_world_process_zero():
+            return None
+        self.processing_class.save_pretrained(folder)
+        name = kwargs.pop("model_name", None) or (self.args.hub_model_id or folder.name).split("/")[-1]
+        self.create_model_card(model_name=name, **kwargs)
+        return self._upload(folder, commit_message, blocking, token, revision)
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Uploads the same of a checkpoint, with `hub_strategy: every_save`."""
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            message = f"Training in progress, step {self.state.global_step}"
+            self._upload(Path(folder), message, blocking=True)
+
+    def _upload(self, folder: Path, message: str | None, blocking: bool, token=None, revision=None) -> Any:
+        return upload_folder(
+            repo_id=self.hub_model_id or "",
+            folder_path=folder,
+            allow_patterns=list(UPLOADED),
+            commit_message=message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,
+        )
 
     def _save_progress(self, folder: Path) -> None:
         save_weights(folder, self.actor_critic, self.ema, write=self.args.should_save)

@@ -136,7 +136,11 @@ class AtomicCheckpoints(Trainer):
             rotate(folder, folder / name, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder / name))
+            self.push_checkpoint(str(folder / name))
+
+    def push_checkpoint(self, folder: str) -> None:
+        """Uploads a complete checkpoint, with `hub_strategy: every_save`."""
+        super()._push_from_checkpoint(folder)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: the staging folder will be renamed. `_save_checkpoint` pushes the renamed folder."""
