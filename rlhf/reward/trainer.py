@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +62,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         self.labeler_groups: list[str] = []  # labeler_group_id -> name, filled by _prepare_dataset
         self.training_groups: frozenset[str] = frozenset()  # labeler groups in the training data
         args = KWiseRewardConfig() if args is None else args
+        check_arguments(args, kwargs)
         kwargs.setdefault("compute_metrics", self._compute_metrics)
         data_collator = kwargs.pop("data_collator", None)
         with trained_weights_kept(model):
@@ -214,6 +215,12 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         """Tokenizes comparisons, unless `tokenize_comparisons` has done it, and numbers the labeler groups."""
         if "labeler_group_id" in dataset.column_names:
             return dataset
+        unread = sorted({"margin", "tools", "chat_template_kwargs"} & set(dataset.column_names))
+        if unread:
+            raise InputError(
+                f"the {dataset_name} comparisons have the column {', '.join(unread)}, which is not read here; "
+                "remove it, or train with TRL's RewardTrainer."
+            )
         if "completions_ids" not in dataset.column_names:
             dataset = tokenize_comparisons(dataset, processing_class, args.dataset_num_proc)
         if dataset_name == "train" and args.shuffled_pairs:
@@ -229,6 +236,17 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             self._signature_columns = COLUMNS
+
+
+def check_arguments(args: Any, options: dict[str, Any]) -> None:
+    """Raises InputError for arguments of TRL's RewardTrainer that this one does not take."""
+    if not isinstance(args, KWiseRewardConfig):
+        raise InputError(f"args is a {type(args).__name__}; pass a KWiseRewardConfig, which has the same fields.")
+    for name in ("train_dataset", "eval_dataset"):
+        value = options.get(name)
+        for dataset in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(dataset, IterableDataset):
+                raise InputError(f"{name} is streamed; load it whole, for example with Dataset.from_list(list(rows)).")
 
 
 def _named(output: EvalPrediction | PredictionOutput) -> Predictions:
