@@ -94,8 +94,8 @@ def reads_alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
 
     A tokenizer without a template leaves open how its model reads messages.
     """
-    templates = {a.chat_template, b.chat_template} - {None}
-    return a.get_vocab() == b.get_vocab() and len(templates) < 2
+    templates = [tokenizer.chat_template for tokenizer in (a, b) if tokenizer.chat_template is not None]
+    return a.get_vocab() == b.get_vocab() and all(template == templates[0] for template in templates)
 
 
 def shape_scores(

@@ -4,8 +4,10 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 from datasets import Dataset
+from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -79,7 +81,7 @@ class AtomicCheckpoints(Trainer):
             seed=self.args.seed,
             options=options,
             defaults=defaults,
-            parents={"frozen_weights": frozen} if (frozen := frozen_digest(self.model)) else {},
+            parents={"frozen_weights": frozen} if (frozen := frozen_digest(cast(nn.Module, self.model))) else {},
         )
 
     def _checkpoint(self, option: str | bool | None) -> Path | None:
