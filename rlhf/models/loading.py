@@ -5,6 +5,7 @@ No other module calls `from_pretrained` on base models.
 
 import logging
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -185,7 +186,8 @@ def check_lora(model_args: ModelConfig) -> None:
     """
     config = load_config(str(model_args.model_name_or_path), model_args.model_revision)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*`is_gradient_checkpointing` is deprecated", FutureWarning)  # by PEFT
             model = AutoModelForCausalLM.from_config(config)
             for name in model_args.lora_modules_to_save or ():
                 if not any(module.endswith(name) for module, _ in model.named_modules()):
