@@ -52,7 +52,7 @@ from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
 from rlhf.runs.checks import check_model_options, check_training
 from rlhf.runs.contract import read_contract
-from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
+from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder, goes_on
 from rlhf.runs.hub import publish_run, resolve_push
 from rlhf.runs.resume import check_resume, find_checkpoint
 
@@ -78,9 +78,8 @@ def main() -> None:
         args.save_strategy = "no"
     else:
         checkpoint = find_checkpoint(args)
-        check_folder(
-            args.output_dir, *configs, resume=checkpoint is not None, overwrite=folder_args.overwrite_output_dir
-        )
+        resume = goes_on(checkpoint, args.output_dir)
+        check_folder(args.output_dir, *configs, resume=resume, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Data
@@ -111,7 +110,7 @@ def main() -> None:
     parents = {"sft": args.sft_model_path} if args.sft_model_path is not None else {}
     contract = stage_contract("reward", configs, tokenizer, trained_on, {"train": rows["train"]}, parents)
     check_resume(checkpoint, contract)
-    clear_folder(args.output_dir, resume=checkpoint is not None)
+    clear_folder(args.output_dir, resume=resume)
     start_run(args.output_dir, *configs, stage="reward")
 
     # Training

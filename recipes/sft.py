@@ -40,7 +40,7 @@ from rlhf.models.loading import (
 from rlhf.options import SFT
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.checks import check_model_options, check_training
-from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder
+from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder, goes_on
 from rlhf.runs.hub import publish_run, resolve_push
 from rlhf.runs.resume import check_resume, find_checkpoint
 from rlhf.sft.select_checkpoint import (
@@ -83,7 +83,8 @@ def main() -> None:
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     check_lora(model_args)
     checkpoint = find_checkpoint(args)
-    check_folder(folder, *configs, resume=checkpoint is not None, overwrite=folder_args.overwrite_output_dir)
+    resume = goes_on(checkpoint, args.output_dir)
+    check_folder(folder, *configs, resume=resume, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Data
@@ -109,7 +110,7 @@ def main() -> None:
     encoded = {"train": train, "eval": rows["validation"]}  # the validation loss chooses the epoch
     contract = stage_contract("sft", configs, tokenizer, trained_on, encoded)
     check_resume(checkpoint, contract)
-    clear_folder(folder, resume=checkpoint is not None)
+    clear_folder(folder, resume=resume)
     start_run(folder, *configs, stage="sft")
 
     # Training

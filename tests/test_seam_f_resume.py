@@ -59,7 +59,7 @@ def test_seam_f3_a_run_resumed_with_another_reward_model_is_refused(own_run, cap
 
 def test_seam_f4_the_checkpoint_of_another_stage_is_refused(own_run, capsys):
     checkpoint = complete_checkpoints(own_run / "sft")[-1]
-    error = refusal(capsys, "reward", own_run, resume_from_checkpoint=checkpoint)
+    error = refusal(capsys, "reward", own_run, resume_from_checkpoint=checkpoint, output_dir=own_run / "new")
     assert "stage sft, and this run has reward" in error
 
 

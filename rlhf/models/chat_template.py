@@ -1,4 +1,4 @@
-"""What chat templates do beside writing messages: print a date, open or write blocks of thinking.
+"""What chat templates do beside writing messages: print a date, begin the answer, open or write blocks of thinking.
 
 The changes are made in the tokenizer's template, and are saved with it. So every stage, `pipeline` and vLLM ask in the
 form that was trained.
@@ -52,6 +52,29 @@ def template_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Returns the date that the chat template prints, such as `26 Jul 2024`; None if it prints none."""
     text = f"{FIXED_DATE:%d %b %Y}"
     return text if text in str(tokenizer.chat_template) else None
+
+
+def begin_answers(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes a template without a generation prompt end prompts with what it writes before answers.
+
+    Older ChatML templates have none. The model would learn to write `<|im_start|>assistant` itself, as a part of every
+    answer. Spaces before an answer (Mistral) stay with its first word.
+    """
+    answer = "\U000fffd0"
+    try:
+        start = tokenizer.apply_chat_template(PROBE, tokenize=False)
+        asked = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*PROBE, {"role": "assistant", "content": answer}], tokenize=False)
+    except (TemplateError, ValueError):
+        return
+    if asked != start or not str(whole).startswith(str(start)):
+        return
+    header = str(whole)[len(str(start)) :].partition(answer)[0].rstrip(" ")
+    if not header.strip():
+        return
+    ending = f"{{% if add_generation_prompt %}}{{{{ {json.dumps(header, ensure_ascii=False)} }}}}{{% endif %}}"
+    change_template(tokenizer, lambda template: template.removesuffix("\n") + ending)
+    logger.warning("the chat template has no generation prompt; prompts now end with %r, as before its answers", header)
 
 
 def turn_thinking_off(tokenizer: PreTrainedTokenizerBase, answers: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ from transformers.utils import logging as hf_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf.errors import InputError
-from rlhf.models.chat_template import fix_date
+from rlhf.models.chat_template import begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id
 from rlhf.models.lora_targets import linear_layers
@@ -301,6 +301,7 @@ def load_tokenizer(name: str, revision: str = "main", eos_token: str | None = No
         opens_with_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{- bos_token -}}\n" if opens_with_bos else "") + DEFAULT_CHAT_TEMPLATE
     fix_date(tokenizer)
+    begin_answers(tokenizer)
     if STOP_TOKENS not in tokenizer.init_kwargs:
         tokenizer.init_kwargs[STOP_TOKENS] = []
         add_stop_ids(tokenizer, base_stop_ids(folder, revision, gguf_file))

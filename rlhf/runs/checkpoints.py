@@ -41,6 +41,7 @@ class AtomicCheckpoints(Trainer):
     steps_taken = 0  # by the last `train`, without those of the checkpoint that it resumed from
 
     _staging: Path | None = None
+    _best: str | None = None  # best checkpoint of the run before it resumed
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Trains as transformers' Trainer does.
@@ -53,13 +54,14 @@ class AtomicCheckpoints(Trainer):
         if self.stage is not None:
             self.contract = self.contract or self.own_contract()
             check_resume(checkpoint, self.contract)
+        start = self._start(checkpoint)  # read now: the next checkpoints may replace this one
         if not any(isinstance(callback, SaveByTime) for callback in self.callback_handler.callbacks):
             self.add_callback(SaveByTime())
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(self._how_to_go_on()) from error
-        self._count_steps(checkpoint)
+        self._count_steps(start, checkpoint)
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -90,10 +92,18 @@ class AtomicCheckpoints(Trainer):
             return next(reversed(complete_checkpoints(str(self.args.output_dir))), None)
         return Path(option) if option and is_complete(Path(option)) else None
 
-    def _count_steps(self, checkpoint: Path | None) -> None:
-        start = 0
-        if checkpoint is not None:
-            start = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+    def _start(self, checkpoint: Path | None) -> int:
+        """Returns the step of a checkpoint, 0 for None, and finds its best checkpoint beside it.
+
+        The Trainer forgets the best checkpoint of a run whose folder was moved, and would let it be deleted.
+        """
+        if checkpoint is None:
+            return 0
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self._best = state.best_model_checkpoint and str(checkpoint.parent / Path(state.best_model_checkpoint).name)
+        return state.global_step
+
+    def _count_steps(self, start: int, checkpoint: Path | None) -> None:
         self.steps_taken = self.state.global_step - start
         if start > self.state.max_steps:
             raise InputError(
@@ -135,7 +145,8 @@ class AtomicCheckpoints(Trainer):
             self.state.save_to_json(str(folder / PARTIAL / name / TRAINER_STATE_NAME))
             commit_folder(folder / PARTIAL / name, folder / name)
             shutil.rmtree(folder / PARTIAL)
-            rotate(folder, folder / name, self.args.save_total_limit, self.state.best_model_checkpoint)
+            best = self.state.best_model_checkpoint or self._best
+            rotate(folder, folder / name, self.args.save_total_limit, best)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_checkpoint(str(folder / name))

@@ -118,7 +118,7 @@ def differences(theirs: Contract, ours: Contract, names: Iterable[str]) -> list[
     """Returns (name, theirs, ours) of each value that differs, of the given fields; of dicts, key by key.
 
     A value that one side does not know (None, or a field that is empty) differs from nothing. An option that one side
-    leaves out has its default, of `defaults` of `theirs` or `ours`.
+    leaves out has its default, of `defaults` of `theirs` or `ours`; a parent that one side leaves out is a difference.
     """
     found, defaults = [], theirs.defaults | ours.defaults
     for name in names:
@@ -126,8 +126,12 @@ def differences(theirs: Contract, ours: Contract, names: Iterable[str]) -> list[
         if not isinstance(a, dict):
             found += [(name, a, b)] if a != b and _known(a) and _known(b) else []
             continue
-        for key in sorted(a.keys() | b.keys()) if a and b else ():
-            if name == "options":
+        # A trainer without a recipe knows the weights of its parents, not their names.
+        by_name = name == "parents" and ("frozen_weights" in a) == ("frozen_weights" in b)
+        for key in sorted(a.keys() | b.keys()) if by_name or (a and b) else ():
+            if by_name:
+                found += [(f"parents.{key}", a.get(key), b.get(key))] if a.get(key) != b.get(key) else []
+            elif name == "options":
                 x, y = (options.get(key, defaults.get(key)) for options in (a, b))
                 found += [(key, x, y)] if x != y else []
             elif _known(a.get(key)) and _known(b.get(key)) and a[key] != b[key]:

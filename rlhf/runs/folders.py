@@ -36,6 +36,11 @@ class RunFolderArguments:
     )
 
 
+def goes_on(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
+    """True if a run resumes in the folder of its checkpoint. In another folder it is a new run, with a known start."""
+    return checkpoint is not None and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
+
+
 def check_folder(output_dir: str | Path, *configs: Any, resume: bool, overwrite: bool = False) -> None:
     """Refuses to start a run in the folder of another one; call it before the first file is written.
 
@@ -43,7 +48,7 @@ def check_folder(output_dir: str | Path, *configs: Any, resume: bool, overwrite:
 
     Args:
         configs: the dataclass instances of the recipe.
-        resume: the run goes on from a checkpoint.
+        resume: the run goes on from a checkpoint in this folder (`goes_on`).
         overwrite: accept an earlier run, whatever its options.
 
     Raises:

@@ -28,7 +28,7 @@ def differences_text(a: Contract, b: Contract) -> str:
     if not found:
         return "nothing differs"
     width = max(len(name) for name, *_ in found)
-    return "\n".join(f"{name:<{width}}  {_shown(theirs)} | {_shown(ours)}" for name, theirs, ours in found)
+    return "\n".join(f"{name:<{width}}  {_shown(name, theirs)} | {_shown(name, ours)}" for name, theirs, ours in found)
 
 
 def _flat(contract: Contract) -> list[tuple[str, Any]]:
@@ -48,5 +48,6 @@ def _source(source: dict[str, Any]) -> str:
     )
 
 
-def _shown(value: Any) -> str:
-    return "the default" if value is None else str(value)
+def _shown(name: str, value: Any) -> str:
+    missing = "none" if name.startswith("parents.") else "the default"
+    return missing if value is None else str(value)

@@ -84,15 +84,24 @@ def check_choice(args: TrainingArguments, choice: ChoiceArguments) -> None:
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
     """Returns one row per evaluated and saved checkpoint of a Trainer: `epoch`, `checkpoint`, `eval_loss`.
 
-    Checkpoints that the clock saved are left out: another run of the same options would have others.
+    Checkpoints that the clock saved are left out: another run of the same options would have others. Warns if the one
+    with the lowest loss is not there any more, as after resuming in another folder.
     """
-    return [
+    table = [
         {"epoch": round(log["epoch"], 3), "checkpoint": f"checkpoint-{log['step']}", "eval_loss": log["eval_loss"]}
         for log in log_history
         if "eval_loss" in log
         and (checkpoint := Path(run_folder) / f"checkpoint-{log['step']}").is_dir()
         and not is_timed(checkpoint)
     ]
+    evaluated = [log for log in log_history if "eval_loss" in log]
+    best = min(evaluated, key=lambda log: log["eval_loss"], default=None)
+    if table and best is not None and best["eval_loss"] < min(row["eval_loss"] for row in table):
+        logger.warning(
+            "the lowest validation loss, %.4f, is that of step %d, whose checkpoint is not in %s; the best of the "
+            "others is chosen", best["eval_loss"], best["step"], run_folder,
+        )  # fmt: skip
+    return table
 
 
 def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -> dict[str, Any]:
