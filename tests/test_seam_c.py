@@ -616,3 +616,58 @@ def test_seam_c_a_pair_that_begins_with_an_answer_and_has_no_prompt(load):
     talk = [assistant("Hello."), user("Q"), assistant("A")]
     with pytest.raises(InputError, match="begins with an answer, and there is no column prompt"):
         load(load_comparisons, [{"prompt": None, "chosen": talk, "rejected": [*talk[:-1], assistant("B")]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("option_a", "red"), ("few_shot", "2, 4"), ("ctx", "The sea."), ("title", "Seas"), ("paragraph", "The sea.")],
+        *[("definition", "Translate."), ("prefill", "Sure,"), ("role", "doctor"), ("distractor1", "red")],
+        *[
+            ("task", "Translate to French"),
+            ("notes", "The sea is blue and deep."),
+            ("found", ["The sea is blue, deep."]),
+        ],
+    ],
+)
+def test_seam_c2_parts_of_the_prompt_under_more_names(load, name, value):
+    for kind in (load_demonstrations, load_prompts):
+        with pytest.raises(InputError, match=f"column {name} may change what the row means.*ignore={name}"):
+            load(kind, [{"question": "Q", "answer": "A", name: value}])
+    (read,) = load(load_prompts, [{"question": "Q", "answer": "A", name: value}], columns=[f"ignore={name}"])
+    assert read == {"prompt": [user("Q")]}
+
+
+def test_seam_c2_options_under_single_letters(load):
+    for name in ("a.csv", "a.jsonl"):
+        with pytest.raises(InputError, match="column A may change"):
+            load(load_demonstrations, [{"question": "Which?", "A": "red", "B": "blue", "answer": "B"}], name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("grade", 1),
+        ("approved", False),
+        ("status", "discarded"),
+        ("corrected", "B"),
+        ("reflection", "Wrong."),
+        ("stars", 2),
+    ],
+)
+def test_seam_c2_verdicts_on_the_answer_under_more_names(load, name, value):
+    row = {"prompt": "Q", "response": "A", name: value}
+    with pytest.raises(InputError, match=f"column {name} may change what the row means"):
+        load(load_demonstrations, [row])
+    assert load(load_prompts, [row]) == [{"prompt": "Q"}]
+
+
+def test_seam_c2_names_and_numbers_say_nothing(load):
+    row = {
+        "task": "Coding",
+        "country": "United States of America",
+        "n": 3,
+        "seconds": 1.5,
+        "metadata": {"note": "a b c d e f"},
+    }
+    assert load(load_demonstrations, [row | {"prompt": "Q", "response": "A"}]) == [{"prompt": "Q", "completion": "A"}]

@@ -3,7 +3,7 @@
 A name is judged by its words: `system_prompt` and `SystemMessage` have the word system. A column that is not read, and
 whose name has a word of `PROMPT` or `ANSWER`, is refused unless it is empty or repeats a column that is read. Names
 that end in a word of `ABOUT` (`prompt_id`, `chosen_model`), and names without such words, say nothing about the row:
-they are ignored, and the log names them once.
+they are ignored, and the log names them once. But prose under a name without such words may be a part of the prompt.
 """
 
 import logging
@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 # What is asked.
 PROMPT_WORDS = """
     prompt instruction question query queries problem input system developer history previous conversation dialog
-    dialogue message turns context background knowledge evidence document passage article facts hint persona
-    character scenario constraints tool function api schema kwargs prefix suffix choices options examples shots text
-    body post data instance
+    dialogue message turns context ctx background knowledge evidence document doc passage paragraph article story
+    abstract snippet facts hint persona role character scenario constraint rule guideline requirement definition goal
+    tool function api schema kwargs prefix prefill suffix choices option distractor example shot demonstration title
+    heading text content body post data instance
 """
 MEDIA_WORDS = "image picture photo video audio pixel speech"
 # What is answered, and how good it is.
@@ -32,8 +33,11 @@ ANSWER_WORDS = """
     rate rank ranking margin reward return preference winner loser better worse best worst vote kto tie tied good
     bad correct incorrect correctness right wrong true false valid thumb upvotes downvotes likes dislikes feedback
     verdict judgment judgement choice quality helpful helpfulness harmless harmlessness harmful safe unsafe desirable
-    undesirable accept reject strength positive negative
+    undesirable accept reject approve approved pass passed fail failed keep strength positive negative grade star
+    status mask critique reflection refusal correction corrected revision revised edit edited reference
 """
+# Names about a row that may also hold an instruction; a name as "Coding" is none, "Translate to French" may be one.
+INSTRUCTIVE_WORDS = "task format policy topic style tone"
 # Last words of names about a row: prompt_id, answer_length, score_model.
 ABOUT_WORDS = """
     id idx index hash uuid key source dataset lang language length len token count num model name type date time
@@ -41,14 +45,16 @@ ABOUT_WORDS = """
     fingerprint topic domain task file subset
 """
 REPEATABLE_WORDS = "prompt instruction question query message messages response completion answer output"
-PROMPT, MEDIA, ANSWER, ABOUT, REPEATABLE = (
-    frozenset(words.split()) for words in (PROMPT_WORDS, MEDIA_WORDS, ANSWER_WORDS, ABOUT_WORDS, REPEATABLE_WORDS)
+PROMPT, MEDIA, ANSWER, ABOUT, INSTRUCTIVE, REPEATABLE = (
+    frozenset(words.split())
+    for words in (PROMPT_WORDS, MEDIA_WORDS, ANSWER_WORDS, ABOUT_WORDS, INSTRUCTIVE_WORDS, REPEATABLE_WORDS)
 )
 WEIGHT = frozenset(["weight"])
 # Parts of names that are written without a border between their words: sysprompt, chathistory.
 PROMPT_STEMS = re.compile("system|history|context|prompt|instruct|question|image")
 ANSWER_STEMS = re.compile("respon|answer|reject|chosen|reward|score")
 FIRST_ABOUT = frozenset(["num", "n", "count", "original"])
+PROSE = 5  # words; values of fewer are names
 IGNORE = "ignore"  # target of --columns for columns to leave out
 
 
@@ -157,17 +163,36 @@ def _changes_meaning(words: tuple[str, ...], value: Any, kind: str) -> bool:
         return not (isinstance(value, int | float) and value == 1)
     if _any_of(words, MEDIA):
         return bool(value)
-    if kind == "pretraining" or _any_of(words[-1:], ABOUT) or words[0] in FIRST_ABOUT:
+    if kind == "pretraining":
         return False
-    if isinstance(value, bool | int | float) or not _any_of(words, PROMPT, PROMPT_STEMS):
-        return kind != "prompts" and _any_of(words, ANSWER, ANSWER_STEMS)
-    return True
+    if _any_of(words[-1:], INSTRUCTIVE):
+        return _is_prose(value, 3)
+    if _any_of(words[-1:], ABOUT) or words[0] in FIRST_ABOUT:
+        return False
+    is_number = isinstance(value, bool | int | float)
+    if not is_number and (_any_of(words, PROMPT, PROMPT_STEMS) or len("".join(words)) == 1):  # options A, B, C, D
+        return True
+    if _any_of(words, ANSWER, ANSWER_STEMS):
+        return kind != "prompts"
+    return _is_prose(value, PROSE)
+
+
+def _is_prose(value: Any, num_words: int) -> bool:
+    """True for text of so many words, and for a list with such text. Objects hold what tools have recorded."""
+    if isinstance(value, list):
+        items = [text for item in value for text in (item.values() if isinstance(item, dict) else [item])]
+        return any(isinstance(item, str) and _is_prose(item, num_words) for item in items)
+    return isinstance(value, str) and len(value.split()) >= num_words
 
 
 def _any_of(words: tuple[str, ...], names: frozenset[str], stems: re.Pattern[str] | None = None) -> bool:
     """True for a word that is among the names, in the singular or the plural, or that holds a stem."""
     return any(
-        word in names or word.removesuffix("s") in names or (stems is not None and stems.search(word)) for word in words
+        word in names
+        or word.removesuffix("s") in names
+        or f"{word}s" in names
+        or (stems is not None and stems.search(word))
+        for word in words
     )
 
 

@@ -53,7 +53,17 @@ STACK_EXCHANGE = Format(
 SHP = Format(
     title="SHP preferences",
     matches=has("history", "human_ref_A", "human_ref_B", "labels"),
-    columns=("history", "human_ref_A", "human_ref_B", "labels", "score_A", "score_B", "score_ratio", "domain"),
+    columns=(
+        "history",
+        "human_ref_A",
+        "human_ref_B",
+        "labels",
+        "score_A",
+        "score_B",
+        "score_ratio",
+        "upvote_ratio",
+        "domain",
+    ),
     kinds={"comparisons": shp_comparisons, "prompts": shp_prompts},
 )
 WEBGPT = Format(
