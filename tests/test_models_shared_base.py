@@ -452,12 +452,17 @@ def reward_adapter(base, tmp_path):
     return tmp_path / "reward", model.eval()
 
 
+def one_by_one(model):
+    """Returns the logits [B, 1] of INPUT_IDS; transformers batches only models that have a pad token."""
+    return torch.cat([model(row[None]).logits for row in INPUT_IDS])
+
+
 def test_shared_base_scores_as_the_classifier_does(base, reward_adapter):
     folder, model = reward_adapter
     shared = SharedBase(base)
     shared.add_adapter("reward", folder=folder, head=True)
     scores = shared.token_scores("reward", INPUT_IDS, MASK)[:, -1]
-    torch.testing.assert_close(scores, model(INPUT_IDS).logits[:, 0] - 0.75, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, one_by_one(model)[:, 0] - 0.75, rtol=0, atol=1e-5)
     assert shared.heads["reward"].bias.item() == -0.75
     padded = shared.token_scores("reward", pad(INPUT_IDS, (0, 2), value=300), pad(MASK, (0, 2)))
     torch.testing.assert_close(padded[:, -3], scores, rtol=0, atol=1e-5)
@@ -487,10 +492,10 @@ def test_load_reward_model_scores_as_the_classifier_does(reward_adapter):
     folder, model = reward_adapter
     loaded = load_reward_model(folder)
     assert not isinstance(loaded, PeftModel) and not any("lora" in name for name, _ in loaded.named_modules())
-    torch.testing.assert_close(loaded(INPUT_IDS).logits, model(INPUT_IDS).logits - 0.75, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loaded(INPUT_IDS).logits, one_by_one(model) - 0.75, rtol=0, atol=1e-5)
     ids = pad(INPUT_IDS, (0, 2), value=loaded.config.pad_token_id)
     scores = loaded(ids, attention_mask=pad(MASK, (0, 2))).logits
-    torch.testing.assert_close(scores, model(INPUT_IDS).logits - 0.75, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, one_by_one(model) - 0.75, rtol=0, atol=1e-5)
 
 
 def test_value_adapter_loads_as_reward_model(shared, tmp_path):

@@ -70,11 +70,11 @@ def test_the_recipe_mixes_pretraining_text_in(monkeypatch, stages, tmp_path):
     ("options", "message"),
     [
         ({"ptx_coef": 1.0}, "ptx_coef is 1.0 and there is no pretraining text"),
-        ({"reward_model_path": None}, "sft_model_path and reward_model_path are needed"),
+        ({"reward_model_path": None}, "reward_model_path or reward_funcs are needed"),
         ({"sft_model_path": "/nowhere/sft"}, "/nowhere/sft does not exist"),
         ({"reward_ensemble_paths": "/nowhere/reward"}, "/nowhere/reward does not exist"),
         ({"reward_ensemble": "max"}, "invalid choice"),
-        ({"batch_size": 10}, "batch_size 10 is not a multiple"),
+        ({"batch_size": 10}, "batch_size is 10, not a multiple of mini_batch_size 4"),
         ({"max_prompt_length": 3}, "more than max_prompt_length (3 tokens"),
         ({"max_prompt_length": 60}, "exceeds the model's context of 64"),
         ({"learning_rte": 1.0}, "learning_rte"),

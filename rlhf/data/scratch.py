@@ -54,7 +54,7 @@ def once_per_machine(make: Callable[[], datasets.Dataset]) -> datasets.Dataset:
         if reason is not None:
             raise InputError(reason)
     first_of_machine = state.process_index - state.local_process_index
-    return datasets.Dataset.load_from_disk(outcomes[first_of_machine][0])
+    return datasets.Dataset.load_from_disk(outcomes[first_of_machine][0])  # pyright: ignore[reportReturnType]
 
 
 _numbers = itertools.count()

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
+from rlhf.tensors import PADDING_ID
 
 
 def takes_position_ids(lm: PreTrainedModel) -> bool:
@@ -37,6 +38,8 @@ def forward_inputs(lm: PreTrainedModel, input_ids: Tensor, attention_mask: Tenso
     Args:
         input_ids, attention_mask: [B, T]; padding may be on either side. Without a mask it must be on the right.
     """
+    if attention_mask is not None:  # the tokenizer's pad token may have no embedding
+        input_ids = input_ids.masked_fill(attention_mask == 0, PADDING_ID)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if attention_mask is not None and takes_position_ids(lm):
         inputs["position_ids"] = position_ids(attention_mask)

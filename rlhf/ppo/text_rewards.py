@@ -44,7 +44,7 @@ class TextRewardModel:
         self.tokenizer = copy.copy(tokenizer)
         self.tokenizer.init_kwargs = dict(tokenizer.init_kwargs)  # the policy's, if that is its tokenizer, stay
         add_stop_ids(self.tokenizer, eos_ids(model.config))
-        self.name = name or Path(base.name_or_path).name or type(base).__name__
+        self.name = name or Path(base.name_or_path or "").name or type(base).__name__
         self.context = context_length(model.config)
         self.warned = False
 

@@ -91,8 +91,15 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def frozen_digest(model: nn.Module) -> str | None:
-    """Returns a fingerprint of the parameters that are not trained, by a few numbers of each; None if all are."""
-    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    """Returns a fingerprint of the parameters that are not trained, by a few numbers of each; None if all are.
+
+    PEFT's copies of modules that are trained in full are no part of the result, and those of a new head are random.
+    """
+    frozen = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and ".original_module." not in name
+    ]
     digest = hashlib.sha256()
     for name, parameter in frozen:
         flat = parameter.detach().flatten()
