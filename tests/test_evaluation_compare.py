@@ -193,7 +193,8 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
         lines = [json.dumps({"prompt": [{"role": "user", "content": f"{text} ({split})"}]}) for text in texts]
         (prompts / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     paths = {f"--{name}_model_path": run / name for name in ("sft", "ppo", "reward")}
-    options = {"--dataset_name": prompts, "--output_dir": tmp_path / "run" / "evaluate", "--max_new_tokens": 6, **paths}
+    options = {"--dataset_name": prompts, "--dataset_test_split": "test", "--max_new_tokens": 6, **paths}
+    options["--output_dir"] = tmp_path / "run" / "evaluate"
     result = recipe("evaluate", *(word for option in options.items() for word in option))
     assert result.returncode == 0, result.stderr
 
