@@ -29,9 +29,9 @@ from rlhf.data.scratch import once_per_machine
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
 from rlhf.models.contracts import check_agreement, check_style, with_revision_of
-from rlhf.models.loading import load_base, load_config, load_tokenizer
+from rlhf.models.loading import load_base, load_config
 from rlhf.models.shared_base import SharedBase
-from rlhf.models.stages import trained_style
+from rlhf.models.stages import load_adapter_tokenizer, trained_style
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.options import PPO
 from rlhf.ppo import PPOConfig, PPOTrainer
@@ -102,8 +102,7 @@ def main() -> None:
     push = resolve_push(args)
 
     # Prompts and pretraining text
-    has_tokenizer = (sft / "tokenizer_config.json").exists()
-    tokenizer = load_tokenizer(str(sft) if has_tokenizer else base_name)
+    tokenizer = load_adapter_tokenizer(model_args, sft)
     add_stop_ids(tokenizer, [] if args.stop_token_id is None else [args.stop_token_id])
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None

@@ -35,10 +35,9 @@ from rlhf.models.loading import (
     check_lora,
     context_length,
     load_config,
-    load_tokenizer,
     resolve_model_name,
 )
-from rlhf.models.stages import trained_style
+from rlhf.models.stages import load_adapter_tokenizer, trained_style
 from rlhf.options import REWARD
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.accuracy import LabelerGapWarning
@@ -83,9 +82,10 @@ def main() -> None:
     push = resolve_push(args)
 
     # Data
-    tokenizer = load_tokenizer(args.sft_model_path or base_name, model_args.model_revision, args.eos_token)
+    sft = None if args.sft_model_path is None else adapter_folder(args.sft_model_path)
+    tokenizer = load_adapter_tokenizer(model_args, sft, args.eos_token)
     rows, trained_on = {}, None
-    style = trained_style([] if args.sft_model_path is None else [args.sft_model_path])
+    style = trained_style([] if sft is None else [sft])
     for split in ("train", "validation"):
         comparisons = load_comparisons(data_args, split, args.output_dir)
         comparisons = in_prompt_style(comparisons, data_args, tokenizer, split, style, args.output_dir)
@@ -98,8 +98,7 @@ def main() -> None:
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, args.output_dir)
         trained_on = trained_on or short_rows(comparisons, lengths, args.max_length)
     assert trained_on is not None
-    if args.sft_model_path is not None:
-        sft = adapter_folder(args.sft_model_path)
+    if sft is not None:
         check_style(sft, read_contract(sft), prompt_style(trained_on), data_args.dataset_name)
 
     show_comparison(tokenizer, rows["train"][first_ordered(rows["train"]["ranks"])])

@@ -12,9 +12,11 @@ from rlhf.models.adapter_files import adapter_folder, base_model_name, check_ada
 from rlhf.models.contracts import check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer, resolve_model_name
 from rlhf.models.shared_base import SharedBase
-from rlhf.models.stop_tokens import add_stop_ids, saved_stop_tokens, token_ids
+from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, saved_stop_tokens, token_ids
 from rlhf.runs.contract import read_contract
 from rlhf.runs.processes import process_state
+
+TOKENIZER = "tokenizer_config.json"
 
 
 def stage_folders(run: str | Path) -> dict[str, str]:
@@ -74,21 +76,33 @@ def load_stage_tokenizer(
     model_args = replace(model_args, model_name_or_path=base_name)
     for folder in folders.values():
         model_args = with_revision_of(model_args, folder)
-    tokenizer = load_tokenizer(_tokenizer_source(base_name, adapters))
+    saved = (folder for folder in folders.values() if (folder / TOKENIZER).exists())
+    tokenizer = load_adapter_tokenizer(model_args, next(saved, None))
     for name in set(adapters) - {"reward"}:  # PPO may have been trained with a stop_token_id
         add_stop_ids(tokenizer, token_ids(tokenizer, saved_stop_tokens(adapter_folder(adapters[name]))))
     return model_args, tokenizer
+
+
+def load_adapter_tokenizer(
+    model_args: ModelConfig, folder: Path | None, eos_token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that a stage saved beside its adapter, with the chat template of the training.
+
+    Args:
+        model_args: names the base and its revision, whose tokenizer is loaded for a folder that has none.
+        folder: of the adapter; None: the base's.
+        eos_token: see `load_tokenizer`.
+    """
+    name, revision = resolve_model_name(model_args.model_name_or_path), model_args.model_revision
+    if folder is None or not (folder / TOKENIZER).exists():
+        return load_tokenizer(name, revision, eos_token)
+    tokenizer = load_tokenizer(str(folder), eos_token=eos_token)
+    if not saved_stop_tokens(folder):  # TRL's tokenizers do not say where the base stops
+        add_stop_ids(tokenizer, base_stop_ids(name, revision))
+    return tokenizer
 
 
 def trained_style(folders: Iterable[str | Path]) -> str | None:
     """Returns the form of prompts, "chat" or "text", in the first contract of these adapters that names one."""
     contracts = (read_contract(adapter_folder(folder)) for folder in folders)
     return next((contract.prompt_style for contract in contracts if contract and contract.prompt_style), None)
-
-
-def _tokenizer_source(base_name: str, adapters: Mapping[str, str | Path]) -> str:
-    """Returns the first adapter folder with a tokenizer, which has the chat template of the training, else the base."""
-    for folder in adapters.values():
-        if (adapter_folder(folder) / "tokenizer_config.json").exists():
-            return str(adapter_folder(folder))
-    return base_name
