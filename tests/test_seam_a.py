@@ -393,3 +393,80 @@ def test_seam_a8_the_share_that_went_is_explained(tmp_path):
     options = ["--output_dir", str(tmp_path), "--model_name_or_path", "sandbox", "--dataset_name", "sandbox"]
     with pytest.raises(InputError, match=r"held_out_share in the command line is not an option .* any more. Drop it"):
         parse(PrepareArguments, DataArguments, args=[*options, "--held_out_share", "0.2"])
+
+
+# ---- names of files, columns that name splits, configurations
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("heldout.jsonl", "prompts_held_out.jsonl", "holdout/a.jsonl", "testset.jsonl", "evals.jsonl", "MyTest.jsonl"),
+        *("devset.jsonl", "valData.jsonl", "unseen.jsonl", "benchmark.jsonl", "validate.jsonl", "eval split.jsonl"),
+    ],
+)
+def test_seam_a9_held_out_files_have_many_names(tmp_path, name):
+    write(tmp_path / "rows.jsonl", demonstrations(range(100)))
+    write(tmp_path / name, demonstrations(range(1000, 1100)))
+    numbers = {row["prompt"] for row in load_demonstrations(source(tmp_path), "train")}
+    assert numbers and numbers <= {row["prompt"] for row in demonstrations(range(100))}
+    assert_held_out(source(tmp_path))
+    if "/" not in name:
+        with pytest.raises(InputError, match="never trained on"):
+            load_demonstrations(source(tmp_path / name), "train")
+
+
+def test_seam_a9_words_that_only_hold_test_are_no_split(tmp_path):
+    for name in ("latest.jsonl", "contest.jsonl", "developers.jsonl", "trainset.jsonl"):
+        assert load_demonstrations(source(write(tmp_path / name, demonstrations(range(60)))), "train")
+
+
+def test_seam_a9_a_folder_named_test_is_never_trained_on(tmp_path):
+    write(tmp_path / "data" / "test" / "a.jsonl", demonstrations(range(60)))
+    with pytest.raises(InputError, match="never trained on"):
+        load_demonstrations(source(tmp_path / "data" / "test"), "train")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_seam_a10_rows_that_a_column_names_as_held_out_are_never_trained_on(tmp_path, suffix):
+    words = ("train", "dev", "test")
+    rows = [row | {"split": words[i % 3]} for i, row in enumerate(demonstrations(range(600)))]
+    args = source(write(tmp_path / f"rows.{suffix}", rows))
+    named = {row["prompt"]: row["split"] for row in rows}
+    loaded = {split: [named[row["prompt"]] for row in load_demonstrations(args, split)] for split in SPLITS}
+    assert set(loaded["train"]) == {"train"} and set(loaded["validation"]) == {"train", "dev"}
+    assert set(loaded["test"]) == set(words)
+    assert_held_out(args)
+    args = source(tmp_path / f"rows.{suffix}", columns=["ignore=split"])
+    assert {named[row["prompt"]] for row in load_demonstrations(args, "train")} == set(words)
+
+
+def test_seam_a10_a_column_that_names_no_row_to_train_on_is_an_error(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [row | {"split": "test"} for row in demonstrations(range(60))])
+    with pytest.raises(InputError, match=r"column split of .* names no row to train on.*--columns ignore=split"):
+        load_demonstrations(source(path), "train")
+
+
+def test_seam_a11_a_folder_from_the_hub_has_the_splits_that_it_has_there(tmp_path):
+    for n, name in enumerate(("train_sft", "train_prefs", "test_sft", "test_prefs")):
+        write(tmp_path / "data" / f"{name}-00000-of-00001.parquet", demonstrations(range(1000 * n, 1000 * n + 100)))
+    write(tmp_path / "dataset_infos.json", [{"rows": 100}])
+    with pytest.raises(InputError, match="no split train, only test_prefs, test_sft, train_prefs, train_sft"):
+        load_demonstrations(source(tmp_path), "train")
+    args = source(tmp_path, dataset_train_split="train_sft")
+    assert {row["prompt"] for row in load_demonstrations(args, "train")} <= {
+        row["prompt"] for row in demonstrations(range(100))
+    }
+    assert len(load_prompts(args, "test", named="test_sft")) == 100
+
+
+def test_seam_a11_dataset_config_chooses_a_folder_or_is_refused(tmp_path):
+    for n, name in enumerate(("helpful", "harmless")):
+        write(tmp_path / name / "train.jsonl", demonstrations(range(1000 * n, 1000 * n + 100)))
+    args = source(tmp_path, dataset_config="helpful")
+    assert {row["prompt"] for row in load_demonstrations(args, "train")} <= {
+        row["prompt"] for row in demonstrations(range(100))
+    }
+    for path in (tmp_path, tmp_path / "helpful" / "train.jsonl"):
+        with pytest.raises(InputError, match="has no folder of that name"):
+            load_demonstrations(source(path, dataset_config="honest"), "train")

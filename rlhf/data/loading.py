@@ -7,7 +7,7 @@ itself holds out, in files or splits named validation or test, are never trained
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -26,8 +26,8 @@ from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
 from rlhf.data.scratch import once_per_machine, write_rows
-from rlhf.data.selection import Selection, may_serve, own_splits, say_once
-from rlhf.data.sources import Splits, find_splits, rows_of_dataset
+from rlhf.data.selection import Selection, may_serve, own_splits, role_of, say_once, split_column
+from rlhf.data.sources import Splits, find_splits, has_config, rows_of_dataset
 from rlhf.data.splits import SPLITS, Split, conversation_id, first_turn, split_of_id
 from rlhf.errors import InputError
 
@@ -139,15 +139,15 @@ def rows_by_split(
     source = find_rows(kind, args)
     for own, role in own_splits(source, args, splits, named).items():
         counts: Counter[Split | None] = Counter()
-        for row in checked_rows(kind, islice(source[own](), limit), args, bad_rows):
+        for part, row in _rows_by_role(kind, source[own], role, args, bad_rows, splits, named, limit):
             split = split_of_id(conversation_id(row))
             if args.dataset_name == "sandbox":  # its generator splits by the task, in any words
-                split = split if split == role else None
+                split = split if split == part else None
             elif named is not None:
-                split = None if split == role == "validation" else "test"
+                split = None if split == part == "validation" else "test"
             elif kind == "pretraining" and not hold_out and first_turn(row["text"]) is None:
                 split = "train"
-            elif not may_serve(role, split):
+            elif not may_serve(part, split):
                 split = None
             counts[split] += 1
             yield own, split, row
@@ -157,6 +157,36 @@ def rows_by_split(
         if counts[None] and role == "test":
             hint = f"; recipes/evaluate.py asks all of them with --dataset_test_split {own}"
         say_once(f"{name}: {counts.total():,} rows: {where}, {counts[None]:,} set aside{hint}", logging.INFO)
+
+
+def _rows_by_role(
+    kind: str,
+    rows: Callable[[], Iterator[SourceRow]],
+    role: Split,
+    args: DataArguments,
+    bad_rows: BadRows,
+    splits: tuple[Split, ...],
+    named: str | None,
+    limit: int | None,
+) -> Iterator[tuple[Split, Row]]:
+    """Yields (role, row): that of the source's own split, or a later one which a column `split` names for the row."""
+    column = None if named is not None or args.dataset_name == "sandbox" else split_column(rows, args)
+    if column is None:
+        yield from ((role, row) for row in checked_rows(kind, islice(rows(), limit), args, bad_rows))
+        return
+    for part in reversed(SPLITS[SPLITS.index(role) :]):
+        if not any(may_serve(part, split) for split in splits):
+            continue
+        num_rows = 0
+        parts = (row for row in rows() if role_of(row, column, role) == part)
+        for row in checked_rows(kind, islice(parts, limit), args, bad_rows):
+            num_rows += 1
+            yield part, row
+        if part == "train" and not num_rows:
+            raise InputError(
+                f"column {column} of {args.dataset_name} names no row to train on. If it says something else, leave it "
+                f"out with --columns ignore={column}."
+            )
 
 
 def find_rows(kind: str, args: DataArguments) -> Splits:
@@ -216,6 +246,7 @@ def _conversion_inputs(
 ) -> Iterator[tuple[SourceRow, Format | None, Row | list[Row]]]:
     """Yields (row, format, content) of single rows, then (first row, format, contents) of assembled rows."""
     assembler, renaming, unread = RowAssembler(), Renaming(args.columns, args.dataset_name), set()
+    config_is_unused = args.dataset_config is not None and not has_config(args.dataset_name, args.dataset_config)
     for row in rows:
         bad_rows.read(row)
         if row.fault:
@@ -225,6 +256,11 @@ def _conversion_inputs(
             row = replace(row, content=read_cells(renaming(row.content)))
             name = args.dataset_format or detect(row.content)
             form = FORMATS[name] if name else None
+            if config_is_unused and (form is None or form.language is None):
+                raise InputError(
+                    f"dataset_config is {args.dataset_config}, but {args.dataset_name} has no folder of that name. "
+                    "Leave dataset_config out."
+                )
             known = schemas.KNOWN if form is None else form.columns
             unread |= row.content.keys() - known
             if form is not None:

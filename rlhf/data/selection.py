@@ -1,11 +1,13 @@
 """Selects the rows of one split among all rows of a source: its own splits, the counts, and too few rows."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
+from rlhf.data.columns import parse_columns
+from rlhf.data.files import SourceRow
 from rlhf.data.schemas import Row
 from rlhf.data.sources import Splits
 from rlhf.data.splits import SPLITS, Split, conversation_id, split_of_name
@@ -14,6 +16,7 @@ from rlhf.runs.artifacts import is_first_process
 
 logger = logging.getLogger(__name__)
 FEW = 30  # conversations
+SPLIT_COLUMNS = ("split", "Split", "data_split", "dataset_split", "datasplit", "partition")
 
 
 def own_splits(
@@ -53,6 +56,20 @@ def own_splits(
             "train on with dataset_train_split; files and splits named validation or test are never trained on."
         )
     return dict(sorted(roles.items(), key=lambda item: -SPLITS.index(item[1])))
+
+
+def split_column(rows: Callable[[], Iterator[SourceRow]], args: DataArguments) -> str | None:
+    """Returns the column of the first row in which the source names the split of each row; None if it has none."""
+    first = next(iter(rows()), None)
+    left_out = parse_columns(args.columns)
+    return next((n for n in SPLIT_COLUMNS if first is not None and n in first.content and n not in left_out), None)
+
+
+def role_of(row: SourceRow, column: str, own: Split) -> Split:
+    """Returns what a row is for: the later one of train, validation, test, by its file and by its column."""
+    value = row.content.get(column)
+    named = split_of_name(value) if isinstance(value, str) else None
+    return max(own, named or own, key=SPLITS.index)
 
 
 def may_serve(own: Split, split: Split) -> bool:

@@ -17,6 +17,8 @@ from rlhf.data.splits import split_of_name
 from rlhf.errors import InputError
 
 Splits = dict[str, Callable[[], Iterator[SourceRow]]]
+SHARD = re.compile(r"((?:train|validation|test)_\w+)-\d{5}-of-\d{5}")  # of a split of the Hub, as train_sft
+NO_ROWS = frozenset(["readme.txt", "license.txt", "requirements.txt", "dataset_info.json", "dataset_infos.json"])
 LOOKS_LOCAL = re.compile(r"^[./~]|\\")
 
 
@@ -29,14 +31,14 @@ def find_splits(name: str, config: str | None = None) -> Splits:
 
     Args:
         name: local file or folder, otherwise `owner/name` on the Hub, or `owner/name/path/to/file` on the Hub.
-        config: configuration of a Hub data set.
+        config: configuration of a Hub data set, or the sub-folder of a folder that is named like it.
 
     Raises:
         InputError: nothing readable has that name.
     """
     path = _local(name)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path / config if config is not None and (path / config).is_dir() else path)
     if path.exists():
         return _file(path)
     if LOOKS_LOCAL.search(name) or (name.count("/") < 2 and is_readable(path)):
@@ -72,9 +74,12 @@ def _folder(folder: Path) -> Splits:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _saved(folder)
     files: dict[str | None, list[Path]] = {}
+    own = None if folder.name.lower() == "dev" else split_of_name(folder.name, whole=True)
+    own = None if own == "train" else own
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and is_readable(path) and not any(part.startswith(".") for part in inside.parts):
+        is_hidden = any(part.startswith(".") for part in inside.parts)
+        if path.is_file() and is_readable(path) and not is_hidden and path.name.lower() not in NO_ROWS:
             files.setdefault(_split_of_path(inside), []).append(path)
     if not files:
         raise InputError(f"folder {folder} holds no data. Give one with files that end in {', '.join(SUFFIXES)}.")
@@ -83,7 +88,7 @@ def _folder(folder: Path) -> Splits:
             f"folder {folder} has files named after a split ({files['train'][0]}) and a file that names none "
             f"({files[None][0]}). Move it out of the folder, or give it alone."
         )
-    return {split or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
+    return {split or own or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
 
 
 def _saved(folder: Path) -> Splits:
@@ -104,6 +109,8 @@ def _rows_of_files(paths: list[Path]) -> Iterator[SourceRow]:
 
 
 def _split_of_path(path: Path) -> str | None:
+    if shard := SHARD.match(path.name):
+        return shard[1]
     parts = map(split_of_name, reversed(path.parts))  # the file's own name first, then the innermost folder's
     return next(filter(None, parts), None)
 
@@ -116,6 +123,11 @@ def _download(name: str) -> Path:
         raise InputError(
             f"dataset_name {name} is neither a local file nor one on the Hub ({_brief(error)}). Correct the name."
         ) from error
+
+
+def has_config(name: str, config: str) -> bool:
+    """True if `find_splits` looks for the configuration, on the Hub or among the sub-folders of a folder."""
+    return is_hub_dataset(name) or (_local(name) / config).is_dir()
 
 
 def is_hub_dataset(name: str) -> bool:

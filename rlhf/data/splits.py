@@ -21,11 +21,11 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # Ranges [low, high) of the hash. The paper holds out 12 % of SFT's prompts and 35 % of the reward model's (table 6).
 RANGES: dict[Split, tuple[float, float]] = {"validation": (0.0, 0.1), "test": (0.1, 0.2), "train": (0.2, 1.0)}
 
-# Names of files and splits
+# Names of files and splits: test, TestSet, held-out
 WORDS: dict[Split, str] = {
     "train": "train|training",
-    "validation": "validation|valid|val|dev",
-    "test": "test|testing|eval|evaluation",
+    "validation": "validation|validate|valid|val|dev|development",
+    "test": "tests?|testing|evals?|evaluate|evaluation|held[-_ ]?out|hold[-_ ]?out|unseen|benchmarks?",
 }
 
 # Transcripts in a text
@@ -108,7 +108,8 @@ def split_of_name(name: str, whole: bool = False) -> Split | None:
         whole: the name must be nothing but such a word: "test", not "test_sft".
     """
     before, after = ("^", "$") if whole else ("(?<![a-z])", "(?![a-z])")
+    name = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     for split, words in WORDS.items():
-        if re.search(f"{before}({words}){after}", name.lower()):
+        if re.search(f"{before}({words})([-_ ]?(set|split|data))?{after}", name):
             return split
     return None
