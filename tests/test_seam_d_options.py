@@ -20,7 +20,7 @@ from trl import ModelConfig
 
 from rlhf.cli import _Parser, parse
 from rlhf.errors import InputError
-from rlhf.models.loading import LoraModelConfig, load_base, lora_config
+from rlhf.models.loading import LoraModelConfig, check_lora, load_base, lora_config
 from rlhf.options import PPO, READ_ADAPTERS, REWARD, SFT
 from rlhf.ppo import PPOConfig
 from rlhf.ppo.optimization import check_ppo_training
@@ -345,3 +345,88 @@ def test_seam_d5_an_sft_run_without_checkpoints_ends_with_its_result(load_recipe
     load_recipe("sft").main()
     assert read_result(tmp_path / "run")["chosen_by"] == "last"
     assert (tmp_path / "run" / "adapter_model.safetensors").exists() and (tmp_path / "run" / "README.md").exists()
+
+
+# ---- Numbers out of range: refused before a model is loaded, and what trains nothing or half is never silent
+
+OUT_OF_RANGE = [
+    {"num_train_epochs": 0.0}, {"num_train_epochs": -1.0}, {"max_grad_norm": None}, {"learning_rate": None},
+    {"weight_decay": -0.1}, {"adam_beta1": 1.5}, {"adam_epsilon": -1.0}, {"seed": -1}, {"seed": 2**40},
+    {"data_seed": -1}, {"dataloader_num_workers": -1}, {"dataloader_persistent_workers": True},
+    {"per_device_eval_batch_size": 0}, {"dataset_num_proc": 0}, {"save_total_limit": 0},
+    {"save_strategy": "steps", "save_steps": 0}, {"logging_steps": -1}, {"eval_strategy": "steps", "eval_steps": -2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [SFTArguments, KWiseRewardConfig, PPOConfig])
+@pytest.mark.parametrize("changes", OUT_OF_RANGE, ids=str)
+def test_seam_d8_numbers_out_of_range_are_refused_before_a_model_is_loaded(config, changes, tmp_path):
+    args = config(output_dir=str(tmp_path), bf16=False, use_cpu=True, **changes)
+    with pytest.raises(InputError, match=list(changes)[-1].split("_")[0]):
+        check_training(args)
+
+
+@pytest.mark.parametrize("changes", [{"pad_to_multiple_of": 0}, {"neftune_noise_alpha": -5.0}], ids=str)
+def test_seam_d8_numbers_of_sft_out_of_range(changes, tmp_path):
+    with pytest.raises(InputError, match=next(iter(changes))):
+        check_training(SFTArguments(output_dir=str(tmp_path), bf16=False, use_cpu=True, **changes))
+
+
+def test_seam_d8_options_of_one_stage_that_end_late(tmp_path):
+    plain = dict(output_dir=str(tmp_path), bf16=False, use_cpu=True)
+    with pytest.raises(InputError, match="group_by_length"):
+        KWiseRewardConfig(**plain, train_sampling_strategy="group_by_length")
+    with pytest.raises(InputError, match="chosen by eval_objective/nope, which PPO does not measure"):
+        check_ppo_training(PPOConfig(**plain, eval_strategy="steps", metric_for_best_model="eval_objective/nope"))
+    check_ppo_training(PPOConfig(**plain, eval_strategy="steps", metric_for_best_model="objective/rlhf_reward"))
+    with pytest.raises(InputError, match="attn_implementation nope is unknown"):
+        check_model_options(ModelConfig(attn_implementation="nope"))
+    for name in ("eager", "sdpa", "flex_attention"):
+        check_model_options(ModelConfig(attn_implementation=name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_target_modules": ["q_proj", "nope"]}, "no module is named nope, which lora_target_modules wants"),
+        ({"lora_target_modules": "q_proj,nope"}, "no module is named nope"),
+        ({"lora_target_parameters": ["nope"]}, "no parameter is named nope"),
+        ({"lora_modules_to_save": ["nope"]}, "no module is named nope, which lora_modules_to_save wants"),
+        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1"),
+    ],
+    ids=str,
+)
+def test_seam_d9_lora_that_would_train_nothing_or_half_is_refused(changes, message, toy_folder):
+    with pytest.raises(InputError, match=message):
+        check_lora(SFTModelConfig(str(toy_folder), **changes))
+
+
+def test_seam_d9_one_name_of_a_layer_is_a_name_and_no_pattern(toy_folder):
+    for given in (["q_proj"], "q_proj"):
+        model_args = SFTModelConfig(str(toy_folder), lora_target_modules=given)
+        check_lora(model_args)
+        assert lora_config(model_args).target_modules == {"q_proj"}
+    assert lora_config(SFTModelConfig(lora_target_modules="q_proj, v_proj")).target_modules == {"q_proj", "v_proj"}
+    assert lora_config(SFTModelConfig(lora_target_modules=r".*\.(q|v)_proj")).target_modules == r".*\.(q|v)_proj"
+    check_lora(SFTModelConfig(str(toy_folder), lora_target_modules=r".*\.(q|v)_proj"))
+
+
+def test_seam_d10_options_of_an_upload_without_an_upload_are_said(tmp_path, caplog):
+    check_training(SFTArguments(output_dir=str(tmp_path), bf16=False, use_cpu=True, hub_model_id="me/model"))
+    assert "hub_model_id without push_to_hub: nothing will be uploaded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch"},
+        {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3},
+    ],
+)
+def test_seam_d5_checkpoints_that_are_not_evaluated_are_said(changes, tmp_path, caplog):
+    check_choice(SFTArguments(output_dir=str(tmp_path), bf16=False, use_cpu=True, **changes), ChoiceArguments())
+    assert "only checkpoints of steps that are evaluated, too, can be chosen" in caplog.text
+    (tmp_path / "checkpoint-2").mkdir()
+    assert choose_checkpoint(tmp_path, [])["chosen_by"] == "last"
+    assert "no checkpoint was evaluated" in caplog.text

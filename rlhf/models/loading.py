@@ -28,7 +28,7 @@ from rlhf.errors import InputError
 from rlhf.models.chat_template import begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id
-from rlhf.models.lora_targets import linear_layers
+from rlhf.models.lora_targets import check_lora_values, linear_layers, names_or_pattern
 from rlhf.models.positions import cache_argument
 from rlhf.models.stop_tokens import KEY as STOP_TOKENS
 from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, stop_token_texts
@@ -173,6 +173,7 @@ def lora_config(
         )
     )
     config = cast(LoraConfig, config)
+    config.target_modules = names_or_pattern(config.target_modules)
     if model is not None and config.target_modules == "all-linear":
         config.target_modules = set(linear_layers(model))  # pyright: ignore[reportAttributeAccessIssue]
     return config
@@ -189,9 +190,7 @@ def check_lora(model_args: ModelConfig) -> None:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*`is_gradient_checkpointing` is deprecated", FutureWarning)  # by PEFT
             model = AutoModelForCausalLM.from_config(config)
-            for name in model_args.lora_modules_to_save or ():
-                if not any(module.endswith(name) for module, _ in model.named_modules()):
-                    raise ValueError(f"no module is named {name}, which lora_modules_to_save wants")
+            check_lora_values(lora_config(model_args), model)
             get_peft_model(model, lora_config(model_args, "CAUSAL_LM", model))
     except (ValueError, TypeError, NotImplementedError) as error:
         settings = f"lora_target_modules {model_args.lora_target_modules}, lora_dropout {model_args.lora_dropout}"

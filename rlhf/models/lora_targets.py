@@ -1,7 +1,10 @@
 """Layers that LoRA adapts by default: the linear layers of the language model in which an adapter takes effect."""
 
+import re
+from collections.abc import Collection
 from typing import Any
 
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -12,6 +15,36 @@ from rlhf.errors import InputError
 
 # Read in the kernels by weight, past the layer: on a GPU the adapter would be left out, and dt_proj on a CPU too.
 MAMBA_WEIGHTS = {"x_proj", "dt_proj", "out_proj"}
+
+
+def names_or_pattern(target_modules: Collection[str] | None) -> Collection[str] | None:
+    """Returns names of layers for one name, or several with commas, which PEFT would take for a regular expression.
+
+    TRL makes a list of one name a string, and no layer's full name is `q_proj`.
+    """
+    if not isinstance(target_modules, str) or target_modules == "all-linear":
+        return target_modules
+    names = target_modules.replace(" ", "").split(",")
+    return set(names) if all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names) else target_modules
+
+
+def check_lora_values(config: LoraConfig, model: PreTrainedModel) -> None:
+    """Raises ValueError for what PEFT accepts and would train nothing with, in whole or in part."""
+    if not config.lora_alpha > 0:
+        raise ValueError(f"lora_alpha is {config.lora_alpha}, and the adapter is scaled by it: make it positive.")
+    if config.lora_dropout == 1:
+        raise ValueError("lora_dropout is 1, so nothing passes the adapter: make it smaller.")
+    modules = [name for name, _ in model.named_modules()]
+    named = {
+        "lora_target_modules": (set() if isinstance(config.target_modules, str) else config.target_modules, modules),
+        "lora_modules_to_save": (config.modules_to_save, modules),
+        "lora_target_parameters": (config.target_parameters, [name for name, _ in model.named_parameters()]),
+    }
+    for option, (names, there) in named.items():
+        for name in names or ():
+            if name != "all-linear" and not any(full == name or full.endswith(f".{name}") for full in there):
+                kind = "parameter" if option == "lora_target_parameters" else "module"
+                raise ValueError(f"no {kind} is named {name}, which {option} wants.")
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

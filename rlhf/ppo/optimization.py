@@ -12,6 +12,11 @@ from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.config import PPOConfig
 
 LONGEST_WARMUP = 10  # rollouts
+EVALUATED = {
+    *(f"objective/{name}" for name in ("kl", "entropy", "score", "scores", "non_score_reward", "rlhf_reward")),
+    "rollout/length",
+    "rollout/eos_rate",
+}
 
 
 def check_ppo_training(args: PPOConfig) -> None:
@@ -22,7 +27,7 @@ def check_ppo_training(args: PPOConfig) -> None:
     """
     rollout_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), args, 100)
     metric = args.metric_for_best_model
-    if metric is not None and "objective/" not in metric:
+    if metric is not None and metric.removeprefix("eval_") not in EVALUATED:
         raise InputError(
             f"the best checkpoint is chosen by {metric}, which PPO does not measure. Set metric_for_best_model to "
             "eval_objective/score or another of the evaluation's metrics."

@@ -93,6 +93,8 @@ class KWiseRewardConfig(RewardConfig):
         resolve_batch(self, paper=64)
         self.sft_model_path = self.sft_model_path or None  # "" on the command line overrides the path of a recipe
         require_at_least(self, 1, "completions_per_forward", "calibration_size")
+        if self.train_sampling_strategy == "group_by_length":
+            raise InputError("train_sampling_strategy group_by_length is for SFT: a row has completions of any length.")
         if self.cross_validate and str(self.resume_from_checkpoint or "false").lower() not in ("true", "false"):
             raise InputError(
                 "cross_validate saves no checkpoints, but every finished fold. Set resume_from_checkpoint to true to "

@@ -1,5 +1,6 @@
 """Finds, before a model is loaded, what the Trainer would find after it, or at its end."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ import torch
 from torch import nn
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.training_args import OptimizerNames
 from trl import ModelConfig
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
+
+logger = logging.getLogger(__name__)
 
 
 def check_training(args: TrainingArguments) -> None:
@@ -22,9 +26,11 @@ def check_training(args: TrainingArguments) -> None:
     Raises:
         InputError: a package is missing, values do not fit together, or the folder cannot be written.
     """
+    check_values(args)
     check_reporters(args.report_to)
     with _as_input_error(f"optim {OptimizerNames(args.optim).value}"):
-        Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer_class([nn.Parameter(torch.zeros(1))], **settings)
     schedule, options = SchedulerType(args.lr_scheduler_type).value, args.lr_scheduler_kwargs
     with _as_input_error(f"lr_scheduler_type {schedule} with lr_scheduler_kwargs {options}"):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
@@ -36,6 +42,41 @@ def check_training(args: TrainingArguments) -> None:
             "activation_offloading moves activations from a GPU to the CPU, and there is no GPU. Unset it."
         )
     check_writable(args.output_dir or ".")
+
+
+def check_values(args: TrainingArguments) -> None:
+    """Checks the ranges of numbers that the Trainer reads late, or with which it does nothing.
+
+    Raises:
+        InputError: a value out of range, or None where there must be a number.
+    """
+    for name in ("learning_rate", "max_grad_norm", "seed"):
+        if getattr(args, name) is None:
+            raise InputError(f"{name} is empty; give a number, or leave it out.")
+    require_at_least(
+        args, 0, "learning_rate", "weight_decay", "max_grad_norm", "seed", "data_seed", "dataloader_num_workers",
+        "eval_delay",
+    )  # fmt: skip
+    require_at_least(args, 1, "per_device_eval_batch_size", "eval_accumulation_steps", "save_total_limit")
+    for name in ("neftune_noise_alpha", "center_rewards_coefficient"):
+        if hasattr(args, name):
+            require_at_least(args, 0, name)
+    for name in ("pad_to_multiple_of", "dataset_num_proc"):
+        if hasattr(args, name):
+            require_at_least(args, 1, name)
+    if max(args.seed, args.data_seed or 0) >= 2**32:
+        raise InputError("seed and data_seed must be below 2**32.")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0 and getattr(args, "total_episodes", None) is None:
+        raise InputError(f"num_train_epochs is {args.num_train_epochs}, so no step would be taken. Make it positive.")
+    for name in ("save", "eval", "logging"):
+        steps, strategy = getattr(args, f"{name}_steps"), getattr(args, f"{name}_strategy")
+        if strategy == "steps" and steps is not None and steps <= 0:
+            raise InputError(f"{name}_steps is {steps:g}; it must be positive. For never, set {name}_strategy to no.")
+    if args.dataloader_persistent_workers and args.dataloader_num_workers == 0:
+        raise InputError("dataloader_persistent_workers needs dataloader_num_workers of at least 1. Set both.")
+    given = [name for name in ("hub_model_id", "hub_private_repo", "hub_revision") if getattr(args, name) is not None]
+    if given and not args.push_to_hub:
+        logger.warning("%s without push_to_hub: nothing will be uploaded", " and ".join(given))
 
 
 def check_reporters(names: list[str] | str | None) -> None:
@@ -57,9 +98,13 @@ def check_model_options(model_args: ModelConfig) -> None:
     """Looks for the packages that loading a model with these options needs.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, or an unknown attention.
     """
     attention = model_args.attn_implementation or ""
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    if attention and "/" not in attention and attention.removeprefix("paged|") not in known:
+        names = ", ".join(sorted(name for name in known if "|" not in name))
+        raise InputError(f"attn_implementation {attention} is unknown. Choose from {names}, or leave it out.")
     packages = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
     package = "kernels" if "/" in attention else packages.get(attention)
     if package is not None and find_spec(package) is None:

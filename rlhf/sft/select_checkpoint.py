@@ -79,6 +79,16 @@ def check_choice(args: TrainingArguments, choice: ChoiceArguments) -> None:
         )
     if none:
         logger.warning("%s is no: no epoch is chosen, the last weights are the result", " and ".join(none))
+    save, evaluate = ((args.save_strategy, args.save_steps), (args.eval_strategy, args.eval_steps))
+    if (
+        not none
+        and args.save_strategy != "best"
+        and (save[0] != evaluate[0] or (save[0] == "steps" and save != evaluate))
+    ):
+        logger.warning(
+            "save_strategy and eval_strategy, or their steps, differ: only checkpoints of steps that are evaluated, "
+            "too, can be chosen"
+        )
 
 
 def checkpoint_table(log_history: Sequence[dict[str, Any]], run_folder: str | Path) -> list[dict[str, Any]]:
@@ -114,6 +124,8 @@ def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -
         `epochs` (the table).
     """
     if not table:
+        if any(Path(run_folder).glob("checkpoint-*")):
+            logger.warning("no checkpoint was evaluated: no epoch is chosen, the last weights are the result")
         return {"chosen": None, "chosen_by": "last", "epochs": []}
     if "rm_score" in table[0]:
         best, criterion = max(table, key=lambda row: row["rm_score"]), "rm_score"
