@@ -29,7 +29,7 @@ from rlhf.data.prompt_style import in_prompt_style
 from rlhf.data.scratch import once_per_machine
 from rlhf.models.adapter_files import adapter_digest, adapter_folder, remove_adapter, write_calibration
 from rlhf.models.chat_template import turn_thinking_off
-from rlhf.models.contracts import check_style, with_revision_of
+from rlhf.models.contracts import base_of, check_style, with_revision_of
 from rlhf.models.loading import (
     LoraModelConfig,
     check_lora,
@@ -167,6 +167,8 @@ def run_folds(
     settings = resolved_config(args) | resolved_config(model_args) | resolved_config(data_args)
     resume = str(settings.pop("resume_from_checkpoint", False)).lower() == "true"
     settings |= {"world_size": args.world_size, "rows": rows_digest(train, validation)}
+    base = base_of(model_args.model_name_or_path, model_args.model_revision)
+    settings["base"] = {key: base[key] for key in ("digest", "weights")}
     if args.sft_model_path is not None:
         settings["sft_adapter"] = adapter_digest(adapter_folder(args.sft_model_path))
         logger.warning(

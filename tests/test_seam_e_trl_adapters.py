@@ -8,6 +8,7 @@ from small_stages import run_stage
 from toys import save_adapter
 from trl import ModelConfig
 
+from rlhf.models.contracts import check_agreement
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.stages import load_adapter_tokenizer, load_stage_tokenizer
 from rlhf.models.stop_tokens import stop_token_texts
@@ -54,3 +55,8 @@ def test_seam_e19_the_tokenizer_of_the_revision_is_read_for_an_adapter_without_o
     load_adapter_tokenizer(model_args, bare_adapter)
     load_adapter_tokenizer(model_args, own_run / "sft")  # a folder has no revisions
     assert asked == [(str(own_run / "base"), "v2")] * 2 + [(str(own_run / "sft"), "main")]
+
+
+def test_seam_e20_a_policy_that_starts_the_next_round_is_not_its_own_parent(own_run, caplog):
+    assert check_agreement({"sft": own_run / "ppo"})["sft"].stage == "ppo"
+    assert "another sft adapter" not in caplog.text

@@ -154,7 +154,7 @@ def report_replaced_parents(folder: Path, contract: Contract, folders: Mapping[s
     """
     for parent, digest in contract.parents.items():
         beside = folders.get(parent)
-        if beside is None or not (beside / WEIGHTS).is_file():
+        if beside is None or beside == folder or not (beside / WEIGHTS).is_file():
             continue
         now = file_digest(beside / WEIGHTS)
         if now == digest or (contract.stage == "reward" and digest in _epochs(beside)):

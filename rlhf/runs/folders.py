@@ -1,6 +1,7 @@
 """A run's folder holds the files of one run: never an adapter of one beside numbers of another."""
 
 import logging
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ FILES = (
     "contract.json", "trained_on.safetensors", "environment.json", "metrics.jsonl", "samples.jsonl", "README.md",
     "report.md", "reliability.svg", "training_args.bin", "config.yaml",
 )  # fmt: skip
+RUN = ("environment.json", "adapter_model.safetensors")  # every run of a stage leaves one of them
+INPUT = re.compile(r".*(_paths?|name_or_path|dataset_name|_dataset)")  # options that name folders to read
 SKIPPED = "skipped_rows.jsonl"
 FOLDERS = ("checkpoint-*", "old-checkpoint-*", ".partial-checkpoint", "raw", "value")
 SAME_RUN = ("resume_from_checkpoint", "overwrite_output_dir", "output_dir")
@@ -52,9 +55,11 @@ def check_folder(output_dir: str | Path, *configs: Any, resume: bool, overwrite:
         overwrite: accept an earlier run, whatever its options.
 
     Raises:
-        InputError: an earlier run has checkpoints to go on from, or other options.
+        InputError: the folder is one that the run reads; an earlier run has checkpoints to go on from, or other
+            options.
     """
     folder = Path(output_dir)
+    _check_inputs(folder, configs)
     if resume:
         return
     finished, checkpoints = (folder / "result.json").exists(), complete_checkpoints(folder)
@@ -77,13 +82,28 @@ def check_folder(output_dir: str | Path, *configs: Any, resume: bool, overwrite:
 
 def clear_folder(output_dir: str | Path, resume: bool) -> None:
     """Deletes the files of an earlier run, unless it is resumed; call it when data and options have been checked."""
-    if resume or not is_first_process():
-        return
+    folder = Path(output_dir)
+    if resume or not is_first_process() or not _has_run(folder):
+        return  # README.md or raw/ are the user's
     for pattern in FOLDERS:
-        for path in Path(output_dir).glob(pattern):
+        for path in folder.glob(pattern):
             shutil.rmtree(path)
     for name in FILES:
-        (Path(output_dir) / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
+
+
+def _has_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in RUN) or bool(complete_checkpoints(folder))
+
+
+def _check_inputs(folder: Path, configs: tuple) -> None:
+    """Refuses an output folder that an option names as base, adapter or data: a run would delete its own input."""
+    for config in configs:
+        for name, value in resolved_config(config).items():
+            paths = value if isinstance(value, list) else [value]
+            read = [path for path in paths if path and path != "sandbox"] if INPUT.fullmatch(name) else []
+            if any(Path(path).expanduser().resolve() == folder.resolve() for path in read):
+                raise InputError(f"output_dir is {folder}, which {name} names, too. Set another output_dir.")
 
 
 def _different_options(folder: Path, configs: tuple) -> str | None:
