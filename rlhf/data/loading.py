@@ -172,7 +172,7 @@ def _rows_by_role(
     """Yields (role, row): that of the source's own split, or a later one which a column `split` names for the row."""
     column = None if named is not None or args.dataset_name == "sandbox" else split_column(rows, args)
     if column is None:
-        yield from ((role, row) for row in checked_rows(kind, islice(rows(), limit), args, bad_rows))
+        yield from ((role, row) for row in checked_rows(kind, islice(rows(), limit), args, bad_rows))  # pyright: ignore[reportReturnType]
         return
     for part in reversed(SPLITS[SPLITS.index(role) :]):
         if not any(may_serve(part, split) for split in splits):

@@ -69,7 +69,7 @@ def role_of(row: SourceRow, column: str, own: Split) -> Split:
     """Returns what a row is for: the later one of train, validation, test, by its file and by its column."""
     value = row.content.get(column)
     named = split_of_name(value) if isinstance(value, str) else None
-    return max(own, named or own, key=SPLITS.index)
+    return max(own, named or own, key=SPLITS.index)  # pyright: ignore[reportReturnType]
 
 
 def may_serve(own: Split, split: Split) -> bool:

@@ -173,7 +173,7 @@ def lora_config(
         )
     )
     config = cast(LoraConfig, config)
-    config.target_modules = names_or_pattern(config.target_modules)
+    config.target_modules = names_or_pattern(config.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
     if model is not None and config.target_modules == "all-linear":
         config.target_modules = set(linear_layers(model))  # pyright: ignore[reportAttributeAccessIssue]
     return config

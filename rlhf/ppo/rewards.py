@@ -83,10 +83,10 @@ def text_source(
             raise InputError(f"{source!r} is no reward function: pass a function, a sequence classifier or its name.")
         return source
     if tokenizer is None:
-        tokenizer = own_tokenizer(source)
+        tokenizer = own_tokenizer(source)  # pyright: ignore[reportArgumentType]
     if tokenizer is None or tokenizer.get_vocab() == policy_tokenizer.get_vocab():
         tokenizer = policy_tokenizer if tokenizer is None or tokenizer.chat_template is None else tokenizer
-    return TextRewardModel(source, tokenizer)
+    return TextRewardModel(source, tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def reads_alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
