@@ -45,7 +45,7 @@ AXIS = [
         "info": info,
         "summary": {"text": text, "policy": "p", "note": "", "axes": axes},
         "worker": worker,
-        "split": "test",
+        "split": "train",
     }
     for info, text, worker, axes in [
         (POST, "Cat gone.", "w1", {"overall": 6, "accuracy": 7, "coverage": 5, "coherence": 7}),
