@@ -31,9 +31,9 @@ ifneq ($(PROCESSES),)
 export ACCELERATE_USE_CPU := true
 endif
 
-# accelerate-launch is `accelerate launch`, without loading Accelerate's other commands, which takes two seconds.
+# launch.py is `accelerate launch`, without Accelerate's other commands, which take two seconds to load, and with Ctrl-C.
 # --quiet: a failing stage has said what is wrong; the launcher's own traceback would hide it.
-LAUNCH = $(VENV)/bin/accelerate-launch --quiet --config_file accelerate_configs/$(ACCELERATE).yaml \
+LAUNCH = $(VENV)/bin/python accelerate_configs/launch.py --quiet --config_file accelerate_configs/$(ACCELERATE).yaml \
 	$(if $(THREADS),--num_cpu_threads_per_process $(THREADS))
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 

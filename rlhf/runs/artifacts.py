@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import platform
@@ -17,6 +18,8 @@ import yaml
 from transformers import TrainerCallback
 
 from rlhf.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes", "numpy")
 SECRET_FIELDS = re.compile(r"^token$|(hub|auth|access)_token$|(api_key|password|secret)$")  # not eos_token
@@ -131,6 +134,7 @@ def write_result(output_dir: str | Path, result: dict[str, Any]) -> None:
     if is_first_process():
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         _write_json(Path(output_dir) / "result.json", result)
+        logger.info("finished: the results are in %s", output_dir)
 
 
 def read_result(output_dir: str | Path) -> dict[str, Any]:
