@@ -281,6 +281,8 @@ def test_seam_c3_lists_as_text(load, name):
     for printed in ("['a' 'b']", "array(['a', 'b'], dtype=object)", "['a',\n 'b' 'c']"):
         with pytest.raises(InputError, match="column completions is not a list in JSON"):
             load(load_comparisons, [row | {"completions": printed}], name)
+    row = {"question": "Q", "candidates": '["a", "b"]', "scores": "[0.1, 0.9]"}
+    assert load(load_comparisons, [row], name)[0]["ranks"] == [1, 0]
 
 
 # ---- C4: labels

@@ -13,13 +13,12 @@ import warnings
 from itertools import pairwise
 from typing import Any
 
+from rlhf.data import spellings
 from rlhf.data.checks import Row, RowError, is_nan
 
 # Columns that hold lists: text in the first must spell one, text in the second does if it begins like one.
 LISTS = frozenset(["messages", "conversations", "completions", "ranks", "ratings", "votes"])
-MAYBE_LISTS = frozenset(
-    ["responses", "answers", "outputs", "scores", "conversation", "dialog", "dialogue", "history", "data"]
-)
+MAYBE_LISTS = frozenset([*spellings.LISTS, *spellings.CONVERSATIONS, spellings.HISTORY, "scores", "data"]) - LISTS
 # An object or a list of objects whose first key is one of a message; an array of numpy or a quoted text of these.
 LIKE_MESSAGES = re.compile(
     r"""\s*(array\()?["']?[\[(\s]*(array\()?[\[(\s]*\{\s*\\?["'](role|content|from|value)\\?["']\s*:"""

@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rlhf.data.cells import unique_keys
+from rlhf.data.spellings import SCORES
 from rlhf.errors import InputError
 
 SUFFIXES = (
@@ -47,8 +48,7 @@ NUMBERS = frozenset(
             "labels",
             "turn",
         ),
-        *("score_chosen", "score_rejected", "chosen_score", "rejected_score", "rating_chosen", "rating_rejected"),
-        *("chosen_rating", "rejected_rating", "chosen-rating", "rejected-rating", "score_0", "score_1", "weight"),
+        *("score_0", "score_1", "weight", *(name for pair in SCORES for name in pair)),
     )
 )
 NUMBER = re.compile(r"-?\d{1,9}(\.\d+)?")

@@ -25,20 +25,10 @@ from typing import Any
 from rlhf.data.checks import Row, RowError, check_text, integer, is_nan, kind_of
 from rlhf.data.columns import refuse_unread
 from rlhf.data.messages import Messages, check_is_learned, check_messages
-from rlhf.data.ranking import best_worst_ranks, rating_ranks
-from rlhf.data.spellings import NAMES, spelled_out
+from rlhf.data.ranking import agreement, best_worst_ranks, rating_ranks
+from rlhf.data.spellings import NAMES, SCORES, spelled_out
 
 OPTIONAL_COLUMNS = ("user_id", "category", "source", "labeler_id", "labeler_group")
-# Ratings from which chosen and rejected were taken; equal ones are a tie.
-SCORES = [
-    pair
-    for noun in ("score", "rating")
-    for joint in ("_", "-")
-    for pair in (
-        (f"{noun}{joint}chosen", f"{noun}{joint}rejected"),
-        (f"chosen{joint}{noun}", f"rejected{joint}{noun}"),
-    )
-]
 COLUMNS = (
     *("prompt", "completion", "messages", "completions", "ranks", "ratings", "best", "worst", "chosen", "rejected"),
     *("text", *OPTIONAL_COLUMNS, *(name for pair in SCORES for name in pair)),

@@ -32,6 +32,16 @@ PAIR = {
     verdict: tuple(name for noun in NOUNS for name in (f"{verdict}_{noun}", f"{noun}_{verdict}"))
     for verdict in ("chosen", "rejected")
 }
+# Ratings from which chosen and rejected were taken; equal ones are a tie.
+SCORES = [
+    pair
+    for noun in ("score", "rating")
+    for joint in ("_", "-")
+    for pair in (
+        (f"{noun}{joint}chosen", f"{noun}{joint}rejected"),
+        (f"chosen{joint}{noun}", f"rejected{joint}{noun}"),
+    )
+]
 NAMES = (
     *QUESTIONS,
     *COMPLETIONS,
