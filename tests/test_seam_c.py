@@ -228,6 +228,32 @@ def test_seam_c2_keys_of_messages_that_change_their_meaning(load):
     assert load(load_demonstrations, [{"messages": talk}])[0]["completion"] == [assistant("A")]
 
 
+def test_seam_c2_answers_that_are_not_learned_in_full(load):
+    """Axolotl: `training` and `train_detail` leave out an answer, or parts of it."""
+    part = [{"begin_offset": 0, "end_offset": 2, "train": False}, {"begin_offset": 3, "end_offset": 9, "train": True}]
+    for mark in ({"train_detail": part}, {"training": False}, {"train": False}):
+        with pytest.raises(InputError, match=f"the last answer of column messages has {next(iter(mark))} "):
+            load(load_demonstrations, [{"messages": [user("Q"), assistant("A") | mark]}])
+    talk = [user("Q") | {"training": False}, assistant("A") | {"training": True, "train_detail": []}]
+    assert load(load_demonstrations, [{"messages": talk}])[0]["completion"] == [assistant("A")]
+
+
+def test_seam_c2_messages_beside_the_prompt_of_an_answer(load):
+    talk = [user("Q"), assistant("Which?"), user("The North Sea.")]
+    demonstration = {"prompt": "Q", "messages": talk, "completion": "Cold."}
+    comparison = {"prompt": "Q", "messages": talk, "completions": ["Cold.", "Hot."], "ranks": [0, 1]}
+    for loader, row in (
+        (load_demonstrations, demonstration),
+        (load_comparisons, comparison),
+        (load_prompts, demonstration),
+        (load_prompts, comparison),
+    ):
+        with pytest.raises(InputError, match=r"line 1: column messages may change .*--columns ignore=messages"):
+            load(loader, [row])
+    del demonstration["prompt"]
+    assert load(load_prompts, [demonstration]) == [{"prompt": talk}]
+
+
 # ---- C3: messages stored as text
 
 TURNS = [user('Don\'t say "no".'), assistant("It's\nfine.")]
@@ -433,6 +459,27 @@ def test_seam_c_scores_that_contradict_the_pair(load):
     with pytest.raises(InputError, match="the rejected answer is rated higher"):
         load(load_comparisons, [pair])
     assert load(load_comparisons, [pair | {"chosen_score": 3.0}])[0]["ranks"] == [0, 0]
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b", "score-chosen": 2, "score-rejected": 2}
+    assert load(load_comparisons, [pair], "a.csv")[0]["ranks"] == [0, 0]
+
+
+def test_seam_c_ratings_that_say_the_opposite_of_ranks(load):
+    row = {"prompt": "Q", "completions": ["a", "b", "c"], "ranks": [2, 1, 1], "ratings": [9, 5, 1]}
+    with pytest.raises(InputError, match=r"line 1: column ranks says the opposite of column ratings: rank 0 is the be"):
+        load(load_comparisons, [row])
+    assert load(load_comparisons, [row], columns=["ignore=ratings"])[0]["ranks"] == [1, 0, 0]
+    for ranks in ([0, 1, 2], [0, 2, 1], [0, 0, 0]):  # ties, and single pairs on which two labels differ
+        assert load(load_comparisons, [row | {"ranks": ranks}])[0]["ranks"] == ranks
+
+
+def test_seam_c_equal_answers_are_a_tie(load):
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "a"}
+    labeled = [{"prompt": "R", "completion": "a", "label": label} for label in (True, False)]
+    ranked = {"prompt": "Q", "completions": ["a", "a"], "ranks": [1, 0]}
+    for rows in ([pair], labeled, [ranked]):
+        assert load(load_comparisons, rows)[0]["ranks"] == [0, 0]
+    talk = {"chosen": [user("Q"), assistant("a")], "rejected": [user("Q"), assistant("a")]}
+    assert load(load_comparisons, [talk])[0]["ranks"] == [0, 0]
 
 
 # ---- Names that users have

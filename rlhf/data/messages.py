@@ -4,7 +4,6 @@ from typing import Any
 
 from rlhf.data.checks import RowError, check_text, is_empty, kind_of
 from rlhf.data.columns import refuse_unread
-from rlhf.data.encode import plain_messages
 
 Messages = list[dict[str, str]]
 
@@ -20,7 +19,8 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
 }
-LEARNED = ("weight", "train", "loss")  # keys of a message that say whether its text is learned
+# Keys of a message that say whether its text is learned.
+LEARNED = ("weight", "train", "train_detail", "training", "loss")
 
 
 def check_messages(value: Any, column: str) -> Messages:
@@ -33,7 +33,7 @@ def check_messages(value: Any, column: str) -> Messages:
         raise RowError(f"column {column} is {kind_of(value)}; {needed} is needed")
     if not value:
         raise RowError(f"column {column} is an empty list; at least one message is needed")
-    return plain_messages([_message(message, f"{column}[{i}]") for i, message in enumerate(value)])
+    return [_message(message, f"{column}[{i}]") for i, message in enumerate(value)]
 
 
 def check_is_learned(value: Any, column: str) -> None:
@@ -42,7 +42,7 @@ def check_is_learned(value: Any, column: str) -> None:
     last = max((i for i, role in enumerate(roles) if ROLES.get(role) == "assistant"), default=None)
     for key in LEARNED if last is not None else ():
         mark = value[last].get(key)
-        if mark is not None and mark != 1:  # True == 1
+        if not is_empty(mark) and mark != 1:  # True == 1
             raise RowError(
                 f"the last answer of column {column} has {key} {mark!r:.40}; only answers to learn can be read"
             )

@@ -26,6 +26,13 @@ def best_worst_ranks(best: int, worst: int, k: int) -> list[int]:
     return rating_ranks([2 if i == best else 0 if i == worst else 1 for i in range(k)])
 
 
+def agreement(ranks: Sequence[int], ratings: Sequence[float]) -> tuple[int, int]:
+    """Returns the numbers of pairs that ranks and ratings order alike, and in opposite ways; a tie is neither."""
+    pairs = combinations(range(len(ranks)), 2)
+    orders = [(ranks[i] - ranks[j]) * (ratings[i] - ratings[j]) for i, j in pairs]
+    return sum(order < 0 for order in orders), sum(order > 0 for order in orders)
+
+
 def majorities(votes: Sequence[Vote]) -> dict[tuple[int, int], int]:
     """Returns for each pair (i, j) with votes, i < j: votes for i minus votes for j. A vote for a tie counts 0."""
     balance: Counter[tuple[int, int]] = Counter()

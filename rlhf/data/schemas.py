@@ -84,6 +84,14 @@ def comparison(row: Row) -> Row:
         ranks = best_worst_ranks(_index(row, "best", len(texts)), _index(row, "worst", len(texts)), len(texts))
     else:
         ranks = _ranks(_column(row, "ranks"), len(texts))
+        alike, opposite = agreement(ranks, ratings["ratings"]) if ratings else (0, 0)
+        if opposite and not alike:
+            raise RowError(
+                "column ranks says the opposite of column ratings: rank 0 is the best, and so is the highest rating; "
+                "leave one out with --columns ignore=ratings"
+            )
+    if len(set(texts)) == 1:  # nothing to choose between, whatever was said of them
+        ranks = [0] * len(texts)
     _refuse_unread(row, "comparisons", asked, "completions", *read)
     return {"prompt": prompt, "completions": texts, "ranks": ranks, **_optional_columns(row), **ratings}
 
@@ -97,19 +105,21 @@ def prompt(row: Row) -> Row:
     answers = {name: row[name] for name in ("completion", "chosen") if row.get(name) is not None}
     if isinstance(row.get("completions"), list):
         answers |= {f"completions[{i}]": answer for i, answer in enumerate(row["completions"])}
+    read = ("prompt", "messages")
     if row.get("rejected") is not None and (row.get("prompt") is None or isinstance(row.get("chosen"), list)):
         asked = _chosen_rejected(row)["prompt"]
     elif row.get("messages") is not None and row.get("completion") is None and row.get("completions") is None:
-        messages = check_messages(row["messages"], "messages")
-        while messages and messages[-1]["role"] != "user":
-            messages = messages[:-1]
+        messages = _up_to_last("user", check_messages(row["messages"], "messages"))
         asked = check_prompt(messages)
         _check_is_inside(row.get("prompt"), messages, "messages")
-    elif any(isinstance(answer, list | dict) for answer in answers.values()):
-        asked, _ = _continued(_column(row, _name_of_prompt(row)), answers)
     else:
-        asked = check_prompt(_column(row, _name_of_prompt(row)))
-    _refuse_unread(row, "prompts", "prompt", "messages", "completion", "completions", "chosen", "rejected")
+        read = (_name_of_prompt(row),)
+        asked = _column(row, read[0])
+        if any(isinstance(answer, list | dict) for answer in answers.values()):
+            asked, _ = _continued(asked, answers)
+        else:
+            asked = check_prompt(asked)
+    _refuse_unread(row, "prompts", *read, "completion", "completions", "chosen", "rejected")
     return {"prompt": asked, **_optional_columns(row)}
 
 
@@ -185,12 +195,15 @@ def _continued(prompt: Any, answers: dict[str, Any], learned: str | None = None)
 
 
 def _before_last_answer(messages: Messages, name: str) -> tuple[Messages, str]:
-    count = len(messages)
-    while messages and messages[-1]["role"] != "assistant":
-        messages = messages[:-1]
-    if not messages:
-        raise RowError(f"{name} has {count} messages of others; text or one message of the assistant is needed")
-    return messages[:-1], check_text(messages[-1]["content"], f"the last answer of column {name}")
+    answered = _up_to_last("assistant", messages)
+    if not answered:
+        raise RowError(f"{name} has {len(messages)} messages of others; text or one message of the assistant is needed")
+    return answered[:-1], check_text(answered[-1]["content"], f"the last answer of column {name}")
+
+
+def _up_to_last(role: str, messages: Messages) -> Messages:
+    """Returns the messages up to the last one of a role; none if there is none."""
+    return messages[: max((i + 1 for i, message in enumerate(messages) if message["role"] == role), default=0)]
 
 
 def _joined(prompt: Any, before: Messages, name: str) -> Messages:
@@ -234,14 +247,12 @@ def _check_is_inside(prompt: Any, messages: Messages, name: str) -> None:
 
 def _split_conversation(value: Any, column: str) -> tuple[Messages, str]:
     """Returns the messages before the last assistant turn, and its text; later turns have no answer and are dropped."""
-    messages = check_messages(value, column)
+    messages = _up_to_last("assistant", check_messages(value, column))
     check_is_learned(value, column)
-    while messages and messages[-1]["role"] != "assistant":
-        messages = messages[:-1]
     if len(messages) < 2:
         raise RowError(f"column {column} has no message of the user with the assistant's answer; both are needed")
-    answer = check_text(messages[-1]["content"], f"the last answer of column {column}")
-    asked = check_prompt(messages[:-1])
+    before, answer = _before_last_answer(messages, column)
+    asked = check_prompt(before)
     assert not isinstance(asked, str)
     return asked, answer
 
@@ -264,7 +275,7 @@ def _chosen_rejected(row: Row) -> Row:
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if repeated not in (before, [*before, {"role": "assistant", "content": better}]):
             raise RowError("column messages is not the conversation of column chosen; leave one of them out")
-    ranks = [0, 0 if _is_tie(row) else 1]
+    ranks = [0, 0 if _is_tie(row) or better == worse else 1]
     return {"prompt": prompt, "completions": [better, worse], "ranks": ranks, **_optional_columns(row)}
 
 

@@ -32,7 +32,8 @@ def load_calibration_rows(
 ) -> list[list[int]] | None:
     """Returns token ids (prompt, response) of the demonstrations to calibrate with, from the validation split.
 
-    Of `calibration_dataset`, the split `dataset_train_split` is read if there is one, else its split train.
+    Of `calibration_dataset`, the split `dataset_train_split` is read if there is one, else its split train. `columns`
+    renames those of `dataset_name` alone.
 
     Returns None, with a warning, if no `calibration_dataset` is set and `dataset_name` has preferences alone.
 
@@ -45,7 +46,8 @@ def load_calibration_rows(
     source = replace(data_args, dataset_eval_size=args.calibration_size)
     if args.calibration_dataset is not None:
         name, config = args.calibration_dataset, args.calibration_dataset_config
-        source = replace(source, dataset_name=name, dataset_config=config, dataset_format=None)
+        columns = source.columns if name == source.dataset_name else None
+        source = replace(source, dataset_name=name, dataset_config=config, dataset_format=None, columns=columns)
         if source.dataset_train_split not in find_rows("demonstrations", source):
             source = replace(source, dataset_train_split="train")
     try:

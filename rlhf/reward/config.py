@@ -74,7 +74,7 @@ class KWiseRewardConfig(RewardConfig):
         default=None,
         metadata={
             "help": "Demonstrations whose mean score becomes 0: `sandbox`, a Hub name, a local file or folder. "
-            "None takes the demonstrations of dataset_name, if it has any."
+            "None takes the demonstrations of dataset_name, if it has any. columns renames none of its columns."
         },
     )
     calibration_dataset_config: str | None = field(

@@ -6,6 +6,8 @@ from itertools import combinations, repeat
 
 from datasets import Dataset
 
+from rlhf.data.ranking import agreement
+
 logger = logging.getLogger(__name__)
 MOST_TIES = 0.9  # share of pairs
 
@@ -23,10 +25,9 @@ def warn_of_odd_ranks(comparisons: Dataset, name: str) -> None:
         for i, j in combinations(range(len(ranks)), 2):
             pairs += 1
             ties += ranks[i] == ranks[j]
-            if ratings:
-                order = (ranks[i] - ranks[j]) * (ratings[i] - ratings[j])
-                same += order < 0
-                opposite += order > 0
+        if ratings:
+            alike, against = agreement(ranks, ratings)
+            same, opposite = same + alike, opposite + against
     if pairs and ties > MOST_TIES * pairs:
         logger.warning(
             "%d of %d pairs of %s are ties, from which the reward model learns nothing; check ranks", ties, pairs, name
