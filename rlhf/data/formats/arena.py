@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.data.checks import integer
+from rlhf.data.checks import integer, truth_value
 from rlhf.data.formats.base import Format, Row, has
 from rlhf.data.messages import check_messages
 from rlhf.data.schemas import RowError
@@ -35,12 +35,12 @@ def prompts(row: Row) -> Iterator[Row]:
 
 
 def flagged_comparisons(row: Row) -> Iterator[Row]:
-    flags = [row.get(name) for name in FLAGS]
-    if sorted(str(flag) for flag in flags) not in (["0", "0", "1"], ["False", "False", "True"], ["0.0", "0.0", "1.0"]):
+    flags = [truth_value(row.get(name), f"column {name}") for name in FLAGS]
+    if sum(flags) != 1:
         raise RowError(
             f"columns {', '.join(FLAGS)} are {flags!r:.60}; 1 for one of them and 0 for the others is needed"
         )
-    winner = ("model_a", "model_b", "tie")[[bool(flag) and str(flag) not in ("0", "0.0") for flag in flags].index(True)]
+    winner = ("model_a", "model_b", "tie")[flags.index(True)]
     yield _pair(_zipped(row, "response_a"), _zipped(row, "response_b"), WINNERS[winner])
 
 
