@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
+from rlhf.data import DataArguments, files, load_comparisons, load_demonstrations, load_pretraining, load_prompts
 from rlhf.data.encode import prompt_key
 from rlhf.data.formats import FORMATS
 from rlhf.data.splits import SPLITS, conversation_id, split_of
@@ -410,3 +410,12 @@ def test_any_bytes_are_read_or_explained(tmp_path_factory, content, name):
     path = tmp_path_factory.mktemp("noise") / name
     path.write_bytes(content)
     loads_or_explains(path)
+
+
+def test_a_json_array_is_parsed_once(tmp_path, monkeypatch):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": f"Q{i}"} for i in range(60)]))
+    parsed, whole_json = [], files._whole_json
+    monkeypatch.setattr(files, "_whole_json", lambda path: parsed.append(path) or whole_json(path))
+    load_prompts(DataArguments(dataset_name=str(path)), "train")
+    assert parsed == [path]

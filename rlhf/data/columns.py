@@ -14,10 +14,9 @@ from typing import Any
 
 from rlhf.data.checks import Row, RowError, is_empty
 from rlhf.errors import InputError
+from rlhf.runs.artifacts import say_once
 
-logger = logging.getLogger(__name__)
-
-# What is asked.
+# Parts of what is asked.
 PROMPT_WORDS = """
     prompt instruction question query queries problem input system developer history previous conversation dialog
     dialogue message turns context ctx background knowledge evidence document doc passage paragraph article story
@@ -26,7 +25,7 @@ PROMPT_WORDS = """
     heading text content body post data instance
 """
 MEDIA_WORDS = "image picture photo video audio pixel speech"
-# What is answered, and how good it is.
+# Answers, and how good they are.
 ANSWER_WORDS = """
     completion response answer output reply replies target solution generation candidate summary summaries chosen
     rejected accepted preferred dispreferred thinking thought reasoning rationale explanation cot label score rating
@@ -81,7 +80,7 @@ def log_unread(source: str, names: Collection[str]) -> None:
     """Logs once for each source which columns are not read."""
     names = sorted(name for name in map(str, names) if name.strip() and not name.startswith(("__index", "Unnamed: ")))
     if names:
-        _log_once(source, ", ".join(names[:30]))
+        say_once(f"columns of {source} that are not read: {', '.join(names[:30])}", logging.WARNING)
 
 
 class Renaming:
@@ -215,8 +214,3 @@ def _plain(value: Any) -> Any:
 def _words(name: str) -> tuple[str, ...]:
     """("systemPrompt_2") -> ("system", "prompt"): numbers say nothing."""
     return tuple(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", str(name)))
-
-
-@cache
-def _log_once(source: str, names: str) -> None:
-    logger.warning("columns of %s that are not read: %s", source, names)

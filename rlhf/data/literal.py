@@ -7,7 +7,7 @@ such strings does not pass this module's encoding, and has the ids that transfor
 import logging
 import re
 from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import cast
 
 from jinja2 import TemplateError
@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from rlhf.errors import InputError
 from rlhf.models.chat_template import THINK_TAG
 from rlhf.models.stop_tokens import stop_token_texts
-
-logger = logging.getLogger(__name__)
+from rlhf.runs.artifacts import say_once
 
 NO_MATCH = re.compile(r"(?!)")
 FIRST_MARK = 0xF0000  # private-use characters, two of which surround a special token in a content
@@ -37,7 +36,10 @@ class Literal:
         self.pattern = special_tokens(tokenizer)
         found = {match[0] for content in contents for match in self.pattern.finditer(content)}
         for token in sorted(found):
-            _say(token)
+            say_once(
+                f"some contents spell the special token {token}; it is encoded as ordinary characters there",
+                logging.WARNING,
+            )
         code = FIRST_MARK
         while any(chr(code) in content or chr(code + 1) in content for content in contents):
             code += 2
@@ -142,8 +144,3 @@ def _after_newline(tokenizer: PreTrainedTokenizerBase, text: str, encode: Callab
     newline = tokenizer.encode("\n", add_special_tokens=False)
     ids = encode("\n" + text)
     return ids[len(newline) :] if newline and ids[: len(newline)] == newline else encode(text)
-
-
-@cache
-def _say(token: str) -> None:
-    logger.warning("some contents spell the special token %s; it is encoded as ordinary characters there", token)

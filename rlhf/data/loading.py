@@ -26,10 +26,11 @@ from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
 from rlhf.data.scratch import once_per_machine, write_rows
-from rlhf.data.selection import Selection, may_serve, own_splits, role_of, say_once, split_column
+from rlhf.data.selection import Selection, may_serve, own_splits, role_of, split_column
 from rlhf.data.sources import Splits, find_splits, has_config, rows_of_dataset
 from rlhf.data.splits import SPLITS, Split, conversation_id, first_turn, split_of_id
 from rlhf.errors import InputError
+from rlhf.runs.artifacts import say_once
 
 CHECKS = {
     "demonstrations": schemas.demonstration,
@@ -170,9 +171,13 @@ def _rows_by_role(
     limit: int | None,
 ) -> Iterator[tuple[Split, Row]]:
     """Yields (role, row): that of the source's own split, or a later one which a column `split` names for the row."""
-    column = None if named is not None or args.dataset_name == "sandbox" else split_column(rows, args)
+    all_rows = rows()
+    head = list(islice(all_rows, 1))
+    names_splits = head and named is None and args.dataset_name != "sandbox"
+    column = split_column(head[0], args) if names_splits else None
     if column is None:
-        yield from ((role, row) for row in checked_rows(kind, islice(rows(), limit), args, bad_rows))  # pyright: ignore[reportReturnType]
+        all_rows = islice(itertools.chain(head, all_rows), limit)
+        yield from ((role, row) for row in checked_rows(kind, all_rows, args, bad_rows))  # pyright: ignore[reportReturnType]
         return
     for part in reversed(SPLITS[SPLITS.index(role) :]):
         if not any(may_serve(part, split) for split in splits):

@@ -1,8 +1,7 @@
 """Selects the rows of one split among all rows of a source: its own splits, the counts, and too few rows."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator
 
 from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
@@ -12,9 +11,8 @@ from rlhf.data.schemas import Row
 from rlhf.data.sources import Splits
 from rlhf.data.splits import SPLITS, Split, conversation_id, split_of_name
 from rlhf.errors import InputError
-from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.artifacts import say_once
 
-logger = logging.getLogger(__name__)
 FEW = 30  # conversations
 SPLIT_COLUMNS = ("split", "Split", "data_split", "dataset_split", "datasplit", "partition")
 
@@ -58,11 +56,10 @@ def own_splits(
     return dict(sorted(roles.items(), key=lambda item: -SPLITS.index(item[1])))
 
 
-def split_column(rows: Callable[[], Iterator[SourceRow]], args: DataArguments) -> str | None:
-    """Returns the column of the first row in which the source names the split of each row; None if it has none."""
-    first = next(iter(rows()), None)
+def split_column(first: SourceRow, args: DataArguments) -> str | None:
+    """Returns the column of a source's first row that names the split of each row; None if it has none."""
     left_out = parse_columns(args.columns)
-    return next((n for n in SPLIT_COLUMNS if first is not None and n in first.content and n not in left_out), None)
+    return next((name for name in SPLIT_COLUMNS if name in first.content and name not in left_out), None)
 
 
 def role_of(row: SourceRow, column: str, own: Split) -> Split:
@@ -138,10 +135,3 @@ class Selection:
                 f"them is mostly chance. Give more rows, so that at least {FEW} are held out.",
                 logging.WARNING,
             )
-
-
-@cache
-def say_once(message: str, level: int) -> None:
-    """Logs a message once per process, from the first process of the launch."""
-    if is_first_process():
-        logger.log(level, "%s", message)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import time
 from enum import Enum
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,13 @@ def read_result(output_dir: str | Path) -> dict[str, Any]:
 def is_first_process() -> bool:
     """True in the process that writes the run's files. Launchers set RANK to the number of the process."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@cache
+def say_once(message: str, level: int) -> None:
+    """Logs a message once per process, from the first process of the launch."""
+    if is_first_process():
+        logger.log(level, "%s", message)
 
 
 _NOT_PLAIN = object()
