@@ -10,6 +10,7 @@ import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_data_formats import assistant, user
 
 from rlhf.cli import parse
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
@@ -24,14 +25,6 @@ from rlhf.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 def write(path: Path, rows: list[dict]) -> Path:

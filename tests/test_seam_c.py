@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from test_data_formats import assistant, user
 
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_pretraining, load_prompts
 from rlhf.data.arguments import PretrainingArguments
@@ -15,14 +16,6 @@ from rlhf.errors import InputError
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("all_train")  # files of a few rows
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 def system(text):
