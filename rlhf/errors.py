@@ -10,8 +10,8 @@ class InputError(ValueError):
 
 
 def require_at_least(config: object, minimum: float, *names: str) -> None:
-    """Raises InputError if one of the named fields of `config` is below `minimum`. A field that is None passes."""
+    """Raises InputError if one of the named fields of `config` is below `minimum`, or NaN. None passes."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < minimum:
+        if value is not None and not value >= minimum:
             raise InputError(f"{name} is {value}; it must be at least {minimum}.")

@@ -430,3 +430,30 @@ def test_seam_d5_checkpoints_that_are_not_evaluated_are_said(changes, tmp_path, 
     (tmp_path / "checkpoint-2").mkdir()
     assert choose_checkpoint(tmp_path, [])["chosen_by"] == "last"
     assert "no checkpoint was evaluated" in caplog.text
+
+
+IMPOSSIBLE = {
+    "cliprange": -0.1, "cliprange_value": -1.0, "vf_coef": -1.0, "kl_coef": -1.0, "value_learning_rate": -1e-5,
+    "gamma": 2.0, "lam": -1.0, "ptx_length": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [*IMPOSSIBLE.items(), ("gamma", -0.1), ("lam", 1.1), ("kl_coef", float("nan"))]
+)
+def test_seam_d11_impossible_numbers_of_ppo_are_refused(name, value, tmp_path):
+    with pytest.raises(InputError, match=f"{name} is {value}; it must be at least"):
+        PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **{name: value})
+
+
+def test_seam_d11_zeros_of_ppo_that_mean_something_pass(tmp_path):
+    names = IMPOSSIBLE.keys() - {"ptx_length"}
+    args = PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, **dict.fromkeys(names, 0.0))
+    assert {getattr(args, name) for name in names} == {0.0}
+    assert PPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, gamma=1.0, lam=1.0).lam == 1.0
+
+
+@pytest.mark.parametrize("name", ["choice_prompts", "choice_max_new_tokens", "choice_batch_size"])
+def test_seam_d11_a_choice_without_answers_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} is 0; it must be at least 1"):
+        ChoiceArguments(**{name: 0})

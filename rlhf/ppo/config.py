@@ -285,7 +285,14 @@ class PPOConfig(_BaseConfig):
             "per_device_train_batch_size", "gradient_accumulation_steps", "ptx_examples_per_episode", "batch_size",
             "mini_batch_size", "total_episodes", "max_prompt_length", "adaptive_kl_horizon",
         )  # fmt: skip
-        require_at_least(self, 0, "warmup_rollouts", "value_warmup_rollouts", "num_sample_generations", "ptx_coef")
+        require_at_least(
+            self, 0, "warmup_rollouts", "value_warmup_rollouts", "num_sample_generations", "ptx_coef", "kl_coef",
+            "cliprange", "cliprange_value", "vf_coef", "value_learning_rate",
+        )  # fmt: skip
+        require_at_least(self, 2, "ptx_length")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0 and at most 1.")
         if self.temperature <= 0:
             raise InputError(f"temperature is {self.temperature}; PPO samples, so it must be positive.")
         if self.kl_estimator != "k1":

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from rlhf.data.encode import encode_prompt, prompt_key
 from rlhf.data.lengths import drop_long_rows
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 from rlhf.generation.completions import completion_rewards, sample_completions
 from rlhf.generation.score_options import PolicyOptions, shaped_rewards
 from rlhf.models.adapter_files import CONFIG, WEIGHTS
@@ -59,6 +59,7 @@ class ChoiceArguments:
     choice_seed: int = field(default=0, metadata={"help": "Seed of sampling, the same for all checkpoints."})
 
     def __post_init__(self):
+        require_at_least(self, 1, "choice_prompts", "choice_max_new_tokens", "choice_batch_size")
         if self.choice_temperature <= 0:
             raise InputError(f"choice_temperature is {self.choice_temperature}; answers are sampled: make it positive.")
         if self.missing_eos_penalty is not None and self.missing_eos_penalty <= 0:
