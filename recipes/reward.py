@@ -66,12 +66,13 @@ def main() -> None:
     check_model_options(model_args)
     started = time.monotonic()
     base_name = resolve_model_name(model_args.model_name_or_path)
-    if args.sft_model_path is not None:
+    if args.sft_model_path is None:
+        check_lora(model_args)
+    else:
         model_args = with_revision_of(model_args, adapter_folder(args.sft_model_path))
         check_sft_start(args.sft_model_path, model_args)
     configs = (args, model_args, data_args)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
-    check_lora(model_args)
     if args.cross_validate:  # a subfolder, so that a model in output_dir stays as it is
         args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
         args.save_strategy = "no"

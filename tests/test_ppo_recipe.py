@@ -58,6 +58,22 @@ def test_the_recipe_trains_and_writes_its_files(monkeypatch, stages, tmp_path):
     assert not torch.equal(trained, before)
 
 
+@pytest.mark.parametrize(
+    ("options", "logs"),
+    [({"logging_steps": 100}, [16]), ({"logging_strategy": "no"}, [16]), ({"logging_steps": 3}, [24, 32])],
+    ids=str,
+)
+def test_seam_d12_a_run_that_logs_little_has_the_last_rollouts_in_its_result(
+    monkeypatch, stages, tmp_path, options, logs
+):
+    run(monkeypatch, stages, tmp_path, total_episodes=logs[-1], **options)
+    rows = [row for row in read_metrics(tmp_path) if "objective/score" in row]
+    assert [row["episode"] for row in rows] == logs
+    result = read_result(tmp_path)
+    assert result["objective/score"] == rows[-1]["objective/score"]
+    assert {"objective/kl", "loss/policy", "val/explained_variance"} <= result.keys()
+
+
 def test_the_recipe_mixes_pretraining_text_in(monkeypatch, stages, tmp_path):
     text = tmp_path / "text.jsonl"
     prompts(30, seed=4).rename_column("prompt", "text").to_json(text)

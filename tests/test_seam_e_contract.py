@@ -22,7 +22,7 @@ from rlhf.models.adapter_files import adapter_digest, check_adapter
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.stages import load_adapters
 from rlhf.ppo.rewards import reward_sources
-from rlhf.reward.initialization import load_reward_start
+from rlhf.reward.initialization import check_sft_start, load_reward_start
 from rlhf.runs.contract import read_contract, read_conversations
 from rlhf.runs.hub import staged
 
@@ -215,6 +215,15 @@ def test_seam_e15_the_reward_model_starts_with_modules_that_sft_trained_in_full(
     ppo = run_stage("ppo", own_run, sft_model_path=sft, reward_model_path=reward, output_dir=own_run / "head-ppo")
     assert any("lm_head" in name for name in load_file(ppo / "adapter_model.safetensors"))
     assert not any("lm_head" in name for name in load_file(reward / "adapter_model.safetensors"))
+
+
+def test_seam_e24_sft_with_lora_on_other_layers_is_refused_before_a_model_is_loaded(own_run, capsys, no_model):
+    start = {"output_dir": own_run / "other-reward", "lora_target_modules": "q_proj"}
+    error = refusal(capsys, "reward", own_run, **start)
+    assert "do not fit the reward model, e.g. base_model.model.model.layers.0" in error
+    assert "Give both stages the same lora_target_modules" in error
+    assert not (own_run / "other-reward").exists()
+    check_sft_start(str(own_run / "sft"), ModelConfig(str(own_run / "base"), lora_r=4))
 
 
 def test_seam_e16_a_reward_model_with_another_template_reads_the_text(toy_tokenizer):

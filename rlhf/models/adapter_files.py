@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftType, TaskType
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -162,9 +162,22 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], Tensor | None]:
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged ({error}). Run the stage that writes it again.") from error
+        raise _damaged(folder, error) from error
     score = weights.pop(SCORE, None)
     return weights, score
+
+
+def read_names(folder: Path) -> list[str]:
+    """Returns PEFT's names of an adapter's weights, without reading the weights."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: SafetensorError) -> InputError:
+    return InputError(f"{folder / WEIGHTS} is damaged ({error}). Run the stage that writes it again.")
 
 
 def write_adapter(folder: Path, config: LoraConfig, weights: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -179,8 +179,8 @@ def lora_config(
     return config
 
 
-def check_lora(model_args: ModelConfig) -> None:
-    """Adds LoRA to the model of `model_args` without any weights, which takes seconds.
+def check_lora(model_args: ModelConfig) -> PeftModel:
+    """Returns the model of `model_args` with LoRA, without any weights (on the meta device), which takes seconds.
 
     Raises:
         InputError: the model has no such layers, or PEFT cannot adapt them with these settings.
@@ -191,7 +191,7 @@ def check_lora(model_args: ModelConfig) -> None:
             warnings.filterwarnings("ignore", ".*`is_gradient_checkpointing` is deprecated", FutureWarning)  # by PEFT
             model = AutoModelForCausalLM.from_config(config)
             check_lora_values(lora_config(model_args), model)
-            get_peft_model(model, lora_config(model_args, "CAUSAL_LM", model))
+            return cast(PeftModel, get_peft_model(model, lora_config(model_args, "CAUSAL_LM", model)))
     except (ValueError, TypeError, NotImplementedError) as error:
         settings = f"lora_target_modules {model_args.lora_target_modules}, lora_dropout {model_args.lora_dropout}"
         raise InputError(

@@ -547,4 +547,5 @@ class RolloutCallback(TrainerCallback):
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH
             control.should_save |= args.save_strategy == SaveStrategy.EPOCH
+        control.should_log |= control.should_training_stop  # the run's last metrics, which result.json has
         return control

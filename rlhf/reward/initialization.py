@@ -1,6 +1,7 @@
 """Start of reward training: the SFT model, with a scalar head in place of its unembedding (paper, section 3.5)."""
 
 import types
+from collections.abc import Iterable
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -9,8 +10,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import adapter_folder, check_adapter, read_adapter
-from rlhf.models.loading import load_sequence_classifier, lora_config, resolve_model_name
+from rlhf.models.adapter_files import adapter_folder, check_adapter, read_adapter, read_names
+from rlhf.models.loading import check_lora, load_sequence_classifier, lora_config, resolve_model_name
 from rlhf.models.precision import float_head
 from rlhf.reward.prefix import shared_hidden_states
 
@@ -21,7 +22,8 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
     """Checks, before a model is loaded, that the reward model's LoRA can start from the SFT adapter.
 
     Raises:
-        InputError: there is no adapter, or it has another base, other LoRA settings or other modules trained in full.
+        InputError: there is no adapter, or it has another base, other LoRA settings, layers or modules trained in full;
+            or LoRA cannot be added to the model.
     """
     base_name = resolve_model_name(model_args.model_name_or_path)
     sft = check_adapter(sft_model_path, base_name, model_args.model_revision)
@@ -45,6 +47,8 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
             f"{sft_model_path} has trained {', '.join(full)} in full, and the reward model must start with it. Set "
             f"lora_modules_to_save to {' '.join(full)}, or drop sft_model_path."
         )
+    wanted = get_peft_model_state_dict(check_lora(model_args), save_embedding_layers=False)
+    check_fit(lora_names(read_names(adapter_folder(sft_model_path))) ^ lora_names(wanted), sft_model_path)
 
 
 def load_reward_start(
@@ -74,14 +78,23 @@ def copy_lora(model: PeftModel, sft_model_path: str) -> None:
     theirs = {
         key: w for key, w in weights.items() if (".lora_" in key or key in ours) and f".{UNEMBEDDING}." not in key
     }
-    differing = {key for key in theirs if ".lora_" in key} ^ {key for key in ours if ".lora_" in key}
-    differing |= {key for key in theirs.keys() & ours.keys() if theirs[key].shape != ours[key].shape}
+    reshaped = {key for key in theirs.keys() & ours.keys() if theirs[key].shape != ours[key].shape}
+    check_fit((lora_names(theirs) ^ lora_names(ours)) | reshaped, sft_model_path)
+    set_peft_model_state_dict(model, ours | theirs)
+
+
+def lora_names(names: Iterable[str]) -> set[str]:
+    """Returns the names of LoRA weights, without those of the unembedding, which the reward model does not have."""
+    return {name for name in names if ".lora_" in name and f".{UNEMBEDDING}." not in name}
+
+
+def check_fit(differing: set[str], sft_model_path: str) -> None:
+    """Raises InputError if there are names of weights in which SFT adapter and reward model differ."""
     if differing:
         raise InputError(
             f"The LoRA weights of {sft_model_path} do not fit the reward model, e.g. {min(differing)}. Give both "
             "stages the same lora_target_modules and lora_r."
         )
-    set_peft_model_state_dict(model, ours | theirs)
 
 
 def pool_at_last_token(model: PreTrainedModel) -> None:
