@@ -10,6 +10,7 @@ metrics.jsonl and result.json with both losses. Needed only for another base mod
 
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
@@ -47,17 +48,16 @@ def main() -> None:
 
     # Data
     options = {"seed": args.documents_seed, "graded_share": args.graded_share}
-    documents = {
-        "train": sandbox.pretraining("train", args.n_documents, **options)["text"],
-        "validation": sandbox.pretraining("validation", 500, **options)["text"],
-    }
+    sizes = {"train": args.n_documents, "validation": 500}
+    rows = {split: sandbox.pretraining(split, size, **options) for split, size in sizes.items()}
+    documents = {split: list(chain.from_iterable(dataset["text"])) for split, dataset in rows.items()}
     if args.continue_from:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.continue_from)
         model = LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32")
     else:
         tokenizer = train_tokenizer(documents["train"][: args.tokenizer_documents])
         model = LlamaForCausalLM(architecture(tokenizer))
-    blocks = {split: pack(list(texts), tokenizer, args.block_size) for split, texts in documents.items()}
+    blocks = {split: pack(texts, tokenizer, args.block_size) for split, texts in documents.items()}
     rows = {split: Dataset.from_dict({"input_ids": b, "labels": b}).with_format("torch") for split, b in blocks.items()}
 
     # Training

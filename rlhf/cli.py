@@ -26,6 +26,12 @@ logger = logging.getLogger(__name__)
 THRESHOLDS = gc.get_threshold()
 gc.set_threshold(1_000_000)
 
+# Warnings of the libraries about each other, in which nothing is for the user to do.
+NOISE = (
+    ".*'pin_memory' argument is set as true but no accelerator is found",
+    ".*`is_gradient_checkpointing` is deprecated",  # by PEFT
+)
+
 # Options of earlier versions, and what to do without them.
 REMOVED = {
     "dataset_test_split": "Drop it: stages hold out a tenth of the conversations for validation and a tenth for test, "
@@ -88,8 +94,12 @@ def run(main: Callable[[], Any]) -> None:
     log, stderr = logging.getLogger("rlhf"), logging.StreamHandler()  # the root logger prints warnings alone
     log.addHandler(stderr)
     log.setLevel(logging.INFO)
+    logging.getLogger("datasets.fingerprint").setLevel(logging.ERROR)  # it warns of rows that it cannot cache
     try:
-        main()
+        with warnings.catch_warnings():
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message)
+            main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)

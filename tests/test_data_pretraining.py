@@ -10,8 +10,12 @@ from toys import EOS, word_tokenizer
 
 from rlhf.data import DataArguments
 from rlhf.data.arguments import PretrainingArguments
-from rlhf.data.pretraining import PretrainingStream, open_sources
+from rlhf.data.pretraining import PretrainingStream, open_sources, permutation
 from rlhf.errors import InputError
+from rlhf.models.loading import load_tokenizer, resolve_model_name
+from rlhf.sandbox.base_model import pack
+from rlhf.sandbox.datasets import pretraining as sandbox_documents
+from rlhf.sandbox.graded_work import EOS as EOS_TEXT
 
 
 def documents(count=9, words=4, first=4) -> Dataset:
@@ -103,6 +107,14 @@ def test_arguments_that_are_refused(tmp_path):
     no_eos.eos_token = None
     with pytest.raises(InputError, match="no EOS"):
         PretrainingStream(documents(), no_eos, 8)
+
+
+def test_seam_b13_grades_of_the_sandbox_are_documents_of_their_own():
+    tokenizer, rows = load_tokenizer(resolve_model_name("sandbox")), sandbox_documents("train", 60)
+    order = permutation(len(rows), 0, 0, 0)
+    expected = pack([EOS_TEXT.join(rows[int(i)]["text"]) for i in order], tokenizer, 64).tolist()
+    assert any(len(text) == 2 for text in rows["text"])
+    assert take(PretrainingStream(rows, tokenizer, 64), len(expected)) == expected
 
 
 def test_blank_documents_of_a_stream_are_left_out_if_asked(monkeypatch):

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from rlhf.evaluation.regressions import few_shot_accuracy, text_loss
 from rlhf.models.loading import load_tokenizer, resolve_model_name
 from rlhf.models.shared_base import SharedBase
-from rlhf.sandbox.documents import document
+from rlhf.sandbox.datasets import pretraining
 from rlhf.sandbox.few_shot import few_shot_items
+from rlhf.sandbox.graded_work import EOS
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +21,13 @@ def sandbox():
 
 
 def test_text_loss_is_the_models_own_loss_over_all_tokens(sandbox):
-    import random
-
     shared, tokenizer = sandbox
-    rng = random.Random("regressions")
-    texts = [document(rng) for _ in range(12)]
+    texts = pretraining("test", 12)["text"]
+    assert max(map(len, texts)) == 2  # graded work, and its grades
     loss = text_loss(shared, None, tokenizer, texts)
     total = tokens = 0
     for text in texts:
-        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        ids = torch.tensor([[*tokenizer(EOS.join(text))["input_ids"], tokenizer.eos_token_id]])
         with torch.no_grad():
             total += shared.lm(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         tokens += ids.shape[1] - 1

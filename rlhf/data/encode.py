@@ -123,8 +123,14 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the ids of a document of pretraining text: with BOS if the tokenizer adds one, and one EOS at the end."""
+def encode_document(tokenizer: PreTrainedTokenizerBase, text: str | Sequence[str]) -> list[int]:
+    """Returns the ids of a document of pretraining text: with BOS if the tokenizer adds one, and one EOS at the end.
+
+    Args:
+        text: a document, or several that follow one another.
+    """
+    if not isinstance(text, str):
+        return [i for document in text for i in encode_document(tokenizer, document)]
     text = without_eos(tokenizer, text)
     return [*encode_prompt(tokenizer, text), cast(int, tokenizer.eos_token_id)]
 

@@ -110,7 +110,7 @@ class PretrainingStream:
 
 
 class ShuffledRows:
-    """Texts of rows in memory, in a new random order in each pass."""
+    """Texts of rows in memory, in a new random order in each pass; a row may have a list of texts, which stay together."""
 
     def __init__(self, rows: Dataset, key: tuple[int, ...]):
         if len(rows) == 0:
@@ -119,13 +119,16 @@ class ShuffledRows:
         self.order = np.empty(0, dtype=np.int64)
         self.order_of: int | None = None  # the pass that `order` belongs to
 
-    def __next__(self) -> str:
+    def __next__(self) -> str | list[str]:
         epoch, position = divmod(self.read, len(self.rows))
         if self.order_of != epoch:
             self.order, self.order_of = permutation(len(self.rows), *self.key, epoch), epoch
-        row = int(self.order[position])
+        number = int(self.order[position])
+        row = self.rows[number]
         self.read += 1
-        return _document_text(self.rows[row], row)
+        if isinstance(row.get("text"), list):
+            return [_document_text({**row, "text": text}, number) for text in row["text"]]
+        return _document_text(row, number)
 
     def state_dict(self) -> dict[str, Any]:
         return {"read": self.read}

@@ -15,13 +15,14 @@ from rlhf.statistics import Estimate, cluster_mean, cluster_share
 
 @torch.no_grad()
 def text_loss(
-    shared: SharedBase, adapter: str | None, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    shared: SharedBase, adapter: str | None, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Sequence[str]]
 ) -> Estimate:
     """Returns the mean negative log-likelihood of held-out documents in nats per token, up to and including EOS.
 
     Args:
         adapter: name of the adapter; None is the base.
-        texts: documents no longer than the model's context. The first token of each is given, not predicted.
+        texts: documents, or lists of documents that follow one another, no longer than the model's context. The first
+            token of each is given, not predicted.
     """
     ids = [encode_document(tokenizer, text) for text in texts]
     logprobs = completion_logprobs(shared, adapter, [row[:1] for row in ids], [row[1:] for row in ids])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datasets import Dataset
 
 from rlhf.sandbox.documents import document
+from rlhf.sandbox.graded_work import EOS
 from rlhf.sandbox.labelers import rank, team
 from rlhf.sandbox.responses import completions_to_rank, demonstration
 from rlhf.sandbox.tasks import Task, sample_task
@@ -27,8 +28,15 @@ DEFAULT_SIZE = {
 def pretraining(
     split: str = "train", size: int | None = None, seed: int = 0, graded_share: float | None = None
 ) -> Dataset:
-    """Documents to continue: `text` (str). `graded_share` is that of `document`."""
-    return _dataset("pretraining", split, size, seed, lambda rng: {"text": document(rng, graded_share=graded_share)})
+    """Documents to continue: `text` (list of str), where the grades of a work follow it as a document of their own.
+
+    `graded_share` is that of `document`.
+    """
+
+    def row(rng: random.Random) -> dict:
+        return {"text": document(rng, graded_share=graded_share).split(EOS)}
+
+    return _dataset("pretraining", split, size, seed, row)
 
 
 def demonstrations(split: str = "train", size: int | None = None, seed: int = 0) -> Dataset:
