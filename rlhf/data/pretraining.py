@@ -110,7 +110,7 @@ class PretrainingStream:
 
 
 class ShuffledRows:
-    """Texts of rows in memory, in a new random order in each pass; a row may have a list of texts, which stay together."""
+    """Texts of rows in memory, in a new random order in each pass. Several texts of a row stay together."""
 
     def __init__(self, rows: Dataset, key: tuple[int, ...]):
         if len(rows) == 0:
