@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can correct."""
+"""The exception for mistakes that the user can correct, and how its message is made."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,11 @@ class InputError(ValueError):
     The message names the file, row or field and ends with what to do. `rlhf.cli.run` prints it without a traceback. Any
     other exception is a bug of this library and keeps its traceback.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of a library's error, without a full stop; the name of its class if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def require_at_least(config: object, minimum: float, *names: str) -> None:

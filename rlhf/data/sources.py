@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from rlhf.data.files import SUFFIXES, SourceRow, is_readable, read_rows
 from rlhf.data.splits import split_of_name
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 
 Splits = dict[str, Callable[[], Iterator[SourceRow]]]
 SHARD = re.compile(r"((?:train|validation|test)_\w+)-\d{5}-of-\d{5}")  # of a split of the Hub, as train_sft
@@ -59,7 +59,7 @@ def _local(name: str) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"dataset_name {name[:100]} is neither a path nor a name on the Hub ({_brief(error)})."
+            f"dataset_name {name[:100]} is neither a path nor a name on the Hub ({first_line(error)})."
         ) from error
     return path
 
@@ -97,7 +97,7 @@ def _saved(folder: Path) -> Splits:
         saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise InputError(
-            f"{folder} was written by save_to_disk and cannot be read ({_brief(error)}). Write it again."
+            f"{folder} was written by save_to_disk and cannot be read ({first_line(error)}). Write it again."
         ) from error
     if isinstance(saved, datasets.Dataset):
         saved = {split_of_name(folder.name) or "train": saved}
@@ -121,7 +121,7 @@ def _download(name: str) -> Path:
         return Path(hf_hub_download(f"{owner}/{repository}", filename, repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"dataset_name {name} is neither a local file nor one on the Hub ({_brief(error)}). Correct the name."
+            f"dataset_name {name} is neither a local file nor one on the Hub ({first_line(error)}). Correct the name."
         ) from error
 
 
@@ -155,12 +155,12 @@ def _load_from_hub(name: str, config: str | None, **options):
         return datasets.load_dataset(name, config, **options)
     except RuntimeError as error:  # a loading script, which `datasets` no longer runs
         raise InputError(
-            f"dataset_name {name} cannot be read ({_brief(error)}). Download the Hub's Parquet conversion of it (its "
-            "branch refs/convert/parquet) and give that folder."
+            f"dataset_name {name} cannot be read ({first_line(error)}). Download the Hub's Parquet conversion of it "
+            "(its branch refs/convert/parquet) and give that folder."
         ) from error
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, DatasetsError) as error:
         raise InputError(
-            f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({_brief(error)}). "
+            f"dataset_name {name} is neither a local file or folder nor readable from the Hub ({first_line(error)}). "
             "Correct the name, dataset_config or login."
         ) from error
 
@@ -169,8 +169,3 @@ def rows_of_dataset(name: str, rows: datasets.Dataset) -> Iterator[SourceRow]:
     """Yields the rows of a loaded data set, with the name that messages give it."""
     for number, content in enumerate(rows, 1):
         yield SourceRow(name, f"row {number}", content)  # pyright: ignore[reportArgumentType]
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")

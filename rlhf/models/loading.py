@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 from rlhf.models.chat_template import begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id
@@ -105,7 +105,7 @@ def load_config(name: str, revision: str = "main") -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, revision=revision, gguf_file=_find_gguf(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"Model {name} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"Model {name} cannot be loaded: {first_line(error)}.") from error
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -195,7 +195,7 @@ def check_lora(model_args: ModelConfig) -> PeftModel:
     except (ValueError, TypeError, NotImplementedError) as error:
         settings = f"lora_target_modules {model_args.lora_target_modules}, lora_dropout {model_args.lora_dropout}"
         raise InputError(
-            f"LoRA cannot be added to {model_args.model_name_or_path} with {settings}: {_first_line(error)} "
+            f"LoRA cannot be added to {model_args.model_name_or_path} with {settings}: {first_line(error)}. "
             "Leave lora_target_modules out to adapt every linear layer of the language model."
         ) from error
 
@@ -232,7 +232,7 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
             **kwargs,
         )
     except (OSError, ValueError, ImportError) as error:  # not found, no causal LM, package missing
-        raise InputError(f"Model {model_args.model_name_or_path} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"Model {model_args.model_name_or_path} cannot be loaded: {first_line(error)}.") from error
     finally:
         hf_logging.set_verbosity(verbosity)
     if missing := sorted(set(loading["missing_keys"]) - {"score.weight"}):
@@ -283,7 +283,7 @@ def load_tokenizer(name: str, revision: str = "main", eos_token: str | None = No
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, gguf_file=gguf_file)
     except (OSError, ValueError) as error:
-        raise InputError(f"No tokenizer can be loaded from {name}: {_first_line(error)}") from error
+        raise InputError(f"No tokenizer can be loaded from {name}: {first_line(error)}.") from error
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
             raise InputError(
@@ -338,7 +338,3 @@ def _unused_special_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return unknown
     # The last one, because the first ones are turn markers of chat templates (SmolLM2's <|im_start|>).
     return free[-1] if free else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."

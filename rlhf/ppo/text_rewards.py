@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.encode import Prompt, encode_prompt_and_completions
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 from rlhf.models.adapter_files import CONFIG
 from rlhf.models.loading import context_length, load_tokenizer
 from rlhf.models.peft_layers import unwrap_peft
@@ -103,8 +103,9 @@ def load_text_reward(name: str, tokenizer: PreTrainedTokenizerBase | None = None
             name, num_labels=1, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"reward model {name} is no sequence classifier with one label: {first}") from error
+        raise InputError(
+            f"reward model {name} is no sequence classifier with one label: {first_line(error)}"
+        ) from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise InputError(f"reward model {name} lacks the weights {missing}; pass a trained sequence classifier.")

@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.training_args import OptimizerNames
 from trl import ModelConfig
 
-from rlhf.errors import InputError, require_at_least
+from rlhf.errors import InputError, first_line, require_at_least
 
 logger = logging.getLogger(__name__)
 
@@ -137,5 +137,6 @@ def _as_input_error(option: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any package behind the option
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(f"{option} cannot be used: {reason}. Change the option, or leave it out.") from error
+        raise InputError(
+            f"{option} cannot be used: {first_line(error)}. Change the option, or leave it out."
+        ) from error

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 from rlhf.runs.artifacts import is_first_process
 from rlhf.runs.contract import FILE_NAME, IDS_NAME
 from rlhf.runs.model_card import STAGES, model_card, portable, read_mapping
@@ -211,9 +211,8 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     try:
         yield
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
-            f"The Hub refused {hub_id}: {reason}. Log in with `hf auth login` as a user with write access."
+            f"The Hub refused {hub_id}: {first_line(error)}. Log in with `hf auth login` as a user with write access."
         ) from error
     except (HTTPError, ConnectionError) as error:  # from the network, or from HF_HUB_OFFLINE
         raise InputError(
