@@ -16,8 +16,8 @@ from rlhf.models.chat_template import template_date
 from rlhf.models.contracts import base_of, tokenizer_digests
 from rlhf.models.stop_tokens import stop_token_texts
 from rlhf.runs.contract import Contract, read_conversations
+from rlhf.runs.decisive_options import decisive_options
 from rlhf.runs.digests import rows_digest
-from rlhf.runs.options import decisive_options
 
 IDS_BELOW = 16**13  # `conversation_id` is a fraction of it
 

@@ -14,8 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf.errors import InputError
 from rlhf.runs.contract import Contract, write_contract
+from rlhf.runs.decisive_options import decisive_options
 from rlhf.runs.digests import base_identity, frozen_digest, rows_digest
-from rlhf.runs.options import decisive_options
 from rlhf.runs.resume import check_resume, complete_checkpoints, is_complete
 from rlhf.runs.timed import MARK, SaveByTime, is_timed
 

@@ -11,7 +11,7 @@ import yaml
 
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process, resolved_config
-from rlhf.runs.options import FREE
+from rlhf.runs.decisive_options import FREE
 from rlhf.runs.resume import complete_checkpoints
 
 logger = logging.getLogger(__name__)

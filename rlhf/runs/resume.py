@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf.errors import InputError
 from rlhf.runs.contract import FILE_NAME, Contract, differences, read_contract
-from rlhf.runs.options import LENGTH
+from rlhf.runs.decisive_options import LENGTH
 
 logger = logging.getLogger(__name__)
 

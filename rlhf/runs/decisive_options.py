@@ -37,10 +37,6 @@ def decisive_options(*configs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return options, defaults
 
 
-def length_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in LENGTH if options.get(name) is not None}
-
-
 def _batch(config: Any) -> dict[str, int]:
     """Returns the sizes of a TrainingArguments' batches over all processes; {} for another dataclass."""
     fields = {field.name for field in dataclasses.fields(config)}
