@@ -26,7 +26,7 @@ from rlhf.evaluation.report import read_stages, write_report
 from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import read_summary, summarize
 from rlhf.generation.score_options import policy_options
-from rlhf.models.stages import load_adapters, load_stage_tokenizer, trained_style
+from rlhf.models.stages import load_shared_base, load_stage_tokenizer, trained_style
 from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 from rlhf.runs.checks import check_model_options
@@ -118,10 +118,11 @@ def main() -> None:
     adapters = {name: path for name, path in paths.items() if path}
     split = data_args.dataset_test_split or "test"
     prompts = load_prompts(data_args, "test", args.output_dir, named=data_args.dataset_test_split)
-    style, (_, tokenizer) = trained_style(adapters.values()), load_stage_tokenizer(model_args, adapters)
+    style = trained_style(adapters.values())
+    model_args, tokenizer = load_stage_tokenizer(model_args, adapters)
     prompts = in_prompt_style(prompts, data_args, tokenizer, split, style, args.output_dir)
     prompts, seen = unseen_prompts(prompts, adapters, data_args.dataset_name)
-    shared, tokenizer = load_adapters(model_args, adapters)
+    shared = load_shared_base(model_args, tokenizer, adapters)
 
     # Answers
     rows = judged_answers(
@@ -146,7 +147,7 @@ def main() -> None:
     settings = {
         "dataset": data_args.dataset_name,
         "split": split,
-        "model": model_args.model_name_or_path or shared.lm.name_or_path,
+        "model": model_args.model_name_or_path,
         "prompts_seen_in_training": seen,
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,

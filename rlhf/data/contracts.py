@@ -17,7 +17,7 @@ from rlhf.models.contracts import base_of, tokenizer_digests
 from rlhf.models.stop_tokens import stop_token_texts
 from rlhf.runs.contract import Contract, read_conversations
 from rlhf.runs.decisive_options import decisive_options
-from rlhf.runs.digests import rows_digest
+from rlhf.runs.digests import rows_digest, rows_entry
 
 IDS_BELOW = 16**13  # `conversation_id` is a fraction of it
 
@@ -74,10 +74,6 @@ def source_entry(args: DataArguments, rows: Dataset, ids: np.ndarray) -> dict[st
     span = [round(float(i) / IDS_BELOW, 4) for i in (ids[0], ids[-1])] if len(ids) else []
     entry = {"name": args.dataset_name, "split": args.dataset_train_split, "rows": len(rows)}
     return entry | {"conversations": len(ids), "range": span, "digest": rows_digest(rows)}
-
-
-def rows_entry(rows: Dataset) -> str:
-    return f"{len(rows)} rows with digest {rows_digest(rows)}"
 
 
 def prompt_style(rows: Dataset) -> str:

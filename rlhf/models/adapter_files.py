@@ -9,6 +9,7 @@ LoRA weights. b is the mean raw score of demonstrations; every reported score is
 """
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from rlhf.errors import InputError
 from rlhf.models.contracts import check_base
 from rlhf.models.loading import resolve_model_name
+from rlhf.runs.artifacts import say_once
 from rlhf.runs.contract import FILE_NAME, IDS_NAME, read_contract
 from rlhf.runs.digests import file_digest, weights_digest
 
@@ -206,9 +208,17 @@ def adapter_digest(folder: str | Path) -> str:
 
 
 def read_calibration(name: str | Path) -> float:
-    """Returns the bias b of a reward adapter; 0 without calibration.json, as in adapters trained with TRL alone."""
+    """Returns the bias b of a reward or value adapter that is used with its head.
+
+    Without calibration.json, as in checkpoints and in adapters trained with TRL alone, it is 0, which is said once.
+    """
     path = adapter_folder(name) / CALIBRATION
     if not path.exists():
+        say_once(
+            f"{path.parent} has no {CALIBRATION}: its scores are raw, so 0 is not the mean score of demonstrations; use "
+            "the folder of a reward stage that had demonstrations to calibrate with",
+            logging.WARNING,
+        )
         return 0.0
     try:
         bias = float(json.loads(path.read_text(encoding="utf-8"))["bias"])

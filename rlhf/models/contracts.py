@@ -1,6 +1,5 @@
 """Checks the contracts of adapters before a model is loaded: one base, one template, one form of prompts."""
 
-import functools
 import hashlib
 import json
 import logging
@@ -14,6 +13,7 @@ from trl import ModelConfig
 
 from rlhf.errors import InputError
 from rlhf.models.loading import resolve_model_name
+from rlhf.runs.artifacts import say_once
 from rlhf.runs.contract import FILE_NAME, Contract, read_contract
 from rlhf.runs.digests import DIGITS, base_identity, file_digest, json_digest
 
@@ -42,23 +42,17 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-@functools.cache
-def warn_without_contract(folder: str) -> None:
-    """Says once what cannot be checked of an adapter of TRL, or of an old version of this library."""
-    logger.warning(
-        "%s has no %s, so nobody can tell its base's revision, its template, the form of its prompts and the "
-        "conversations that it was trained on; run its stage again to check them",
-        folder, FILE_NAME,
-    )  # fmt: skip
-
-
 def contracts_of(folders: Mapping[str, Path]) -> dict[str, Contract]:
-    """Returns the contracts of adapters; warns of each adapter without one."""
+    """Returns the contracts of adapters; warns of each without one, which is of TRL or of an old version."""
     contracts = {}
     for name, folder in folders.items():
         contract = read_contract(folder)
         if contract is None:
-            warn_without_contract(str(folder))
+            say_once(
+                f"{folder} has no {FILE_NAME}, so nobody can tell its base's revision, its template, the form of its "
+                "prompts and the conversations that it was trained on; run its stage again to check them",
+                logging.WARNING,
+            )
         else:
             contracts[name] = contract
     return contracts

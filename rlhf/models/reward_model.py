@@ -14,9 +14,11 @@ from rlhf.models.adapter_files import (
     check_reward_adapter,
     read_calibration,
 )
+from rlhf.models.contracts import with_revision_of
 from rlhf.models.embeddings import add_pad_row, grow_embeddings
-from rlhf.models.loading import load_sequence_classifier, load_tokenizer
+from rlhf.models.loading import load_sequence_classifier
 from rlhf.models.peft_layers import unwrap_peft
+from rlhf.models.stages import load_adapter_tokenizer
 from rlhf.runs.model_card import embedding_rows
 
 
@@ -29,18 +31,18 @@ def load_reward_model(name: str | Path, model_args: ModelConfig | None = None) -
 
     Args:
         name: folder or Hub id of the adapter.
-        model_args: dtype, quantization and base; by default the base that the adapter names, in float32.
+        model_args: dtype, quantization and base; by default the base that the adapter names, in float32 and at the
+            revision that it was trained on.
 
     Raises:
         InputError: the adapter is missing, was trained on another base, or is not a reward adapter.
     """
     model_args = model_args or ModelConfig()
     folder = adapter_folder(name)
-    config = check_reward_adapter(folder, model_args.model_name_or_path)
+    config = check_reward_adapter(folder, model_args.model_name_or_path, model_args.model_revision)
     base_name = model_args.model_name_or_path or base_model_name(config, name)
-    model_args = replace(model_args, model_name_or_path=base_name)
-    has_tokenizer = (folder / "tokenizer_config.json").exists()
-    tokenizer = load_tokenizer(str(folder) if has_tokenizer else base_name)
+    model_args = with_revision_of(replace(model_args, model_name_or_path=base_name), folder)
+    tokenizer = load_adapter_tokenizer(model_args, folder)
     base = load_sequence_classifier(model_args, tokenizer)
     grow_embeddings(base, embedding_rows(folder) or 0)
     model = PeftModel.from_pretrained(base, str(folder))

@@ -119,7 +119,7 @@ class SharedBase(nn.Module):
         if name in self.adapters:
             raise ValueError(f"Adapter {name} exists already. Pass another name.")
         if folder is not None:
-            config, weights, score, bias = self._read(folder)
+            config, weights, score, bias = self._read(folder, head)
             if head and score is None:
                 raise InputError(f"Adapter {folder} has no score head. Pass the folder of a reward or value adapter.")
         elif copy_of is not None:
@@ -280,11 +280,11 @@ class SharedBase(nn.Module):
 
     # -- state of an adapter ------------------------------------------------------------------------------------------
 
-    def _read(self, folder: str | Path) -> AdapterState:
+    def _read(self, folder: str | Path, head: bool) -> AdapterState:
         config = check_adapter(folder, self.lm.name_or_path or None, getattr(self.lm.config, "_commit_hash", None))
         folder = adapter_folder(folder)
         weights, score = read_adapter(folder)
-        return config, weights, score, -read_calibration(folder)
+        return config, weights, score, -read_calibration(folder) if head and score is not None else 0.0
 
     def _state_of(self, name: str) -> AdapterState:
         score, bias = None, 0.0

@@ -47,13 +47,20 @@ def load_adapters(
         InputError: see `load_stage_tokenizer`.
     """
     model_args, tokenizer = load_stage_tokenizer(model_args, adapters)
+    return load_shared_base(model_args, tokenizer, adapters), tokenizer
+
+
+def load_shared_base(
+    model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase, adapters: Mapping[str, str | Path]
+) -> SharedBase:
+    """Loads a base with named adapters as `load_adapters` does; options and tokenizer are of `load_stage_tokenizer`."""
     base = load_base(model_args, tokenizer)
     if not getattr(base, "is_quantized", False):
         base = base.to(process_state().device)  # pyright: ignore[reportArgumentType]
     shared = SharedBase(base)
     for name, folder in adapters.items():
         shared.add_adapter(name, folder=folder, head=name == "reward")
-    return shared.eval(), tokenizer
+    return shared.eval()
 
 
 def load_stage_tokenizer(

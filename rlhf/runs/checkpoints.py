@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rlhf.errors import InputError
 from rlhf.runs.contract import Contract, write_contract
 from rlhf.runs.decisive_options import decisive_options
-from rlhf.runs.digests import base_identity, frozen_digest, rows_digest
+from rlhf.runs.digests import base_identity, frozen_digest, rows_entry
 from rlhf.runs.resume import check_resume, complete_checkpoints, is_complete
 from rlhf.runs.timed import MARK, SaveByTime, is_timed
 
@@ -79,7 +79,7 @@ class AtomicCheckpoints(Trainer):
         return Contract(
             stage=str(self.stage),
             base=base_identity(base) if base else {},
-            rows={name: f"{len(value)} rows with digest {rows_digest(value)}" for name, value in known.items()},
+            rows={name: rows_entry(value) for name, value in known.items()},
             seed=self.args.seed,
             options=options,
             defaults=defaults,

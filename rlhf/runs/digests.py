@@ -117,6 +117,11 @@ def rows_digest(rows: Dataset) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
+def rows_entry(rows: Dataset) -> str:
+    """Returns what a contract says of encoded rows."""
+    return f"{len(rows)} rows with digest {rows_digest(rows)}"
+
+
 def _update(digest: Any, array: Any) -> None:
     """Adds an Arrow array to a hash: not its buffers, whose padding and offsets depend on how the array was made."""
     if isinstance(array, pa.ChunkedArray):

@@ -10,10 +10,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf.errors import InputError
+from rlhf.runs.artifacts import say_once
 from rlhf.runs.contract import FILE_NAME, Contract, differences, read_contract
 from rlhf.runs.decisive_options import LENGTH
-
-logger = logging.getLogger(__name__)
 
 # Of the base, its name may differ: a folder may have moved.
 COMPARED = ("stage", "seed", "options", "tokenizer", "prompt_style", "template_date", "stop_tokens", "parents", "rows")
@@ -65,7 +64,7 @@ def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
     """Checks that a checkpoint is one of this run: the same stage, base, rows, adapters and decisive options.
 
     The length of the run may differ, with a warning. None, or a checkpoint without a contract, is not checked; the
-    latter is said.
+    latter is said. A recipe checks before a model is loaded, and its trainer again; each warning comes once.
 
     Raises:
         InputError: a difference, with its name and both values.
@@ -74,8 +73,9 @@ def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
         return
     theirs = read_contract(checkpoint)
     if theirs is None:
-        logger.warning(
-            "%s has no %s, so nobody can tell if it was trained with the same rows and options", checkpoint, FILE_NAME
+        say_once(
+            f"{checkpoint} has no {FILE_NAME}, so nobody can tell if it was trained with the same rows and options",
+            logging.WARNING,
         )
         return
     found = differences(theirs, ours, COMPARED) + [
@@ -89,7 +89,8 @@ def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
                 "output_dir."
             )
     for name, a, b in found:
-        logger.warning(
-            "%s was trained with %s %s, and this run has %s: the learning rate follows the new length from here on",
-            checkpoint, name, a, b,
-        )  # fmt: skip
+        say_once(
+            f"{checkpoint} was trained with {name} {a}, and this run has {b}: the learning rate follows the new length "
+            "from here on",
+            logging.WARNING,
+        )
