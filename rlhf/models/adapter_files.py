@@ -215,8 +215,8 @@ def read_calibration(name: str | Path) -> float:
     path = adapter_folder(name) / CALIBRATION
     if not path.exists():
         say_once(
-            f"{path.parent} has no {CALIBRATION}: its scores are raw, so 0 is not the mean score of demonstrations; use "
-            "the folder of a reward stage that had demonstrations to calibrate with",
+            f"{path.parent} has no {CALIBRATION}: its scores are raw, so 0 is not the mean score of demonstrations; "
+            "use the folder of a reward stage that had demonstrations to calibrate with",
             logging.WARNING,
         )
         return 0.0
