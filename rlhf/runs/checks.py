@@ -118,14 +118,15 @@ def check_model_options(model_args: ModelConfig) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Writes a file into the folder, which is created, and deletes it.
+    """Writes a file into the folder, or the nearest one above it that exists, and deletes the file.
 
     Raises:
         InputError: that is not possible.
     """
+    path = Path(folder).absolute()
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+        with tempfile.NamedTemporaryFile(dir=nearest) as file:
             file.write(bytes(1000))
             file.flush()
     except OSError as error:

@@ -69,6 +69,6 @@ DOLLY = Format(
 SELF_INSTRUCT = Format(
     title="self-instruct tasks",
     matches=has("instruction", "instances"),
-    columns=("instruction", "instances", "is_classification"),
+    columns=("instruction", "instances", "is_classification", "motivation_app"),
     kinds={"demonstrations": seed_demonstrations, "prompts": seed_prompts},
 )
