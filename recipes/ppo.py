@@ -44,9 +44,8 @@ from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.checks import check_model_options, check_training
-from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder, goes_on
+from rlhf.runs.folders import RunFolderArguments, begin, clear_folder, find_start
 from rlhf.runs.hub import publish_run, resolve_push
-from rlhf.runs.resume import check_resume, find_checkpoint
 
 
 @dataclass
@@ -95,10 +94,8 @@ def main() -> None:
     contracts = check_agreement(parents)
     config = load_config(base_name, model_args.model_revision)
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
-    checkpoint = find_checkpoint(args)
-    resume = goes_on(checkpoint, args.output_dir)
     configs = (script, data_args, text_args, args, model_args)
-    check_folder(args.output_dir, *configs, resume=resume, overwrite=folder_args.overwrite_output_dir)
+    checkpoint = find_start(args, *configs, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Prompts and pretraining text
@@ -131,9 +128,7 @@ def main() -> None:
     show_prompt(tokenizer, prompts["train"][0]["input_ids"])
     pretraining = open_sources(text_args, data_args, args.output_dir)
     contract = stage_contract("ppo", configs, tokenizer, prompts["train"], {"train": prompts["train"]}, parents)
-    check_resume(checkpoint, contract)
-    clear_folder(args.output_dir, resume=resume)
-    start_run(args.output_dir, *configs, stage="ppo")
+    begin(args.output_dir, *configs, contract=contract, checkpoint=checkpoint)
 
     # One base, four adapters
     base = SharedBase(load_base(model_args, tokenizer))

@@ -51,9 +51,8 @@ from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
 from rlhf.runs.checks import check_model_options, check_training
 from rlhf.runs.contract import read_contract
-from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder, goes_on
+from rlhf.runs.folders import RunFolderArguments, begin, find_start
 from rlhf.runs.hub import publish_run, resolve_push
-from rlhf.runs.resume import check_resume, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +76,7 @@ def main() -> None:
         args.output_dir = str(Path(args.output_dir) / f"cross_validate_{args.cross_validate}")
         args.save_strategy = "no"
     else:
-        checkpoint = find_checkpoint(args)
-        resume = goes_on(checkpoint, args.output_dir)
-        check_folder(args.output_dir, *configs, resume=resume, overwrite=folder_args.overwrite_output_dir)
+        checkpoint = find_start(args, *configs, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Data
@@ -109,9 +106,7 @@ def main() -> None:
     demonstrations = load_calibration_rows(args, data_args, tokenizer, prompt_style(trained_on))
     parents = {"sft": args.sft_model_path} if args.sft_model_path is not None else {}
     contract = stage_contract("reward", configs, tokenizer, trained_on, {"train": rows["train"]}, parents)
-    check_resume(checkpoint, contract)
-    clear_folder(args.output_dir, resume=resume)
-    start_run(args.output_dir, *configs, stage="reward")
+    begin(args.output_dir, *configs, contract=contract, checkpoint=checkpoint)
 
     # Training
     callbacks = [MetricsCallback(args.output_dir), LabelerGapWarning()]

@@ -38,11 +38,10 @@ from rlhf.models.loading import (
     resolve_model_name,
 )
 from rlhf.options import SFT
-from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.artifacts import MetricsCallback, write_result
 from rlhf.runs.checks import check_model_options, check_training
-from rlhf.runs.folders import RunFolderArguments, check_folder, clear_folder, goes_on
+from rlhf.runs.folders import RunFolderArguments, begin, find_start
 from rlhf.runs.hub import publish_run, resolve_push
-from rlhf.runs.resume import check_resume, find_checkpoint
 from rlhf.sft.select_checkpoint import (
     ChoiceArguments,
     check_choice,
@@ -82,9 +81,7 @@ def main() -> None:
         check_reward_adapter(choice.reward_model_path, base_name, model_args.model_revision)
     args.max_length = shorter(args.max_length, context_length(load_config(base_name, model_args.model_revision)))
     check_lora(model_args)
-    checkpoint = find_checkpoint(args)
-    resume = goes_on(checkpoint, args.output_dir)
-    check_folder(folder, *configs, resume=resume, overwrite=folder_args.overwrite_output_dir)
+    checkpoint = find_start(args, *configs, overwrite=folder_args.overwrite_output_dir)
     push = resolve_push(args)
 
     # Data
@@ -109,9 +106,7 @@ def main() -> None:
         train = mix_pretraining(train, text, tokenizer, args)
     encoded = {"train": train, "eval": rows["validation"]}  # the validation loss chooses the epoch
     contract = stage_contract("sft", configs, tokenizer, trained_on, encoded)
-    check_resume(checkpoint, contract)
-    clear_folder(folder, resume=resume)
-    start_run(folder, *configs, stage="sft")
+    begin(folder, *configs, contract=contract, checkpoint=checkpoint)
 
     # Training
     set_seed(args.seed)

@@ -1,4 +1,4 @@
-"""What the trainer's own push_to_hub uploads."""
+"""Files that the trainer's own push_to_hub uploads."""
 
 from fnmatch import fnmatch
 from pathlib import Path

@@ -39,7 +39,7 @@ def unseen_prompts(prompts: Dataset, adapters: Mapping[str, str | Path], name: s
     trained_on = np.unique(np.concatenate(ids)) if ids else np.array([], dtype=np.int64)
     asked = np.array([conversation_id({"prompt": prompt}) for prompt in prompts["prompt"]], dtype=np.int64)
     seen = np.isin(asked, trained_on)
-    if seen.all():
+    if seen.any() and seen.all():
         raise InputError(
             f"All {len(seen)} prompts of {name} were trained on by {', '.join(known)} ({IDS_NAME}). Ask prompts that "
             "are held out: leave dataset_test_split out, or give another dataset_name."

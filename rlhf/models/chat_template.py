@@ -1,4 +1,4 @@
-"""What chat templates do beside writing messages: print a date, begin the answer, open or write blocks of thinking.
+"""The side effects of chat templates: they print a date, begin the answer, open or write blocks of thinking.
 
 The changes are made in the tokenizer's template, and are saved with it. So every stage, `pipeline` and vLLM ask in the
 form that was trained.

@@ -6,7 +6,7 @@ from rlhf.errors import InputError, require_at_least
 
 
 class BatchArguments(Protocol):
-    """What `resolve_batch` reads and sets in a stage's config."""
+    """The fields that `resolve_batch` reads and sets in a stage's config."""
 
     batch_size: int | None
     per_device_train_batch_size: int

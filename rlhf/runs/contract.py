@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass
 class Contract:
-    """What a stage was trained with. Fields that a stage does not have are None or empty.
+    """The base, data and options that a stage was trained with. Fields that a stage does not have are None or empty.
 
     Attributes:
         stage: "sft", "reward" or "ppo".

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainingArguments
 
 from rlhf.errors import InputError
-from rlhf.runs.artifacts import is_first_process, resolved_config
+from rlhf.runs.artifacts import is_first_process, resolved_config, start_run
+from rlhf.runs.contract import Contract
 from rlhf.runs.decisive_options import FREE
-from rlhf.runs.resume import complete_checkpoints
+from rlhf.runs.resume import check_resume, complete_checkpoints, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +34,34 @@ SAME_RUN = ("resume_from_checkpoint", "overwrite_output_dir", "output_dir")
 
 @dataclass
 class RunFolderArguments:
-    """What becomes of an earlier run in `output_dir`."""
+    """The choice between keeping and deleting an earlier run in `output_dir`."""
 
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the files of an earlier run in output_dir, checkpoints too."}
     )
+
+
+def find_start(args: TrainingArguments, *configs: Any, overwrite: bool) -> str | None:
+    """Returns the checkpoint that a stage goes on from, or None; call it before the first file is written.
+
+    Raises:
+        InputError: there is no such checkpoint, or another run is in the folder (`check_folder`).
+    """
+    assert args.output_dir is not None, "TrainingArguments replaces None"
+    checkpoint = find_checkpoint(args)
+    check_folder(args.output_dir, *configs, resume=goes_on(checkpoint, args.output_dir), overwrite=overwrite)
+    return checkpoint
+
+
+def begin(output_dir: str | Path, *configs: Any, contract: Contract, checkpoint: str | None) -> None:
+    """Begins the files of a stage's run, when its data and options have been checked.
+
+    Raises:
+        InputError: the checkpoint is one of another run. Nothing has been deleted then.
+    """
+    check_resume(checkpoint, contract)
+    clear_folder(output_dir, resume=goes_on(checkpoint, output_dir))
+    start_run(output_dir, *configs, stage=contract.stage)
 
 
 def goes_on(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
