@@ -18,6 +18,8 @@ from trl import ModelConfig
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments
+from rlhf.data.encode import encode_prompt
+from rlhf.data.lengths import drop_long_rows
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError, require_at_least
 from rlhf.evaluation.answers import judged_answers
@@ -26,8 +28,10 @@ from rlhf.evaluation.report import read_stages, write_report
 from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import read_summary, summarize
 from rlhf.generation.score_options import policy_options
+from rlhf.models.loading import load_config, resolve_model_name
 from rlhf.models.stages import load_shared_base, load_stage_tokenizer, trained_style
 from rlhf.options import READ_ADAPTERS
+from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 from rlhf.runs.checks import check_model_options
 
@@ -122,6 +126,17 @@ def main() -> None:
     model_args, tokenizer = load_stage_tokenizer(model_args, adapters)
     prompts = in_prompt_style(prompts, data_args, tokenizer, split, style, args.output_dir)
     prompts, seen = unseen_prompts(prompts, adapters, data_args.dataset_name)
+    config = load_config(resolve_model_name(model_args.model_name_or_path), model_args.model_revision)
+    lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts["prompt"]]
+    prompts = drop_long_rows(
+        prompts,
+        lengths,
+        longest_prompt(config, None, args.max_new_tokens, "max_new_tokens"),
+        f"{data_args.dataset_name} ({split} split)",
+        data_args.on_bad_rows,
+        args.output_dir,
+        option="the context less max_new_tokens",
+    )
     shared = load_shared_base(model_args, tokenizer, adapters)
 
     # Answers

@@ -23,7 +23,7 @@ from rlhf.data.arguments import DataArguments, PretrainingArguments
 from rlhf.data.contracts import prompt_style, stage_contract
 from rlhf.data.first_example import show_prompt
 from rlhf.data.lengths import drop_long_rows
-from rlhf.data.pretraining import open_sources
+from rlhf.data.pretraining import open_sources, text_rows
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.data.scratch import once_per_machine
 from rlhf.errors import InputError
@@ -39,7 +39,7 @@ from rlhf.ppo.config import TRL_MODEL
 from rlhf.ppo.networks import zero_head
 from rlhf.ppo.optimization import check_ppo_training
 from rlhf.ppo.ptx import resolve_ptx_coef
-from rlhf.ppo.reward_functions import find_reward_functions
+from rlhf.ppo.reward_functions import find_reward_functions, reward_digests
 from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
@@ -127,7 +127,9 @@ def main() -> None:
         )
     show_prompt(tokenizer, prompts["train"][0]["input_ids"])
     pretraining = open_sources(text_args, data_args, args.output_dir)
-    contract = stage_contract("ppo", configs, tokenizer, prompts["train"], {"train": prompts["train"]}, parents)
+    encoded = {"train": prompts["train"]} | (text_rows(pretraining) if pretraining else {})
+    contract = stage_contract("ppo", configs, tokenizer, prompts["train"], encoded, parents)
+    contract.parents |= reward_digests(script.reward_funcs or [])
     begin(args.output_dir, *configs, contract=contract, checkpoint=checkpoint)
 
     # One base, four adapters

@@ -1,6 +1,7 @@
 """docs/faults.md, section D: every option is obeyed, refused before a model is loaded, or listed as without effect."""
 
 import dataclasses
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import trl.trainer.reward_trainer
 import trl.trainer.sft_trainer
 import yaml
 from datasets import Dataset
+from small_stages import run_recipe, write_rows
 from transformers.integrations import integration_utils
 from trl import ModelConfig
 
@@ -457,3 +459,19 @@ def test_seam_d11_zeros_of_ppo_that_mean_something_pass(tmp_path):
 def test_seam_d11_a_choice_without_answers_is_refused(name):
     with pytest.raises(InputError, match=f"{name} is 0; it must be at least 1"):
         ChoiceArguments(**{name: 0})
+
+
+def test_seam_d13_a_prompt_without_room_for_an_answer_is_a_bad_row_of_evaluate(own_run, monkeypatch, capsys):
+    """Found before the base is loaded, and left out with `--on_bad_rows skip`."""
+    prompts = [{"prompt": [{"role": "user", "content": "word " * n}]} for n in (3, 5000)]
+    options = {
+        "output_dir": own_run / "evaluate", "sft_model_path": own_run / "sft", "max_new_tokens": 4,
+        "dataset_name": write_rows(own_run / "new" / "test.jsonl", prompts).parent, "dataset_test_split": "test",
+    }  # fmt: skip
+    with monkeypatch.context() as without_models:
+        without_models.setattr("rlhf.models.loading._load", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+        with pytest.raises(SystemExit):
+            run_recipe("evaluate", options)
+    assert "row 2" in (error := capsys.readouterr().err) and "tokens, more than the context less max_new" in error
+    run_recipe("evaluate", options | {"on_bad_rows": "skip"})
+    assert json.loads((own_run / "summary.json").read_text())["prompts"] == 1

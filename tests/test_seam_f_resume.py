@@ -14,6 +14,7 @@ from toys import logged, ppo_config, prompts, shared_base, trainer
 from rlhf.data.splits import split_of
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import read_result
+from rlhf.runs.contract import read_contract
 from rlhf.runs.resume import complete_checkpoints
 from rlhf.runs.timed import SaveByTime, is_timed
 
@@ -122,6 +123,25 @@ def test_seam_f10_a_checkpoint_is_saved_by_the_clock_and_replaced(tmp_path):
 def test_seam_f11_the_clock_saves_nothing_if_nothing_is_to_be_saved(tmp_path):
     trainer(ppo_config(tmp_path), callbacks=[SaveByTime(minutes=0)]).train()
     assert not complete_checkpoints(tmp_path)
+
+
+def test_seam_f24_another_text_or_reward_function_is_refused(own_run, capsys):
+    text, rewards = own_run / "text" / "train.jsonl", own_run / "my_rewards.py"
+    write_rows(text, [{"text": f"Document {i} of some words."} for i in range(40)])
+    rewards.write_text("def short(completions, **kwargs):\n    return [-float(len(str(c))) for c in completions]\n")
+    options = {
+        "output_dir": own_run / "mixed", "pretrain_dataset_name": text.parent, "ptx_coef": 1, "ptx_length": 8,
+        "ptx_examples_per_episode": 1, "reward_funcs": f"{rewards}:short",
+    }  # fmt: skip
+    run_stage("ppo", own_run, **options)
+    assert str(own_run) not in json.dumps(read_contract(own_run / "mixed").parents)
+    for path, name in ((text, "rows.text_1"), (rewards, "parents.my_rewards.py:short")):
+        before = path.read_text()
+        path.write_text(before.replace("some", "other").replace("-float", "-2 * float"))
+        error = refusal(capsys, "ppo", own_run, resume_from_checkpoint="true", **options)
+        assert f"was trained with {name} " in error
+        path.write_text(before)
+    run_stage("ppo", own_run, resume_from_checkpoint="true", **options)
 
 
 @pytest.mark.slow

@@ -246,6 +246,11 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
     return sources or None
 
 
+def text_rows(sources: Sequence[Rows]) -> dict[str, Dataset]:
+    """Returns the sources that are not streamed, under the names that the contract gives them."""
+    return {f"text_{i}": rows for i, rows in enumerate(sources, 1) if isinstance(rows, Dataset)}
+
+
 def _is_document(row: dict[str, Any]) -> bool:
     try:
         pretraining(row)

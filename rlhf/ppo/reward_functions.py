@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import InputError
 from rlhf.models.chat_template import answer_text
 from rlhf.ppo.text_rewards import TextRewardModel
+from rlhf.runs.digests import file_digest, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +201,24 @@ def find_reward_functions(names: Sequence[str]) -> list[RewardFunction | str]:
         InputError: there is no such file, module or function, or the import fails.
     """
     return [_find(name) for name in names]
+
+
+def reward_digests(names: Sequence[str]) -> dict[str, str]:
+    """Returns for each reward of `find_reward_functions` the digest of its file, or of a classifier's weights.
+
+    Classifiers of the Hub are left out. The keys name no folder.
+    """
+    digests = {}
+    for name in names:
+        folder, (file, _, function) = Path(name).expanduser(), name.rpartition(":")
+        if folder.is_dir():
+            digests[folder.name] = weights_digest(folder)
+        elif file:
+            digests[f"{Path(file).name}:{function}"] = file_digest(Path(file).expanduser())
+        elif "/" not in name:
+            source = sys.modules[name.rpartition(".")[0]].__file__
+            digests[name] = file_digest(Path(source)) if source else None
+    return {name: digest for name, digest in digests.items() if digest is not None}
 
 
 def _find(name: str) -> RewardFunction | str:

@@ -60,14 +60,16 @@ def encode_prompts(
     return dataset
 
 
-def longest_prompt(config: PreTrainedConfig, max_prompt_length: int | None, response_length: int) -> int | None:
-    """Returns `max_prompt_length`, or the model's context length less `response_length`."""
+def longest_prompt(
+    config: PreTrainedConfig, max_prompt_length: int | None, response_length: int, option: str = "response_length"
+) -> int | None:
+    """Returns `max_prompt_length`, or the model's context length less `response_length`, the value of `option`."""
     context = context_length(config)
     if context is None:
         return max_prompt_length
     if (max_prompt_length or 1) + response_length > context:
         raise InputError(
-            f"max_prompt_length {max_prompt_length or 1} + response_length {response_length} = "
+            f"max_prompt_length {max_prompt_length or 1} + {option} {response_length} = "
             f"{(max_prompt_length or 1) + response_length} exceeds the model's context of {context} tokens; lower one."
         )
     return max_prompt_length or context - response_length
