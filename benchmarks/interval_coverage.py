@@ -81,18 +81,23 @@ def coverage(statistic: Callable, clusters: int, icc: float, samples: int, rng: 
     return {"coverage": covered / samples, "median_width": float(np.median(widths))}
 
 
+def tables(samples: int, icc: float, seed: int) -> dict[str, dict[int, dict]]:
+    """Returns statistic -> number of clusters -> cell; prints one line for each statistic when it is done."""
+    rng, table = np.random.default_rng(seed), {}
+    print(f"{'coverage in %, clusters:':<26}" + "".join(f"{clusters:>8}" for clusters in CLUSTERS))
+    for name, statistic in STATISTICS.items():
+        table[name] = {n: coverage(statistic, n, icc, samples, rng) for n in CLUSTERS}
+        print(f"{name:<26}" + "".join(f"{100 * cell['coverage']:>8.1f}" for cell in table[name].values()), flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=4000, help="Simulated data sets for each cell of the table.")
     parser.add_argument("--icc", type=float, default=0.3, help="Intra-cluster correlation, between 0 and 1.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the simulation.")
     args = parser.parse_args()
-    rng = np.random.default_rng(args.seed)
-    table = {}
-    print(f"{'coverage in %, clusters:':<26}" + "".join(f"{clusters:>8}" for clusters in CLUSTERS))
-    for name, statistic in STATISTICS.items():
-        table[name] = {n: coverage(statistic, n, args.icc, args.samples, rng) for n in CLUSTERS}
-        print(f"{name:<26}" + "".join(f"{100 * cell['coverage']:>8.1f}" for cell in table[name].values()), flush=True)
+    table = tables(args.samples, args.icc, args.seed)
     print(json.dumps({"icc": args.icc, "samples": args.samples, "statistics": table}))
 
 

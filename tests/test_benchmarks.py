@@ -42,6 +42,14 @@ def test_interval_coverage_of_each_statistic(monkeypatch, capsys):
         assert cells["200"]["median_width"] < cells["5"]["median_width"]
 
 
+def test_evaluation_runs_the_parts_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--parts", "coverage", "--samples", "10"])
+    runpy.run_path(str(ROOT / "benchmarks" / "evaluation.py"), run_name="__main__")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result) == ["coverage"]
+    assert all(0 <= share <= 1 for cells in result["coverage"].values() for share in cells.values())
+
+
 def test_function_reward_trains_each_setting_from_the_same_start(monkeypatch, capsys, toy_folder):
     options = f"--cpu --model {toy_folder} --rates 1e-3 1e-2 --episodes 8 --batch_size 4 --mini_batch_size 2"
     monkeypatch.setattr(sys, "argv", ["function_reward.py", *options.split()])
