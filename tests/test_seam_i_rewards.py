@@ -12,9 +12,9 @@ from toys import EOS, causal, classifier, logged, ppo_config, prompts, separate,
 from toys import word_tokenizer as tokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, LlamaForSequenceClassification
 
+from rlhf.data.text_rewards import load_text_reward
 from rlhf.errors import InputError
 from rlhf.ppo.reward_functions import find_reward_functions, function_scores, function_table
-from rlhf.ppo.text_rewards import load_text_reward
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_0 = {"learning_rate": 0.0, "value_learning_rate": 0.0}

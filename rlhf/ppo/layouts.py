@@ -8,14 +8,12 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.frozen_reward import check_classifier, classifier_token_scores, freeze_reward
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import float_head, float_trained_weights
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.actor_critic import ActorCritic
 from rlhf.ppo.networks import (
-    check_classifier,
-    classifier_token_scores,
-    freeze_reward,
     make_trainable,
     remove_dropout,
     use_adapter,

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.data.text_rewards import TextRewardModel
 from rlhf.errors import InputError
 from rlhf.models.chat_template import answer_text
-from rlhf.ppo.text_rewards import TextRewardModel
 from rlhf.runs.digests import file_digest, weights_digest
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.data.text_rewards import TextRewardModel, load_text_reward, own_tokenizer
 from rlhf.errors import InputError
 from rlhf.generation.score_options import with_missing_eos
 from rlhf.ppo.reward_functions import RewardFunction, function_scores, is_async
-from rlhf.ppo.text_rewards import TextRewardModel, load_text_reward, own_tokenizer
 
 __all__ = ["RewardFunction", "RewardSources", "TextRewardModel", "function_scores", "reward_sources", "shape_scores"]
 

@@ -9,15 +9,19 @@ import torch
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
+from trl import ModelConfig
 
 from rlhf.data.encode import Prompt, encode_prompt_and_completions
 from rlhf.errors import InputError, first_line
-from rlhf.models.adapter_files import CONFIG
-from rlhf.models.loading import context_length, load_tokenizer
+from rlhf.models.adapter_files import adapter_folder, base_model_name, check_reward_adapter
+from rlhf.models.contracts import with_revision_of
+from rlhf.models.frozen_reward import classifier_token_scores, freeze_reward
+from rlhf.models.loading import context_length
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.reward_model import load_reward_model
+from rlhf.models.stages import load_adapter_tokenizer
 from rlhf.models.stop_tokens import add_stop_ids, eos_ids
-from rlhf.ppo.networks import classifier_token_scores, freeze_reward
 
 logger = logging.getLogger(__name__)
 
@@ -85,22 +89,37 @@ class TextRewardModel:
         return ids[-self.context :]
 
 
-def load_text_reward(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> TextRewardModel:
+def is_adapter(name: str) -> bool:
+    """True for the folder or Hub id of an adapter; the Hub is asked for its configuration file alone."""
+    folder = Path(name).expanduser()
+    try:
+        return find_adapter_config_file(str(folder if folder.is_dir() else name)) is not None
+    except (OSError, ValueError):  # neither a folder nor a Hub id
+        return False
+
+
+def load_text_reward(
+    name: str, tokenizer: PreTrainedTokenizerBase | None = None, dtype: str = "float32"
+) -> TextRewardModel:
     """Loads a reward adapter, with its calibration, or any sequence classifier with one label.
 
     Args:
         name: folder or Hub id.
-        tokenizer: None: the one beside the model.
+        tokenizer: None: the one beside the model; an adapter without one has that of its base.
+        dtype: of the weights.
 
     Raises:
         InputError: there is none, or it has no trained head with one label.
     """
-    if (Path(name).expanduser() / CONFIG).is_file():
-        return TextRewardModel(load_reward_model(name), tokenizer or load_tokenizer(name), Path(name).name)
+    if is_adapter(name):
+        folder = adapter_folder(name)
+        model_args = ModelConfig(base_model_name(check_reward_adapter(name), name), dtype=dtype)
+        tokenizer = tokenizer or load_adapter_tokenizer(with_revision_of(model_args, folder), folder)
+        return TextRewardModel(load_reward_model(name, model_args), tokenizer, Path(name).name)
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, num_labels=1, use_safetensors=True, output_loading_info=True
+            name, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
