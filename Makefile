@@ -38,7 +38,7 @@ LAUNCH = $(VENV)/bin/python accelerate_configs/launch.py --quiet --config_file a
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate compare inspect push
+.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark compare inspect push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -106,6 +106,9 @@ ppo: $(INSTALLED) ## PPO from the SFT model against the reward model
 
 evaluate: $(INSTALLED) ## win rates, gold axes, and the report
 	$(call STAGE,evaluate,evaluate)
+
+benchmark: $(INSTALLED) ## truth, bias and regressions of each stage: make benchmark ARGS="--tasks truthfulqa crows_pairs"
+	$(LAUNCH) recipes/benchmark.py --run $(RUN) $(ARGS)
 
 compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
 	@$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt="$$PROMPT" $(ARGS)

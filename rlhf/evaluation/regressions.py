@@ -1,16 +1,48 @@
-"""Alignment tax (section 4.2): loss on held-out text and accuracy on few-shot tasks."""
+"""Alignment tax (section 4.2): public NLP tasks, loss on held-out text, few-shot tasks of the sandbox."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encode import encode_document, encode_prompt
+from rlhf.evaluation.benchmark import Task, TaskArguments
+from rlhf.evaluation.harness import harness_task, load_tasks, require_lm_eval
+from rlhf.evaluation.published_data import read_published
 from rlhf.generation.completions import completion_logprobs, sample_completions
 from rlhf.models.shared_base import SharedBase
+from rlhf.runs.digests import json_digest
 from rlhf.statistics import Estimate, cluster_mean, cluster_share
+
+# Figures 28 and 29 of the paper. lm-eval has the first five, rlhf/evaluation/tasks the others.
+TASKS = ("drop", "hellaswag", "rte", "sst2", "wsc", "quac", "squadv2", "wmt15_fr-en", "cnn_dailymail", "tldr")
+PASSAGES = ("passage", "context")  # columns of a text with several questions, which are alike
+
+
+def prepare_regressions(args: TaskArguments) -> list[Task]:
+    """Prepares one of TASKS, or any task, group or tag of lm-eval.
+
+    Raises:
+        InputError: the data cannot be had, or a group is to read local files.
+    """
+    require_lm_eval()
+    rows, digest = read_published(args.name, args.data) if args.data else (None, None)
+    tasks = load_tasks(args.name, rows, args.num_fewshot)
+    names = [str(task.get_config("task")) if len(tasks) > 1 else args.name for task in tasks]
+    return [
+        harness_task(replace(args, name=name), task, digest, cluster=_cluster)
+        for name, task in zip(names, tasks, strict=True)
+    ]
+
+
+def _cluster(number: int, item: Any) -> str | int:
+    """Returns the passage that an item asks about, shortened; without one, each item is a cluster."""
+    passage = next((str(item[column]) for column in PASSAGES if item.get(column)), None)
+    return number if passage is None else json_digest(passage)
 
 
 @torch.no_grad()
