@@ -63,6 +63,30 @@ def cluster_mean(values: Values, clusters: Clusters) -> Estimate:
     return Estimate(mean.value, mean.value - half_width, mean.value + half_width, mean.n)
 
 
+def cluster_standard_error(values: Values, clusters: Clusters) -> tuple[float, float] | None:
+    """Returns the standard error of `cluster_mean` and its degrees of freedom; None for a single cluster."""
+    [mean] = _linearize((values, clusters))
+    return (mean.standard_error, max(mean.effective_clusters - 1.0, 1.0)) if mean.clusters > 1 else None
+
+
+def scale_mean(values: Values, clusters: Clusters, lowest: float = 1.0, highest: float = 7.0) -> Estimate:
+    """Returns the mean of ratings on a scale, by default the paper's 1 to 7, with an interval inside the scale.
+
+    It is the interval of `cluster_share` for (value - lowest) / (highest - lowest). Unlike that of `cluster_mean` it
+    stays on the scale, and ten ratings of 7 do not make 7 certain.
+
+    Raises:
+        ValueError: a value is outside the scale, or see `cluster_mean`.
+    """
+    ratings = np.asarray(values, dtype=float)
+    if not np.all((ratings >= lowest) & (ratings <= highest)):
+        raise ValueError(f"A rating is outside the scale from {lowest:g} to {highest:g}.")
+    width = highest - lowest
+    [share] = _linearize(((ratings - lowest) / width, clusters))
+    low, high = share.wilson_interval()
+    return Estimate(lowest + width * share.value, lowest + width * low, lowest + width * high, share.n)
+
+
 def cluster_difference(a: Values, b: Values, clusters: Clusters) -> Estimate:
     """Returns the mean of a - b for values paired by position; arguments as for `cluster_mean`."""
     return cluster_mean(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), clusters)

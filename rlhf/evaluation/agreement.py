@@ -60,7 +60,20 @@ def krippendorff_alpha(items: Verdicts) -> float | None:
         InputError: the package `krippendorff` is not installed.
     """
     shared = [by_labeler for by_labeler in items.values() if len(by_labeler) >= 2]
-    if len({verdict for by_labeler in shared for verdict in by_labeler.values()}) < 2:
+    labelers = sorted({labeler for by_labeler in shared for labeler in by_labeler})
+    return nominal_alpha(np.array([[by_labeler.get(labeler, np.nan) for by_labeler in shared] for labeler in labelers]))
+
+
+def nominal_alpha(table: np.ndarray) -> float | None:
+    """Returns Krippendorff's alpha for unordered categories; None if fewer than two of them occur.
+
+    Args:
+        table: [labelers, items] categories; NaN where a labeler did not judge an item.
+
+    Raises:
+        InputError: the package `krippendorff` is not installed.
+    """
+    if len(np.unique(table[~np.isnan(table)])) < 2:
         return None
     try:
         import krippendorff
@@ -68,8 +81,6 @@ def krippendorff_alpha(items: Verdicts) -> float | None:
         raise InputError(
             "Krippendorff's alpha needs the package krippendorff. Run pip install 'instruct-rlhf[eval]'."
         ) from error
-    labelers = sorted({labeler for by_labeler in shared for labeler in by_labeler})
-    table = np.array([[by_labeler.get(labeler, np.nan) for by_labeler in shared] for labeler in labelers])
     return float(krippendorff.alpha(reliability_data=table, level_of_measurement="nominal"))
 
 
