@@ -55,9 +55,15 @@ def run_stage(stage: str, run: Path, seed: int) -> None:
 def row(seed: int, run: Path) -> dict:
     """Numbers of one seed, as in the README's table."""
     summary = json.loads((run / "summary.json").read_text())
-    return {"seed": seed} | {
-        name: summary[name]
-        for name in ("gold", "win_rate_vs_sft", "reward_model", "kl", "categories_with_higher_gold", "seconds")
+    gold = summary["judges"]["gold"]
+    return {
+        "seed": seed,
+        "gold": {system: estimate["mean"] for system, estimate in gold["mean"].items()},
+        "win_rate": gold["win_rate"],
+        "categories_with_higher_gold": gold["categories_with_higher_mean"]["ppo"],
+        "kl": summary["systems"]["ppo"]["kl"],
+        "reward_model": summary["reward_model"],
+        "seconds": summary["seconds"],
     }
 
 

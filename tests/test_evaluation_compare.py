@@ -200,14 +200,16 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
 
     rows = [json.loads(line) for line in (tmp_path / "run/evaluate/completions.jsonl").read_text().splitlines()]
     assert len(rows) == 6 * 4
-    assert {row["arm"] for row in rows} >= {"base", "sft", "ppo", "ppo_greedy"}
-    assert all(row["tokens"] <= 6 and row["gold"] is None and row["reward"] is not None for row in rows)
-    greedy = [row["response"] for row in rows if row["arm"] == "sft_greedy"]
+    assert {row["system"] for row in rows} >= {"base", "sft", "ppo", "ppo_greedy"}
+    assert all(row["tokens"] <= 6 and list(row["scores"]) == ["reward"] for row in rows)
+    greedy = [row["response"] for row in rows if row["system"] == "sft_greedy"]
     assert greedy[0] == greedy[2]  # the same prompt twice
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert (summary["prompts"], summary["distinct_prompts"], summary["gold"]) == (4, 3, None)
-    assert 0 <= summary["win_rate_vs_sft_by_reward_model"]["ppo"]["mean"] <= 1
-    assert summary["kl"] == pytest.approx(sum(row["kl"] for row in rows if row["arm"] == "ppo") / 4)
+    assert (summary["prompts"], summary["distinct_prompts"], list(summary["judges"])) == (4, 3, ["reward"])
+    assert 0 <= summary["judges"]["reward"]["win_rate"]["ppo"]["mean"] <= 1
+    assert summary["systems"]["ppo"]["kl"]["mean"] == pytest.approx(
+        sum(row["kl"] for row in rows if row["system"] == "ppo") / 4
+    )
     assert summary["seconds"]["evaluate"] == json.loads((tmp_path / "run/evaluate/result.json").read_text())["seconds"]
     assert "There is no gold judge for this data" in " ".join((tmp_path / "run/report.html").read_text().split())
 
@@ -218,7 +220,7 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
         (["--sft_model_path", "./nowhere"], "Adapter folder ./nowhere does not exist"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
         (["--sft_model_pth", "x"], "did you mean sft_model_path?"),
-        ([], "nothing to load"),
+        ([], "System base: the run has no base. Set model_name_or_path"),
     ],
 )
 def test_evaluate_refuses_bad_input_before_it_loads_anything(options, message, tmp_path, monkeypatch, capsys):

@@ -4,35 +4,47 @@ import json
 
 import pytest
 
+from rlhf.errors import InputError
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.preferences import (
+    accuracy_by,
     by_category,
     compare,
+    flag_of,
     gain,
-    gold,
-    gold_accuracy,
     mean_score,
-    reward,
+    rival,
+    score_of,
     showcase,
 )
-from rlhf.evaluation.summary import summarize
+from rlhf.evaluation.summary import as_text, read_summary, summarize
 
 SETTINGS = {"dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
 
 
-def row(prompt_id, arm, overall=None, reward=None, category="chat", **verdicts):
+JUDGES = {
+    "gold": {"kind": "scores", "about": "The truth."},
+    "reward": {"kind": "scores", "about": "PPO's reward.", "optimized": True},
+}
+gold, reward = score_of("gold"), score_of("reward")
+
+
+def row(prompt_id, system, overall=None, reward=None, category="chat", **flags):
+    likert = None if overall is None else 1 + round(6 * overall)
     return {
         "prompt_id": prompt_id,
         "key": f"key {prompt_id}",
         "category": category,
         "prompt": f"prompt {prompt_id}",
-        "arm": arm,
-        "response": f"{arm} {prompt_id}",
+        "system": system,
+        "response": f"{system} {prompt_id}",
         "ended": True,
         "tokens": 3,
-        "reward": reward,
-        "gold": None if overall is None else {"overall": overall, "likert": 1 + round(6 * overall), **verdicts},
-        **({"kl": 2.0 + prompt_id} if arm == "ppo" else {}),
+        "kl": 2.0 + prompt_id if system == "ppo" else None,
+        "scores": {"gold": overall, "reward": reward},
+        "likert": {"gold": likert, "reward": None},
+        "flags": {"gold": flags, "reward": {}},
+        "preferences": {},
     }
 
 
@@ -55,30 +67,30 @@ def rows():
 
 
 def test_win_rate_by_each_judge(rows):
-    assert compare(rows, "ppo", "sft", gold("overall")).mean == pytest.approx(2.5 / 4)
+    assert compare(rows, "ppo", "sft", gold).mean == pytest.approx(2.5 / 4)
     assert compare(rows, "ppo", "sft", reward).mean == pytest.approx(2 / 4)
-    assert compare(rows, "ppo_greedy", "sft_greedy", gold("overall")).mean == 1.0
+    assert compare(rows, "ppo_greedy", "sft_greedy", gold).mean == 1.0
 
 
 def test_answers_are_paired_by_prompt_whatever_their_order(rows):
-    assert compare(rows[::-1], "ppo", "sft", gold("overall")).mean == compare(rows, "ppo", "sft", gold("overall")).mean
-    assert gain(rows, "ppo", "sft", gold("overall")).mean == pytest.approx((0.6 + 0.2 + 0 - 0.8) / 4)
+    assert compare(rows[::-1], "ppo", "sft", gold).mean == compare(rows, "ppo", "sft", gold).mean
+    assert gain(rows, "ppo", "sft", gold).mean == pytest.approx((0.6 + 0.2 + 0 - 0.8) / 4)
 
 
 def test_prompt_that_one_model_did_not_answer_is_left_out(rows):
-    rows = [r for r in rows if (r["prompt_id"], r["arm"]) != (3, "sft")]
-    assert compare(rows, "ppo", "sft", gold("overall")).n == 3
+    rows = [r for r in rows if (r["prompt_id"], r["system"]) != (3, "sft")]
+    assert compare(rows, "ppo", "sft", gold).n == 3
 
 
 def test_axis_counts_only_the_answers_it_applies_to(rows):
-    assert mean_score(rows, "sft", gold("rude")).mean == 0.25
-    assert mean_score(rows, "ppo", gold("satisfies_constraint")).n == 1
-    assert mean_score(rows, "sft", gold("satisfies_constraint")) is None
+    assert mean_score(rows, "sft", flag_of("gold", "rude")).mean == 0.25
+    assert mean_score(rows, "ppo", flag_of("gold", "satisfies_constraint")).n == 1
+    assert mean_score(rows, "sft", flag_of("gold", "satisfies_constraint")) is None
 
 
 def test_reward_models_agreement_with_gold_leaves_golds_ties_out(rows):
-    assert gold_accuracy(rows, "ppo", "sft").mean == pytest.approx(2 / 3)
-    assert gold_accuracy(rows, "ppo", "sft").n == 3
+    assert accuracy_by(rows, "ppo", "sft", "reward", "gold").mean == pytest.approx(2 / 3)
+    assert accuracy_by(rows, "ppo", "sft", "reward", "gold").n == 3
 
 
 def test_categories_come_largest_first():
@@ -95,7 +107,7 @@ def test_showcase_takes_the_first_of_each_category_whatever_was_answered(rows):
     prompts = [row(i, "sft", 0.1, category="abbcb"[i]) for i in range(5)]
     assert showcase(prompts, 3) == [1, 0, 3]
     assert showcase(prompts, 10) == [1, 0, 3, 2, 4]
-    others = [{**r, "response": "better", "gold": {"overall": 1.0}} for r in reversed(prompts)]
+    others = [{**r, "response": "better", "scores": {"gold": 1.0}} for r in reversed(prompts)]
     assert showcase(others, 3) == showcase(prompts, 3)
 
 
@@ -107,42 +119,99 @@ def test_summary_has_the_fields_that_were_promised(rows):
         "ppo": {"seconds": 30.0},
     }
     limits = {"labeler_agreement": 0.73, "attainable_accuracy": 0.8}
-    summary = json.loads(json.dumps(summarize(rows, results, {**SETTINGS, **limits}, 5.0)))
-    assert summary["gold"] == pytest.approx({"base": 0.0, "sft": 0.5, "ppo": 0.5, "sft_greedy": 0.5, "ppo_greedy": 0.7})
-    assert set(summary["win_rate_vs_sft"]["ppo"]) == {"mean", "low", "high", "n"}
-    assert summary["win_rate_vs_sft"]["ppo"]["mean"] == pytest.approx(0.625)
-    assert summary["win_rate_vs_sft"]["ppo_greedy"]["mean"] == 1.0
-    assert summary["win_rate_vs_base"]["sft"]["mean"] == 1.0
-    assert summary["kl"] == pytest.approx(3.5)
+    specs = {"sft": {"source": "sft"}, "sft_best": {"source": "sft", "best_of": 4}}
+    settings = {**SETTINGS, **limits, "systems": specs}
+    summary = json.loads(json.dumps(summarize(rows, JUDGES, results, settings, 5.0)))
+    assert (summary["prompts"], summary["baseline"], summary["systems"]["sft"]["spec"]) == (4, "sft", {"source": "sft"})
+    assert summary["systems"]["ppo"]["kl"]["mean"] == pytest.approx(3.5)
+    assert summary["systems"]["sft"]["kl"] is None
+    assert summary["systems"]["sft"]["tokens"]["mean"] == 3
+    judge = summary["judges"]["gold"]
+    means = {system: estimate["mean"] for system, estimate in judge["mean"].items()}
+    assert means == pytest.approx({"base": 0.0, "sft": 0.5, "ppo": 0.5, "sft_greedy": 0.5, "ppo_greedy": 0.7})
+    assert set(judge["win_rate"]) == {"base", "ppo", "ppo_greedy"}
+    assert set(judge["win_rate"]["ppo"]) == {"mean", "low", "high", "n"}
+    assert judge["win_rate"]["ppo"]["mean"] == pytest.approx(0.625)
+    assert judge["win_rate"]["ppo_greedy"]["mean"] == 1.0
+    assert judge["gain"]["base"]["mean"] == -0.5
+    assert summary["judges"]["reward"]["win_rate"]["ppo"]["mean"] == 0.5
+    assert (judge["optimized"], summary["judges"]["reward"]["optimized"]) == (False, True)
     assert summary["reward_model"]["accuracy"] == 0.7
     assert summary["reward_model"]["heldout_labeler_accuracy"] == 0.69
     assert summary["reward_model"]["labeler_agreement"] == 0.73
+    assert summary["reward_model"]["gold_accuracy_on_ppo_sft_pairs"]["mean"] == pytest.approx(2 / 3)
+    assert summary["best_of_n"]["n"] == 4
     expected = {"sft": 10.0, "reward": 20.0, "ppo": 30.0, "evaluate": 5.0, "choice": 4.0, "total": 69.0}
     assert summary["seconds"] == expected
-    assert summary["categories"]["extract"]["win_rate_vs_sft"]["ppo"]["mean"] == 0.25
-    assert summary["categories"]["chat"]["axes"]["rude"]["sft"] == 0.5
-    assert summary["categories"]["chat"]["axes_gain_vs_sft"]["rude"]["ppo"]["mean"] == -0.5
-    assert summary["categories_with_higher_gold"] == {"higher": 1, "of": 2}
+    extract, chat = judge["categories"]["extract"], judge["categories"]["chat"]
+    assert extract["win_rate"]["ppo"]["mean"] == 0.25
+    assert chat["flags"]["rude"]["sft"]["mean"] == 0.5
+    assert chat["flags_gain"]["rude"]["ppo"]["mean"] == -0.5
+    assert judge["categories_with_higher_mean"]["ppo"] == {"higher": 1, "of": 2}
 
 
-def test_changes_of_an_axis_in_a_few_prompts_are_not_certain(rows):
-    summary = summarize(rows, {}, SETTINGS, 5.0)
-    changed = summary["categories"]["chat"]["axes_gain_vs_sft"]["rude"]["ppo_greedy"]
+def test_changes_of_a_flag_in_a_few_prompts_are_not_certain(rows):
+    judge = summarize(rows, JUDGES, {}, SETTINGS, 5.0)["judges"]["gold"]
+    changed = judge["categories"]["chat"]["flags_gain"]["rude"]["ppo_greedy"]
     assert (changed["mean"], changed["low"] < 0 < changed["high"]) == (0, True)
-    assert summary["axes"]["rude"]["ppo"]["high"] > 0.2  # none of four answers is rude
+    assert judge["flags"]["rude"]["ppo"]["high"] > 0.2  # none of four answers is rude
 
 
-def test_reward_model_never_stands_in_for_gold(rows):
-    summary = summarize([{**r, "gold": None} for r in rows], {}, SETTINGS, 5.0)
-    for name in ("gold", "win_rate_vs_sft", "win_rate_vs_base", "axes", "likert", "categories_with_higher_gold"):
-        assert summary[name] is None
-    assert summary["win_rate_vs_sft_by_reward_model"]["ppo"]["mean"] == 0.5
+def test_one_judge_never_stands_in_for_another(rows):
+    for r in rows:
+        r["scores"]["gold"] = r["likert"]["gold"] = None
+        r["flags"]["gold"] = {}
+    summary = summarize(rows, JUDGES, {}, SETTINGS, 5.0)
+    judge = summary["judges"]["gold"]
+    for name in ("mean", "likert", "flags", "gain", "categories_with_higher_mean"):
+        assert judge[name] is None
+    assert judge["win_rate"] == {}
+    assert summary["judges"]["reward"]["win_rate"]["ppo"]["mean"] == 0.5
+    assert summary["reward_model"]["gold_accuracy_on_ppo_sft_pairs"] is None
+
+
+def test_greedy_systems_are_compared_with_the_greedy_baseline_if_there_is_one():
+    systems = ["base", "sft", "sft_greedy", "ppo_greedy", "other"]
+    assert [rival(name, "sft", systems) for name in systems] == ["sft", None, None, "sft_greedy", "sft"]
+    assert rival("ppo_greedy", "sft", ["sft", "ppo_greedy"]) == "sft"
+    assert rival("ppo", "sft", ["ppo"]) is None
+
+
+def test_a_judge_of_pairs_has_win_rates_alone(rows):
+    for r in rows:
+        wins = r["prompt_id"] in (0, 1) or (0.5 if r["prompt_id"] == 2 else 0.0)
+        r["preferences"] = {"llm": float(wins) if r["system"] == "ppo" else None}
+    judges = {"llm": {"kind": "pairs", "about": "A model.", "consistency": {"mean": 0.9}}}
+    judge = summarize(rows, judges, {}, SETTINGS, 5.0)["judges"]["llm"]
+    assert {name: win["mean"] for name, win in judge["win_rate"].items()} == {"ppo": 0.625}
+    assert judge["mean"] is judge["flags"] is judge["gain"] is None
+    assert judge["consistency"] == {"mean": 0.9}
 
 
 def test_base_alone_is_summarized(rows):
-    summary = summarize([{**r, "reward": None} for r in rows if r["arm"] == "base"], {}, SETTINGS, 5.0)
-    assert summary["gold"] == {"base": 0.0}
-    assert summary["win_rate_vs_sft"] is summary["kl"] is summary["reward"] is None
+    alone = [r for r in rows if r["system"] == "base"]
+    summary = summarize(alone, {"gold": JUDGES["gold"]}, {}, SETTINGS, 5.0)
+    judge = summary["judges"]["gold"]
+    assert (summary["baseline"], judge["mean"]["base"]["mean"], judge["win_rate"]) == (None, 0.0, {})
+    assert summary["systems"]["base"]["kl"] is None
+
+
+def test_the_table_for_the_terminal_has_a_line_for_each_system(rows):
+    lines = as_text(summarize(rows, JUDGES, {}, SETTINGS, 5.0)).splitlines()
+    assert lines[0].split("  ")[-1] == "reward: wins over sft"
+    assert [line.split()[0] for line in lines[1:]] == ["base", "sft", "ppo", "sft_greedy", "ppo_greedy"]
+    assert lines[5].startswith("ppo_greedy  0.70  100 % (")
+
+
+def test_numbers_of_other_runs_are_put_beside_those_of_this_one(rows, tmp_path):
+    first, other = (summarize(r, JUDGES, {}, SETTINGS, 5.0) for r in (rows, rows[5:]))
+    (tmp_path / "summary.json").write_text(json.dumps(other))
+    spread = summarize(rows, JUDGES, {}, SETTINGS, 5.0, [read_summary(tmp_path)])["over_runs"]
+    wins = [summary["judges"]["gold"]["win_rate"]["ppo"]["mean"] for summary in (first, other)]
+    assert spread["gold.win_rate.ppo"] == {"mean": sum(wins) / 2, "low": min(wins), "high": max(wins), "runs": 2}
+    (tmp_path / "summary.json").write_text(json.dumps({"win_rate_vs_sft": None}))
+    with pytest.raises(InputError, match="is of an older version"):
+        read_summary(tmp_path)
 
 
 def test_gold_exists_for_the_sandbox_only():

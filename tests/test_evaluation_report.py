@@ -5,11 +5,18 @@ import re
 
 import pytest
 
-from rlhf.evaluation.preferences import ARMS
 from rlhf.evaluation.report import duration, faults, read_stages, render, write_report
+from rlhf.evaluation.report_fields import ARMS
 from rlhf.evaluation.summary import summarize
 
-SETTINGS = {"best_of_n": 16, "dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
+SETTINGS = {
+    "systems": {"sft_best": {"best_of": 16}},
+    "dataset": "sandbox",
+    "model": "sandbox",
+    "split": "test",
+    "seed": 0,
+    "max_new_tokens": 8,
+}
 LIMITS = {"labeler_agreement": 0.73, "attainable_accuracy": 0.78}
 
 
@@ -18,20 +25,22 @@ def make_rows(arms=ARMS, gold=True, reward=True):
     for i in range(6):
         for j, arm in enumerate(arms):
             overall = min(1.0, (i + j) / 8)
-            verdict = {"overall": overall, "likert": 4, "follows_instruction": overall > 0.3, "rude": i == j}
+            flags = {"follows_instruction": overall > 0.3, "rude": i == j}
             rows.append(
                 {
                     "prompt_id": i,
                     "key": f"key {i}",
                     "category": "open_qa" if i % 2 else "chat",
                     "prompt": [{"role": "user", "content": f"instruction {i}"}],
-                    "arm": arm,
+                    "system": arm,
                     "response": f"<script>answer of {arm} to {i}</script>",
                     "ended": i != 1,
                     "tokens": 5,
-                    "reward": overall - 0.2 if reward else None,
-                    "gold": verdict if gold else None,
-                    **({"kl": 3.0} if arm == "ppo" else {}),
+                    "kl": 3.0 if arm == "ppo" else None,
+                    "scores": ({"gold": overall} if gold else {}) | ({"reward": overall - 0.2} if reward else {}),
+                    "likert": {"gold": 4} if gold else {},
+                    "flags": {"gold": flags} if gold else {},
+                    "preferences": {},
                 }
             )
     return rows
@@ -68,10 +77,15 @@ def run(tmp_path):
     return tmp_path
 
 
+def judges_of(rows):
+    kinds = {"gold": {"kind": "scores", "about": ""}, "reward": {"kind": "scores", "about": "", "optimized": True}}
+    return {name: kinds[name] for name in rows[0]["scores"]}
+
+
 def page(run, rows, **settings):
     stages = read_stages(run)
     results = {name: stage.result for name, stage in stages.items()}
-    return render("A run", summarize(rows, results, {**SETTINGS, **settings}, 30.0), rows, stages)
+    return render("A run", summarize(rows, judges_of(rows), results, {**SETTINGS, **settings}, 30.0), rows, stages)
 
 
 def test_everything_is_on_the_page(run):
@@ -135,7 +149,9 @@ def test_without_any_judge_there_is_still_a_page(run):
 
 def test_write_report_takes_the_summary_as_it_is_in_memory(run, tmp_path):
     rows = make_rows()
-    write_report(tmp_path / "report.html", "A run", summarize(rows, {}, SETTINGS, 1.0), rows, read_stages(run))
+    write_report(
+        tmp_path / "report.html", "A run", summarize(rows, judges_of(rows), {}, SETTINGS, 1.0), rows, read_stages(run)
+    )
     assert (tmp_path / "report.html").read_text(encoding="utf-8").endswith("</html>\n")
 
 

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.best_of_n import best_of_n, best_of_n_kl
 from rlhf.generation.completions import completion_logprobs, completion_rewards, sample_completions
 from rlhf.generation.sampler import stop_tokens
@@ -143,11 +141,15 @@ def test_the_best_of_the_samples_is_chosen(shared, tokenizer):
     options = {"max_new_tokens": 6, "progress": False}
     rounds = [sample_completions(shared, "sft", PROMPTS, tokenizer, seed=7 + k, **options) for k in range(4)]
     rewards = [completion_rewards(shared, "reward", PROMPTS, [c.ids for c in completions]) for completions in rounds]
-    best = best_of_n(shared, "sft", PROMPTS, tokenizer, 4, seed=7, **options)
+
+    def score(completions):
+        return completion_rewards(shared, "reward", PROMPTS, [c.ids for c in completions])
+
+    best = best_of_n(lambda k: rounds[k], score, 4)
     winners = [max(range(4), key=lambda k: rewards[k][i]) for i in range(len(PROMPTS))]
     assert best == [rounds[k][i] for i, k in enumerate(winners)]
     assert len(set(winners)) > 1
-    assert best_of_n(shared, "sft", PROMPTS, tokenizer, 1, seed=7, **options) == rounds[0]
+    assert best_of_n(lambda k: rounds[k], score, 1) == rounds[0]
 
 
 def test_the_kl_is_that_of_the_best_of_n_of_a_continuous_score():
@@ -159,11 +161,9 @@ def test_the_kl_is_that_of_the_best_of_n_of_a_continuous_score():
     assert best_of_n_kl(16) == pytest.approx(math.log(16) - 15 / 16)
 
 
-def test_best_of_n_is_one_more_arm_of_the_evaluation(shared, tokenizer):
-    prompts = Dataset.from_dict({"prompt": ["User: What", "User: Name three"]})
-    options = {"models": ["base", "sft"], "judge": None, "max_new_tokens": 6}
-    plain = judged_answers(shared, tokenizer, prompts, **options)
-    rows = judged_answers(shared, tokenizer, prompts, **options, best_of=3)
-    assert rows[: len(plain)] == plain
-    assert [row["arm"] for row in rows[len(plain) :]] == ["sft_best"] * 2
-    assert all(isinstance(row["reward"], float) for row in rows)
+def test_a_prompt_has_the_random_numbers_of_its_number(shared, tokenizer):
+    options = {"max_new_tokens": 6, "seed": 3, "progress": False}
+    whole = sample_completions(shared, "sft", PROMPTS, tokenizer, **options)
+    numbers = [3, 0]
+    part = sample_completions(shared, "sft", [PROMPTS[i] for i in numbers], tokenizer, **options, numbers=numbers)
+    assert part == [whole[i] for i in numbers]

@@ -12,7 +12,8 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_evaluation_report import SETTINGS, make_rows
+from small_systems import answered, toy_run, write_run
+from test_evaluation_report import SETTINGS, judges_of, make_rows
 from test_reward_trainer import comparisons
 from test_sft import DEMONSTRATIONS
 from toys import (
@@ -30,7 +31,6 @@ from trl import ModelConfig
 
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
-from rlhf.evaluation.answers import judged_answers
 from rlhf.evaluation.report import read_stages, render
 from rlhf.evaluation.summary import over_runs, read_summary, summarize
 from rlhf.generation.completions import Completion, sample_completions
@@ -38,6 +38,7 @@ from rlhf.generation.score_options import PolicyOptions, policy_options, shaped_
 from rlhf.models.adapter_files import check_adapter
 from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
 from rlhf.models.shared_base import SharedBase
+from rlhf.models.stages import load_adapters
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA, decay_of_run
 from rlhf.ppo.rewards import shape_scores
@@ -415,17 +416,18 @@ def test_seam_g8_a_value_model_beside_a_reward_model_keeps_its_head(tmp_path):
 
 def test_seam_g2_the_report_says_that_intervals_are_over_prompts_and_shows_the_spread_over_runs(tmp_path):
     rows = make_rows()
-    summaries = [summarize(rows, {}, SETTINGS, 1.0) for _ in range(3)]
+    judges = judges_of(rows)
+    summaries = [summarize(rows, judges, {}, SETTINGS, 1.0) for _ in range(3)]
     for summary, rate in zip(summaries, (0.58, 0.69, 0.71), strict=True):
-        summary["win_rate_vs_sft"]["ppo"]["mean"] = rate
-    spread = over_runs(summaries)["win_rate_vs_sft.ppo"]
+        summary["judges"]["gold"]["win_rate"]["ppo"]["mean"] = rate
+    spread = over_runs(summaries)["gold.win_rate.ppo"]
     assert spread == pytest.approx({"mean": 0.66, "low": 0.58, "high": 0.71, "runs": 3})
 
-    alone = summarize(rows, {}, SETTINGS, 1.0)
-    together = summarize(rows, {}, SETTINGS, 1.0, other_runs=summaries)
+    alone = summarize(rows, judges, {}, SETTINGS, 1.0)
+    together = summarize(rows, judges, {}, SETTINGS, 1.0, other_runs=summaries)
     assert alone["over_runs"] is None
-    assert together["over_runs"]["win_rate_vs_sft.ppo"]["runs"] == 4
-    assert alone["win_rate_vs_sft"] == together["win_rate_vs_sft"]
+    assert together["over_runs"]["gold.win_rate.ppo"]["runs"] == 4
+    assert alone["judges"] == together["judges"]
     stages = read_stages(tmp_path)
     page = render("A run", together, rows, stages)
     assert "over prompts only" in page
@@ -472,32 +474,24 @@ def test_seam_g9_the_missing_eos_term_is_that_of_ppo():
         assert shaped_rewards([0.5, 3.0], completions, options) == pytest.approx(ours.tolist())
 
 
-def test_seam_g9_evaluation_and_best_of_n_take_temperature_and_missing_eos(toy_base, toy_tokenizer):
-    shared = SharedBase(toy_base)
-    torch.manual_seed(0)
-    config = lora_config(ModelConfig(lora_r=4))
-    config.init_lora_weights = False
-    for name in ("sft", "ppo", "reward"):
-        shared.add_adapter(name, lora_config=config, head=name == "reward")
-    shared.eval()
-    rows = Dataset.from_dict({"prompt": [f"Question {i}?" for i in range(12)]})
-    options = PolicyOptions(0.7, missing_eos_penalty=100.0)
-    shared.lm.generation_config.eos_token_id = list(range(0, 300, 20))  # so that a random model ends some answers
-    judged = judged_answers(
-        shared, toy_tokenizer, rows, ["sft", "ppo"], judge=None, max_new_tokens=6, options=options, best_of=4
-    )
-    assert {row["ended"] for row in judged} == {True, False}
-    for row in judged:
-        assert row["reward"] == pytest.approx(row["rm_score"] - (0 if row["ended"] else 100.0), abs=1e-4)
-    ended = {arm: sum(row["ended"] for row in judged if row["arm"] == arm) for arm in ("sft", "sft_best")}
+def test_seam_g9_evaluation_and_best_of_n_take_temperature_and_missing_eos(tmp_path):
+    write_run(tmp_path, eos_token_id=list(range(0, 300, 20)))  # so that a random model ends some answers
+    contract = Contract("ppo", options={"temperature": 0.7, "missing_eos_penalty": 100.0})
+    write_contract(tmp_path / "ppo", contract)
+    run, prompts = toy_run(tmp_path), [f"Question {i}?" for i in range(12)]
+    rows = answered(run, ["sft", "ppo", "sft,best_of=4"], prompts, tmp_path / "evaluate")
+    assert {row["ended"] for row in rows} == {True, False}
+    ended = {name: sum(row["ended"] for row in rows if row["system"] == name) for name in ("sft", "sft_best")}
     assert ended["sft_best"] > ended["sft"]
 
-    ids = [encode_prompt(toy_tokenizer, prompt) for prompt in rows["prompt"]]
+    adapters = {name: tmp_path / name for name in ("sft", "ppo", "reward")}
+    shared, tokenizer = load_adapters(ModelConfig(), adapters)
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     samples = sample_completions(
-        shared, "ppo", ids, toy_tokenizer, max_new_tokens=6, temperature=0.7, seed=1, batch_size=64
+        shared, "ppo", ids, tokenizer, max_new_tokens=6, temperature=0.7, seed=2, batch_size=64
     )
-    assert [row["response"] for row in judged if row["arm"] == "ppo"] == [sample.text for sample in samples]
-    kl = [row["kl"] for row in judged if row["arm"] == "ppo"]
+    assert [row["response"] for row in rows if row["system"] == "ppo"] == [sample.text for sample in samples]
+    kl = [row["kl"] for row in rows if row["system"] == "ppo"]
     for i, sample in enumerate(samples[:4]):
         sums = []
         for name in ("ppo", "sft"):

@@ -53,8 +53,8 @@ def check_training(run):
         same = [key for key in layers if torch.equal(adapters[stage][key], adapters["sft"][key])]
         assert not same, (stage, same)
     rows = [json.loads(line) for line in (run / "evaluate" / "completions.jsonl").read_text().splitlines()]
-    assert {row["arm"] for row in rows} >= {"base", "sft", "ppo"}
-    assert all(math.isfinite(row["reward"]) for row in rows)
+    assert {row["system"] for row in rows} >= {"base", "sft", "ppo"}
+    assert all(math.isfinite(row["scores"]["reward"]) for row in rows)
 
 
 @torch.no_grad()

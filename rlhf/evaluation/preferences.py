@@ -1,21 +1,24 @@
-"""Comparison of arms: win rates, mean gold scores and the axes of the paper's Table 3, overall and by category.
+"""Comparison of systems on the same prompts: means, shares, win rates and gains by the verdicts of one judge.
 
-An arm is a model and its decoding: `sft` samples at the policy's temperature, `sft_greedy` decodes greedily, and
-`sft_best` is the best of n samples of `sft` by the reward model. A row is one judged answer, and a line of
-completions.jsonl:
+A system is a model and its decoding: `sft` samples at the policy's temperature, `sft_greedy` decodes greedily, and
+`sft_best` is the best of n samples of `sft` by a reward model. A row is one answer, and a line of completions.jsonl:
 
     prompt_id   position in the evaluation set
     key         equal for equal prompts: the cluster of the intervals
     category    None without categories
     prompt      text, or messages
-    arm         see above
+    system      see above
     response    text of the answer
     ended       False if the answer was cut off at the length limit
-    tokens      length of the answer
-    rm_score    score of the reward model; None without one
-    reward      the same as PPO counts it, with the term for a missing EOS
-    gold        verdict of the gold judge; None without one
-    kl          KL from SFT, in nats; samples of `ppo` only
+    tokens      length of the answer; None if nobody counted
+    kl          KL from SFT, in nats; None where it is not measured
+
+and after judging, with a key for each judge:
+
+    scores      {judge: score, higher is better; None: not judged}
+    likert      {judge: 1 to 7, or None}
+    flags       {judge: {flag: True, False, or None where it does not apply}}
+    preferences {judge of pairs: 1 if the answer is better than the baseline's, 0.5 for a tie, 0; None: not judged}
 """
 
 from collections.abc import Callable, Iterable
@@ -28,13 +31,12 @@ AnswerRow = dict[str, Any]
 Score = Callable[[AnswerRow], float | None]
 
 NAMES = {"base": "Base", "sft": "SFT", "sft_best": "SFT, best of n", "ppo": "RLHF"}  # for readers
-MODELS = tuple(NAMES)
-ARMS = (*MODELS, *(f"{model}_greedy" for model in MODELS if model != "sft_best"))
+GREEDY = "_greedy"  # at the end of a system's name: it is compared with the greedy baseline
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One boolean of the gold judge.
+    """One flag of a judge.
 
     Attributes:
         label: name of the property, for tables.
@@ -60,69 +62,76 @@ AXES = {
 }
 
 
-def gold(name: str) -> Score:
-    """Returns the score that reads a verdict of the gold judge: `overall` in [0, 1], `likert` 1..7, or an axis, 0 or 1.
+def score_of(judge: str) -> Score:
+    """Returns the score that reads the verdict of a judge; None where it has not judged."""
+    return lambda row: row["scores"].get(judge)
 
-    The score is None without a gold judge, and for an axis that does not apply, such as a constraint that was not set.
-    """
+
+def likert_of(judge: str) -> Score:
+    """Returns the score that reads a judge's Likert rating, 1 to 7."""
+    return lambda row: row["likert"].get(judge)
+
+
+def flag_of(judge: str, flag: str) -> Score:
+    """Returns the score that is 1 if a judge has raised the flag, else 0; None where the flag does not apply."""
 
     def score(row: AnswerRow) -> float | None:
-        verdict = row["gold"].get(name) if row["gold"] else None
-        return None if verdict is None else float(verdict)
+        value = (row["flags"].get(judge) or {}).get(flag)
+        return None if value is None else float(value)
 
     return score
 
 
-def reward(row: AnswerRow) -> float | None:
-    """Returns the reward model's calibrated score, with the term for a missing EOS that PPO was trained with."""
-    return row["reward"]
+def systems_of(rows: Iterable[AnswerRow]) -> list[str]:
+    """Returns the systems that have answered, in the order of their first rows."""
+    return list(dict.fromkeys(row["system"] for row in rows))
 
 
-def rm_score(row: AnswerRow) -> float | None:
-    """Returns the reward model's calibrated score alone."""
-    return row.get("rm_score", row["reward"])
+def rival(system: str, baseline: str, systems: Iterable[str]) -> str | None:
+    """Returns the system that `system` is compared with: a greedy one with the greedy baseline, if there is one.
+
+    None for the baseline itself, with any decoding, and without a baseline.
+    """
+    names = set(systems)
+    greedy_baseline = baseline + GREEDY
+    other = greedy_baseline if system.endswith(GREEDY) and greedy_baseline in names else baseline
+    return other if other in names and system not in (baseline, greedy_baseline) else None
 
 
-def arms_of(rows: Iterable[AnswerRow]) -> list[str]:
-    """Returns the arms that were evaluated, in the order of ARMS."""
-    present = {row["arm"] for row in rows}
-    return [arm for arm in ARMS if arm in present]
+def mean_score(rows: list[AnswerRow], system: str, score: Score) -> Estimate | None:
+    """Returns the mean of `score` over the answers of one system; None if it applies to none of them."""
+    return _mean(rows, system, score, cluster_mean)
 
 
-def mean_score(rows: list[AnswerRow], arm: str, score: Score) -> Estimate | None:
-    """Returns the mean of `score` over the answers of one arm; None if it applies to none of them."""
-    return _mean(rows, arm, score, cluster_mean)
-
-
-def share(rows: list[AnswerRow], arm: str, score: Score) -> Estimate | None:
+def share(rows: list[AnswerRow], system: str, score: Score) -> Estimate | None:
     """Returns the mean of a score of 0 and 1, as `mean_score` does, with the interval of a share."""
-    return _mean(rows, arm, score, cluster_share)
+    return _mean(rows, system, score, cluster_share)
 
 
-def _mean(rows: list[AnswerRow], arm: str, score: Score, statistic: Callable[..., Estimate]) -> Estimate | None:
-    scored = [(value, row["key"]) for row in rows if row["arm"] == arm and (value := score(row)) is not None]
+def _mean(rows: list[AnswerRow], system: str, score: Score, statistic: Callable[..., Estimate]) -> Estimate | None:
+    scored = [(value, row["key"]) for row in rows if row["system"] == system and (value := score(row)) is not None]
     return statistic(*zip(*scored, strict=True)) if scored else None
 
 
 def paired(rows: list[AnswerRow], a: str, b: str, score: Score) -> tuple[list[float], list[float], list[str]]:
-    """Returns the scores of arms `a` and `b` on the prompts that both answered, and the keys of the prompts."""
-    other = {row["prompt_id"]: value for row in rows if row["arm"] == b and (value := score(row)) is not None}
+    """Returns the scores of systems `a` and `b` on the prompts that both answered, and the keys of the prompts."""
+    other = {row["prompt_id"]: value for row in rows if row["system"] == b and (value := score(row)) is not None}
     pairs = [
         (value, other[row["prompt_id"]], row["key"])
         for row in rows
-        if row["arm"] == a and row["prompt_id"] in other and (value := score(row)) is not None
+        if row["system"] == a and row["prompt_id"] in other and (value := score(row)) is not None
     ]
     return [x for x, _, _ in pairs], [y for _, y, _ in pairs], [key for _, _, key in pairs]
 
 
 def compare(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate | None:
-    """Returns the win rate of arm `a` over arm `b` on the same prompts; None if they share none."""
+    """Returns the win rate of system `a` over system `b` on the same prompts; None if they share none."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
     return win_rate(scores_a, scores_b, keys) if keys else None
 
 
 def gain(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate | None:
-    """Returns the mean of `score` of arm `a` minus that of arm `b` on the same prompts; None if they share none."""
+    """Returns the mean of `score` of `a` minus that of `b` on the same prompts; None if they share none."""
     scores_a, scores_b, keys = paired(rows, a, b, score)
     return cluster_difference(scores_a, scores_b, keys) if keys else None
 
@@ -133,19 +142,19 @@ def share_gain(rows: list[AnswerRow], a: str, b: str, score: Score) -> Estimate 
     return share_difference(scores_a, scores_b, keys, keys) if keys else None
 
 
-def gold_accuracy(rows: list[AnswerRow], a: str, b: str) -> Estimate | None:
-    """Returns how often the reward model prefers the same one of two arms' answers as gold; None if nothing is decided.
+def accuracy_by(rows: list[AnswerRow], a: str, b: str, judge: str, truth: str) -> Estimate | None:
+    """Returns how often `judge` prefers the same one of two systems' answers as `truth`; None if nothing is decided.
 
-    Gold's ties are left out, as in the accuracy on labelers' pairs. A tie of the reward model counts half. With two
-    decodings of the SFT model as arms, this is the accuracy on the distribution from which PPO starts.
+    Ties of `truth` are left out, as in the accuracy on labelers' pairs. A tie of `judge` counts half. With two
+    decodings of the SFT model as systems, this is the accuracy on the distribution from which PPO starts.
     """
-    gold_a, gold_b, keys = paired(rows, a, b, gold("overall"))
-    reward_a, reward_b, reward_keys = paired(rows, a, b, rm_score)
-    if keys != reward_keys:
+    truth_a, truth_b, keys = paired(rows, a, b, score_of(truth))
+    judge_a, judge_b, judge_keys = paired(rows, a, b, score_of(judge))
+    if keys != judge_keys:
         return None
     decided = [
         (sign * x, sign * y, key)
-        for g, h, x, y, key in zip(gold_a, gold_b, reward_a, reward_b, keys, strict=True)
+        for g, h, x, y, key in zip(truth_a, truth_b, judge_a, judge_b, keys, strict=True)
         if (sign := (g > h) - (g < h))
     ]
     return win_rate(*zip(*decided, strict=True)) if decided else None

@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from rlhf import plots
 from rlhf.data.encode import prompt_text
-from rlhf.evaluation.preferences import ARMS, AXES, MODELS, NAMES, AnswerRow, showcase
+from rlhf.evaluation.preferences import AXES, NAMES, AnswerRow, showcase
+from rlhf.evaluation.report_fields import ARMS, MODELS, report_fields
 from rlhf.evaluation.summary import STAGES
 from rlhf.runs.artifacts import read_metrics, read_result
 
@@ -71,6 +72,7 @@ def write_report(
 
 def render(title: str, summary: dict[str, Any], rows: list[AnswerRow], stages: dict[str, Stage]) -> str:
     """Returns the page as HTML."""
+    summary, rows = report_fields(summary, rows)
     environment = Environment(
         loader=PackageLoader("rlhf.evaluation", "."),
         autoescape=True,  # answers may contain markup

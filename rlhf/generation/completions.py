@@ -53,6 +53,7 @@ def sample_completions(
     batch_size: int = 64,
     description: str | None = None,
     progress: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Samples one answer to each prompt, in the order of the prompts. Only the temperature shapes the distribution.
 
@@ -64,13 +65,15 @@ def sample_completions(
         temperature: 0 is greedy decoding.
         description: label of the progress bar.
         progress: False hides the progress bar.
+        numbers: number of each prompt, which alone decides on its random numbers; None counts from 0.
 
     Raises:
         InputError: a prompt and `max_new_tokens` do not fit into the model's context.
     """
     check_context(shared, prompt_ids, max_new_tokens)
     stop_ids = stop_tokens(shared.lm, tokenizer)
-    uniforms = sampling_uniforms(len(prompt_ids), max_new_tokens, "completions", seed)
+    numbers = list(range(len(prompt_ids))) if numbers is None else list(numbers)
+    uniforms = sampling_uniforms(max(numbers, default=-1) + 1, max_new_tokens, "completions", seed)[numbers]
 
     def sample_rows(rows: list[int]) -> list[list[int]]:
         with shared.use(adapter):

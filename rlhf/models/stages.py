@@ -1,6 +1,6 @@
 """Loads the finished stages of a run onto one base."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,15 +51,22 @@ def load_adapters(
 
 
 def load_shared_base(
-    model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase, adapters: Mapping[str, str | Path]
+    model_args: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    adapters: Mapping[str, str | Path],
+    heads: Container[str] = ("reward",),
 ) -> SharedBase:
-    """Loads a base with named adapters as `load_adapters` does; options and tokenizer are of `load_stage_tokenizer`."""
+    """Loads a base with named adapters as `load_adapters` does; options and tokenizer are of `load_stage_tokenizer`.
+
+    Args:
+        heads: names of the adapters that get their score heads.
+    """
     base = load_base(model_args, tokenizer)
     if not getattr(base, "is_quantized", False):
         base = base.to(process_state().device)  # pyright: ignore[reportArgumentType]
     shared = SharedBase(base)
     for name, folder in adapters.items():
-        shared.add_adapter(name, folder=folder, head=name == "reward")
+        shared.add_adapter(name, folder=folder, head=name in heads)
     return shared.eval()
 
 
