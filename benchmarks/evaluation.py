@@ -2,23 +2,28 @@
 
     python benchmarks/evaluation.py
     python benchmarks/evaluation.py --parts coverage --samples 1000
+    python benchmarks/evaluation.py --parts truthfulqa crows_pairs --model SmolLM2-135M-Instruct --data ../shared/data
 
 Each part is one function that returns its keys of the JSON on the last line; a part that cannot run here, for lack of a
 model or data, leaves its keys out:
 
     mc1_difference, mc2_difference   TruthfulQA: our number minus that of lm-eval's own task on the same rows
-    crows_difference                 CrowS-Pairs: likewise
+    crows_difference                 CrowS-Pairs: likewise, of pct_stereotype; crows_likelihood_difference of the other
     seconds_three_systems            three systems on 500 sandbox prompts with two judges
     coverage                         statistic -> number of prompts -> share of 95 % intervals that hold the true value
     toxicity_auc                     scorer -> area under the ROC curve on labeled rows
 """
 
 import argparse
+import csv
 import json
 import runpy
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 HERE = Path(__file__).parent
 
@@ -34,7 +39,107 @@ def coverage(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"coverage": coverage}
+def truthfulqa(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns mc1 and mc2 of a model on the shared base minus those of lm-eval's `simple_evaluate`."""
+    source = args.data / "truthfulqa"
+    if not (args.model and source.exists()):
+        return {}
+    from rlhf.evaluation.harness import load_tasks
+    from rlhf.evaluation.published_data import read_published
+    from rlhf.evaluation.truthfulness import METRICS, multiple_choice
+
+    rows, _ = read_published("truthfulqa", source)
+    tasks = {metric: load_tasks(f"truthfulqa_{metric}", rows)[0] for metric in METRICS}
+    shared, tokenizer = _base(args.model)
+    scores = multiple_choice(tasks, shared, tokenizer, {"base": None}, args.batch_size, args.limit)
+    ours = {metric: _mean(by_system["base"].values) for metric, by_system in scores.items()}
+    published = json.loads((source / "mc_task.json").read_text(encoding="utf-8"))
+    plain = [
+        {"question": row["question"]}
+        | {
+            key: {"choices": list(row[key]), "labels": list(row[key].values())}
+            for key in ("mc1_targets", "mc2_targets")
+        }
+        for row in published
+    ]
+    results = {}
+    for metric, mean in ours.items():
+        theirs = _lm_eval(args, f"truthfulqa/truthfulqa_{metric}.yaml", "validation", plain)["acc,none"]
+        print(f"{metric}: ours {mean:.9f}, lm-eval {theirs:.9f}")
+        results[f"{metric}_difference"] = mean - theirs
+    return results
+
+
+def crows_pairs(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns pct_stereotype and likelihood_diff of a model on the shared base minus those of `simple_evaluate`."""
+    source = args.data / "crows_pairs"
+    if not (args.model and source.exists()):
+        return {}
+    from rlhf.evaluation.benchmark import TaskArguments
+    from rlhf.evaluation.bias import prepare_bias
+
+    task = prepare_bias(TaskArguments("crows_pairs", source, limit=args.limit, batch_size=args.batch_size))
+    scores = task.run(*_base(args.model), {"base": None})
+    with (source / "crows_pairs_anonymized.csv").open(encoding="utf-8", newline="") as file:
+        plain = [{key: row[key] for key in ("sent_more", "sent_less", "bias_type")} for row in csv.DictReader(file)]
+    theirs = _lm_eval(args, "crows_pairs/crows_pairs_english.yaml", "test", plain)
+    differences = {}
+    for metric in ("pct_stereotype", "likelihood_diff"):
+        ours = _mean(scores[metric]["base"].values)
+        print(f"{metric}: ours {ours:.9f}, lm-eval {theirs[f'{metric},none']:.9f}")
+        differences[metric] = ours - theirs[f"{metric},none"]
+    return {
+        "crows_difference": differences["pct_stereotype"],
+        "crows_likelihood_difference": differences["likelihood_diff"],
+    }
+
+
+def _base(model: str) -> Any:
+    from trl import ModelConfig
+
+    from rlhf.models.stages import load_adapters
+
+    return load_adapters(ModelConfig(model_name_or_path=model, dtype="float32"), {})
+
+
+def _lm_eval(args: argparse.Namespace, definition: str, split: str, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the results of lm-eval's own command on its own task file, with only the source of the rows changed."""
+    import lm_eval
+    import lm_eval.tasks
+    from lm_eval.models.huggingface import HFLM
+
+    shared, tokenizer = _base(args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        data, task = Path(folder, "rows.jsonl"), Path(folder, "task.yaml")
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        local = {
+            "include": str(Path(lm_eval.tasks.__file__).parent / definition),
+            "task": "local",
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split: str(data)}, "cache_dir": folder},
+        }
+        task.write_text(yaml.safe_dump(local), encoding="utf-8")
+        results = lm_eval.simple_evaluate(
+            HFLM(pretrained=shared.lm, tokenizer=tokenizer, batch_size=args.batch_size),
+            tasks=["local"],
+            limit=args.limit,
+            bootstrap_iters=0,
+            task_manager=lm_eval.tasks.TaskManager(include_path=folder, include_defaults=False),
+        )
+    assert results is not None
+    return results["results"]["local"]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return sum(value for value in values if value is not None) / len(values)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "coverage": coverage,
+    "truthfulqa": truthfulqa,
+    "crows_pairs": crows_pairs,
+}
 
 
 def main() -> None:
@@ -42,6 +147,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="Parts to run. Default: all.")
     parser.add_argument("--samples", type=int, default=2000, help="Simulated data sets for each cell of `coverage`.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the simulation.")
+    parser.add_argument("--model", help="Folder or Hub id of the model of truthfulqa and crows_pairs.")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Folder of published data.")
+    parser.add_argument("--limit", type=int, help="Items of each task, at most. Default: all.")
+    parser.add_argument("--batch_size", type=int, default=16, help="Sequences in a forward pass.")
     args = parser.parse_args()
     results: dict[str, Any] = {}
     for part in args.parts:

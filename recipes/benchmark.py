@@ -116,6 +116,7 @@ def main() -> None:
 def named_adapters(args: BenchmarkArguments) -> dict[str, str | None]:
     """Returns system -> adapter; None is the base."""
     if args.systems is None:
+        assert args.run is not None  # or the options would have been refused
         return {"base": None} | {name: path for name, path in stage_folders(args.run).items() if name != "reward"}
     found: dict[str, str | None] = {}
     for spec in args.systems:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import InputError, first_line
 from rlhf.evaluation.benchmark import ItemScores, Scores, Systems, Task, TaskArguments
 from rlhf.models.shared_base import SharedBase
+from rlhf.runs.artifacts import is_first_process
 from rlhf.runs.digests import rows_digest
 from rlhf.runs.processes import map_across_processes
 
@@ -40,7 +41,7 @@ HarnessTask = Any  # lm_eval.api.task.ConfigurableTask, which is imported late: 
 
 
 def require_lm_eval() -> str:
-    """Returns the version of lm-eval.
+    """Returns the version of lm-eval, and makes it and `datasets` quiet.
 
     Raises:
         InputError: it is not installed.
@@ -50,6 +51,7 @@ def require_lm_eval() -> str:
     except metadata.PackageNotFoundError as error:
         raise InputError("Benchmarks need the package lm-eval. Run pip install 'instruct-rlhf[eval]'.") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults, task by task
+    datasets.disable_progress_bars()  # a bar for each short step of a task
     return version
 
 
@@ -72,6 +74,7 @@ def load_tasks(
     Raises:
         InputError: the data cannot be had, or does not fit.
     """
+    require_lm_eval()
     if rows is not None:
         overrides |= _local_splits(rows)
     try:
@@ -199,6 +202,7 @@ def score_items(
     limit: int | None = None,
     seed: int = 0,
     score: Callable[[Any, list[Any]], dict[str, Any]] | None = None,
+    known: dict[tuple, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the metrics of each item of a task, in their order. Each process of a launch computes a share of them.
 
@@ -207,8 +211,14 @@ def score_items(
         limit: items, at most.
         seed: of the choice of few-shot examples.
         score: (item, responses) -> metrics; None is the task's own `process_results`.
+        known: log-likelihoods of this adapter by (context, continuation), which are not computed again; gets the new
+            ones.
+
+    Raises:
+        InputError: the answers are longer than the context of the model.
     """
-    score = score or task.process_results
+    known = {} if known is None else known
+    scored: Callable[[Any, list[Any]], dict[str, Any]] = score or task.process_results
     lm = _language_model(shared, tokenizer, batch_size)
     task.set_fewshot_seed(seed)
     task.build_all_requests(limit=limit)  # anew, since a request collects the responses of all models that it was sent
@@ -216,6 +226,7 @@ def score_items(
     for request in task.instances:
         requests[request.doc_id].append(request)
     items = list(task.doc_iterator(limit=limit))
+    _check_lengths(task, lm)
 
     def score_rows(numbers: list[int]) -> list[dict[str, Any]]:
         own = [request for number in numbers for request in requests[items[number][0]]]
@@ -223,12 +234,35 @@ def score_items(
         with shared.use(adapter):
             for kind in dict.fromkeys(request.request_type for request in own):
                 sent = [request for request in own if request.request_type == kind for _ in range(request.repeats)]
-                for request, response in zip(sent, getattr(lm, kind)(sent, disable_tqdm=True), strict=True):
-                    request.resps.append(response)
+                if kind == "loglikelihood":
+                    sent = [request for request in sent if request.args not in known]
+                for request, response in zip(
+                    sent, getattr(lm, kind)(sent, disable_tqdm=not is_first_process()), strict=True
+                ):
+                    if kind == "loglikelihood":
+                        known[request.args] = response
+                    else:
+                        request.resps.append(response)
+        for request in own:
+            if request.request_type == "loglikelihood":
+                request.resps.append(known[request.args])
         task.apply_filters()
-        return [_metrics(score, items[number][1], requests[items[number][0]]) for number in numbers]
+        return [_metrics(scored, items[number][1], requests[items[number][0]]) for number in numbers]
 
     return map_across_processes(len(items), score_rows)
+
+
+def _check_lengths(task: HarnessTask, lm: Any) -> None:
+    tokens = max((r.args[1].get("max_gen_toks", lm.max_gen_toks) for r in task.instances if _generates(r)), default=0)
+    if tokens >= lm.max_length:
+        raise InputError(
+            f"Task {task.get_config('task')} generates {tokens} tokens, but the context of the model is "
+            f"{lm.max_length}. Leave the task out, or measure a model with a longer context."
+        )
+
+
+def _generates(request: Any) -> bool:
+    return request.request_type == "generate_until"
 
 
 def _metrics(score: Callable[[Any, list[Any]], dict[str, Any]], item: Any, requests: list[Any]) -> dict[str, Any]:
@@ -242,10 +276,10 @@ def _metrics(score: Callable[[Any, list[Any]], dict[str, Any]], item: Any, reque
 
 
 def _language_model(shared: SharedBase, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
-    options: dict[str, Any] = {"tokenizer": tokenizer, "backend": "causal", "batch_size": batch_size}
-    return HFLM(pretrained=shared.lm, **options)
+    model: Any = huggingface.HFLM  # pyright loses its signature at a decorator
+    return model(pretrained=shared.lm, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 
 def _local_splits(rows: Mapping[str, Rows]) -> dict[str, Any]:

@@ -322,6 +322,7 @@ class _Form:
         self.read, self.columns, self.names = read, tuple(columns.split()), names
 
 
+TRUTHFULQA = _Form(_truthfulqa, "question mc1_targets mc2_targets", "mc_task.json", "TruthfulQA.csv")
 FORMS = {
     "drop": _Form(_drop, "passage question answer validated_answers query_id", "drop_dataset_dev.json"),
     "squadv2": _Form(_squad, "title context question answers", "dev-v2.0.json"),
@@ -333,7 +334,7 @@ FORMS = {
     "wmt15_fr-en": _Form(_wmt, "translation", "newsdiscusstest2015-fren-src.fr.sgm"),
     "cnn_dailymail": _Form(read_table, "article highlights", "test.csv"),
     "tldr": _Form(_tldr, "prompt completion", "test.jsonl"),
-    "truthfulqa": _Form(_truthfulqa, "question mc1_targets mc2_targets", "mc_task.json", "TruthfulQA.csv"),
+    **dict.fromkeys(("truthfulqa", "truthfulqa_mc1", "truthfulqa_mc2"), TRUTHFULQA),
     "crows_pairs": _Form(read_table, "sent_more sent_less", "crows_pairs_anonymized.csv"),
     "winogender": _Form(read_table, "sentid sentence", "all_sentences.tsv"),
 }

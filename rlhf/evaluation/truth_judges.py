@@ -160,7 +160,7 @@ def load_truth_judge(truth: str | None, information: str | None) -> TruthJudge:
     if truth is None:
         if information is not None:
             raise InputError(
-                f"info_judge is {information}, but there is no truth_judge. Pass both, or truth_judge alone."
+                f"info_judge is {information}, but truth_judge is missing. Pass both, or truth_judge alone."
             )
         return ReferenceJudge()
     return ModelJudges(ModelJudge(truth, "True"), ModelJudge(information, "Helpful") if information else None)

@@ -7,14 +7,14 @@ Answers come after the QA prompt (six examples), alone and below the instruction
 certain (section 4.2 of the paper). A reply without content is true and not informative, as in TruthfulQA.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.evaluation.benchmark import ItemScores, Scores, Systems, Task, TaskArguments
-from rlhf.evaluation.harness import harness_task, load_tasks, require_lm_eval, score_items
+from rlhf.evaluation.harness import HarnessTask, harness_task, load_tasks, require_lm_eval, score_items
 from rlhf.evaluation.published_data import read_published
 from rlhf.evaluation.truth_judges import TruthJudge, Verdicts, load_truth_judge
 from rlhf.models.shared_base import SharedBase
@@ -25,6 +25,7 @@ INSTRUCTION = (
     "without falling prey to any common myths; and reply “I have no comment” unless you are completely certain of the "
     "answer.\n\n"
 )
+METRICS = ("mc2", "mc1")
 PROMPTS = {"qa": "", "instruction": INSTRUCTION}
 
 
@@ -46,15 +47,12 @@ def prepare_truthfulness(args: TaskArguments) -> Task:
     require_lm_eval()
     judge = load_truth_judge(args.options.get("truth_judge"), args.options.get("info_judge"))
     rows, digest = read_published(args.name, args.data) if args.data else (None, None)
-    choices = {}
-    for metric in ("mc1", "mc2"):
-        [harness] = load_tasks(f"truthfulqa_{metric}", rows)
-        choices[metric] = harness_task(args, harness, digest)
+    choices = {metric: load_tasks(f"truthfulqa_{metric}", rows)[0] for metric in METRICS}
     answers = {name: load_tasks("truthfulqa_answers", rows, description=text)[0] for name, text in PROMPTS.items()}
     questions = [_question(item) for _, item in answers["qa"].doc_iterator(limit=args.limit)]
 
     def run(shared: SharedBase, tokenizer: PreTrainedTokenizerBase, systems: Systems) -> Scores:
-        scores = {metric: task.run(shared, tokenizer, systems)["acc"] for metric, task in choices.items()}
+        scores = multiple_choice(choices, shared, tokenizer, systems, args.batch_size, args.limit)
         for system, adapter in systems.items():
             for name, harness in answers.items():
                 replies = score_items(
@@ -66,9 +64,35 @@ def prepare_truthfulness(args: TaskArguments) -> Task:
                     scores.setdefault(f"{metric}_{name}", {})[system] = ItemScores(values, range(len(values)))
         return scores
 
-    note = f"{choices['mc1'].note}; answers: greedy, 50 tokens at most, truth by {judge.about}"
-    settings = {"mc1": choices["mc1"].settings, "mc2": choices["mc2"].settings, "judge": judge.about}
+    parts = [harness_task(args, task, digest) for task in choices.values()]
+    note = f"{parts[0].note}; answers: greedy, 50 tokens at most, truth by {judge.about}"
+    settings = {"choices": [part.settings for part in parts], "judge": judge.about, "prompts": PROMPTS}
     return Task(args.name, note, settings, run)
+
+
+def multiple_choice(
+    tasks: Mapping[str, HarnessTask],
+    shared: SharedBase,
+    tokenizer: PreTrainedTokenizerBase,
+    systems: Systems,
+    batch_size: int,
+    limit: int | None = None,
+) -> Scores:
+    """Returns mc1 and mc2 of each question.
+
+    Args:
+        tasks: metric -> lm-eval's task. They have most choices in common, which each system reads once.
+    """
+    scores: Scores = {}
+    for system, adapter in systems.items():
+        known: dict[tuple, Any] = {}
+        for metric, task in tasks.items():
+            results = score_items(
+                task, shared, adapter, tokenizer, batch_size=batch_size, limit=limit, known=known
+            )  # fmt: skip
+            values = [float(result["acc"]) for result in results]
+            scores.setdefault(metric, {})[system] = ItemScores(values, range(len(values)))
+    return scores
 
 
 def judged_replies(judge: TruthJudge, questions: Sequence[Question], replies: Sequence[str]) -> dict[str, Verdicts]:
