@@ -6,9 +6,9 @@
 Without --systems these are base, SFT and RLHF of the run, sampled and greedy; `rlhf/evaluation/systems.py` has all
 forms. Every answer is kept in `output_dir`/answers as it comes: a killed evaluation goes on, and a further system or
 judge makes nobody answer again. Writes completions.jsonl (every answer with its verdicts) to `output_dir`, and
-summary.json and report.html to the folder above. A stage without a path is reported as not run. Only `dataset_name:
-sandbox` has a gold judge; elsewhere the reward model judges alone unless --judges names others, and the report says so.
-Each process of the launch answers a share of the prompts.
+summary.json and the report (report.html, report.md, report/*.csv) to the folder above. A stage without a path is
+reported as not run. Only `dataset_name: sandbox` has a gold judge; elsewhere the reward model judges alone unless
+--judges names others, and the report says so. Each process of the launch answers a share of the prompts.
 """
 
 import json
@@ -34,7 +34,8 @@ from rlhf.evaluation.gold import labeler_limits
 from rlhf.evaluation.judges import Judge, find_judges
 from rlhf.evaluation.judging import judge_answers
 from rlhf.evaluation.local_systems import LocalSystem, Run, load_run, local_system
-from rlhf.evaluation.report import read_stages, write_report
+from rlhf.evaluation.report import write_report
+from rlhf.evaluation.report_stages import read_stages
 from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import as_text, read_summary, summarize
 from rlhf.evaluation.systems import STAGES, default_specs, parse_systems, resolve
@@ -188,10 +189,9 @@ def main() -> None:
     summary = summarize(rows, entries, results, settings, seconds, other_runs)
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
-    title = f"InstructGPT’s recipe: {recipe_dir.resolve().name}"
-    write_report(recipe_dir / "report.html", title, summary, rows, folders)
+    report = write_report(recipe_dir, rows)
     print(f"\n{as_text(summary)}")
-    print(f"\nThe report is {recipe_dir / 'report.html'}, the numbers are in {recipe_dir / 'summary.json'}.")
+    print(f"\nThe report is {report}, the numbers are in {recipe_dir / 'summary.json'}.")
 
 
 def with_options(options: PolicyOptions, args: EvaluateArguments) -> PolicyOptions:

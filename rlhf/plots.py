@@ -1,7 +1,7 @@
 """Figures of reports as SVG text, drawn by matplotlib: the same text in every run on the same data."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -16,6 +16,7 @@ INK = "#3c4650"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the reader's own font
     "svg.hashsalt": "rlhf",
+    "text.parse_math": False,  # names may hold dollars
     "font.family": "sans-serif",
     "font.sans-serif": ["Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
     "font.size": 9.5,
@@ -71,13 +72,18 @@ def curves(panels: Sequence[tuple[str, dict[str, Curve]]], xlabel: str, columns:
 
 
 def intervals(
-    rows: Sequence[tuple[str, str, Interval]], xlabel: str, reference: float | None = None, limits: tuple | None = None
+    rows: Sequence[tuple[str, str, Interval]],
+    xlabel: str,
+    reference: float | None = None,
+    limits: tuple | None = None,
+    text: Callable[[float], str] = "{:.2f}".format,
 ) -> str:
     """A row for each 95 % interval, top to bottom: a dot at the mean and a bar from low to high.
 
     Args:
         rows: (label, color, interval) each.
         reference: x of a vertical line, e.g. 0.5 where neither wins.
+        text: writes the means beside the bars.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 0.75 + 0.31 * len(rows)))
@@ -88,7 +94,7 @@ def intervals(
                 axes.plot([interval["low"], interval["high"]], [y, y], color=color, linewidth=2.4, alpha=0.45)
             axes.plot(interval["mean"], y, "o", color=color, markersize=6)
             end = interval["mean"] if interval["high"] is None else interval["high"]
-            axes.annotate(f"{interval['mean']:.2f}", (end, y), xytext=(7, 0), textcoords="offset points", va="center")
+            axes.annotate(text(interval["mean"]), (end, y), xytext=(7, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
