@@ -7,8 +7,9 @@ Without --systems these are base, SFT and RLHF of the run, sampled and greedy; `
 forms. Every answer is kept in `output_dir`/answers as it comes: a killed evaluation goes on, and a further system or
 judge makes nobody answer again. Writes completions.jsonl (every answer with its verdicts) to `output_dir`, and
 summary.json and the report (report.html, report.md, report/*.csv) to the folder above. A stage without a path is
-reported as not run. Only `dataset_name: sandbox` has a gold judge; elsewhere the reward model judges alone unless
---judges names others, and the report says so. Each process of the launch answers a share of the prompts.
+reported as not run; RLHF's model card beside the report gets its tables. Only `dataset_name: sandbox` has a gold judge;
+elsewhere the reward model judges alone unless --judges names others, and the report says so. Each process of the launch
+answers a share of the prompts.
 """
 
 import json
@@ -34,7 +35,7 @@ from rlhf.evaluation.gold import labeler_limits
 from rlhf.evaluation.judges import Judge, find_judges
 from rlhf.evaluation.judging import judge_answers
 from rlhf.evaluation.local_systems import LocalSystem, Run, load_run, local_system
-from rlhf.evaluation.report import write_report
+from rlhf.evaluation.report import card_text, write_report
 from rlhf.evaluation.report_stages import read_stages
 from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import as_text, read_summary, summarize
@@ -45,6 +46,7 @@ from rlhf.options import READ_ADAPTERS
 from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 from rlhf.runs.checks import check_model_options
+from rlhf.runs.hub import write_model_card
 
 
 @dataclass
@@ -190,6 +192,8 @@ def main() -> None:
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
     report = write_report(recipe_dir, rows)
+    if tables := card_text(recipe_dir / "ppo"):
+        write_model_card(recipe_dir / "ppo", "ppo", tables)
     print(f"\n{as_text(summary)}")
     print(f"\nThe report is {report}, the numbers are in {recipe_dir / 'summary.json'}.")
 

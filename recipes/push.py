@@ -2,13 +2,15 @@
 
     python recipes/push.py --run_folder runs/sandbox --hub_id your-name/model --dry_run
 
-Reads the folder of a stage or of a whole run; writes nothing on this machine.
+Reads the folder of a stage or of a whole run; writes nothing on this machine. If the RLHF adapter was evaluated
+(summary.json beside its folder), its model card has the tables of the report.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.cli import parse, run
+from rlhf.evaluation.report import card_text
 from rlhf.models.contracts import check_agreement
 from rlhf.runs.hub import find_stages, push_run
 
@@ -25,8 +27,10 @@ class PushArguments:
 
 def main() -> None:
     (args,) = parse(PushArguments)
-    check_agreement(find_stages(Path(args.run_folder)))
-    push_run(args.run_folder, args.hub_id, private=not args.public, dry_run=args.dry_run)
+    stages = find_stages(Path(args.run_folder))
+    check_agreement(stages)
+    evaluation = card_text(stages["ppo"]) if "ppo" in stages else None
+    push_run(args.run_folder, args.hub_id, private=not args.public, dry_run=args.dry_run, evaluation=evaluation)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ folders of the stages. Each may be missing.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from rlhf.evaluation.report_parts import (
     Table,
     csv_text,
     decided,
+    escaped,
     estimate_texts,
     markdown,
     text_of,
 )
 from rlhf.evaluation.report_sections import answers_table, card_sections, lead, sections
 from rlhf.evaluation.report_stages import read_stages
+from rlhf.models.adapter_files import WEIGHTS, adapter_digest
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "report"
 NOTHING: dict[str, Any] = {"systems": {}, "judges": {}}  # the summary of a recipe that was not evaluated
@@ -75,12 +80,32 @@ def read_answers(recipe_dir: Path) -> list[AnswerRow]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def card_text(recipe_dir: str | Path) -> str | None:
-    """Returns the tables of the report for a model card, as Markdown; None if nothing was evaluated."""
-    summary, benchmark = read_numbers(Path(recipe_dir))
-    if summary is None:
+def card_text(ppo_folder: str | Path) -> str | None:
+    """Returns the tables of the report for the model card of an RLHF adapter, as Markdown.
+
+    Args:
+        ppo_folder: the adapter's folder. The numbers are those of the folder above.
+
+    Returns:
+        None if there is no adapter or it was not evaluated; if another one was, that is logged.
+    """
+    folder = Path(ppo_folder)
+    if not (folder / WEIGHTS).is_file():
         return None
-    return f"{lead(summary, benchmark)}\n\n{markdown(card_sections(summary, benchmark), figures=False, level=3)}"
+    try:
+        summary, benchmark = read_numbers(folder.resolve().parent)
+    except InputError as error:
+        logger.warning("the model card gets no evaluation: %s", error)
+        return None
+    if summary is None or "ppo" not in summary["systems"]:
+        return None
+    answered = (_read(folder.resolve().parent / "evaluate" / "answers" / "ppo.json") or {}).get("adapter")
+    if answered is not None and answered != adapter_digest(folder):
+        logger.warning("the model card gets no evaluation: summary.json is of another adapter than %s", folder)
+        return None
+    return (
+        f"{escaped(lead(summary, benchmark))}\n\n{markdown(card_sections(summary, benchmark), False, level=3)}".strip()
+    )
 
 
 def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, report: list[Section]) -> str:

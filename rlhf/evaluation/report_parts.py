@@ -296,7 +296,8 @@ def escaped(text: str) -> str:
     line = html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;")
     line = re.sub(r"([\\`*\[\]~$])", r"\\\1", line)
     line = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)  # inside a word it is no markup
-    return re.sub(r"^([#+=-](?!\d)|\d+(?=[.)] ))", r"\\\1", line)  # headings, lists
+    line = re.sub(r"^([#+=-])(?!\d)", r"\\\1", line)  # headings, lists
+    return re.sub(r"^(\d+)([.)] )", r"\1\\\2", line)
 
 
 def fenced(text: str) -> str:

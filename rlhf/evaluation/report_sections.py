@@ -1,9 +1,9 @@
 """Sections of the report in their order, and what was not measured, in words."""
 
-import re
 from typing import Any
 
 from rlhf.data.encode import prompt_text
+from rlhf.evaluation import report_benchmarks as bench
 from rlhf.evaluation import report_figures as figures
 from rlhf.evaluation import report_tables as tables
 from rlhf.evaluation.preferences import GREEDY, AnswerRow, showcase
@@ -20,30 +20,10 @@ from rlhf.evaluation.report_parts import (
     Table,
     estimate_texts,
     number,
-    text_of,
     without_paths,
 )
 from rlhf.evaluation.report_stages import Stage, stage_sections, versions
 from rlhf.evaluation.report_tables import Summary, label, percent
-
-# Benchmarks of the paper's sections 4.2 and 4.3 and appendices D and E: what the name of a task begins with, and the
-# name for readers.
-PAPER_TASKS = {
-    "truthfulqa": "TruthfulQA",
-    "toxicity|realtoxicity|rtp": "RealToxicityPrompts",
-    "winogender": "Winogender",
-    "crows": "CrowS-Pairs",
-    "drop": "DROP",
-    "quac": "QuAC",
-    "squad": "SQuADv2",
-    "hellaswag": "HellaSwag",
-    "rte": "RTE",
-    "sst": "SST-2",
-    "wsc": "WSC",
-    "wmt15|wmt-15": "WMT15 fr-en",
-    "cnn": "CNN/DM",
-    "tldr|tl_dr": "TL;DR",
-}
 
 
 def lead(summary: Summary, benchmark: dict[str, Any] | None) -> str:
@@ -133,9 +113,9 @@ def _better(summary: Summary) -> list[Part]:
     if any(name.endswith(GREEDY) for name in summary["systems"]):
         words += " A gain in samples but not in greedy answers means a sharper distribution rather than a better model."
     parts: list[Part] = [words, figures.wins(summary), tables.win_rates(summary)]
-    judges = list(tables.judges_of(summary))
-    if judges and summary["judges"][judges[0]].get("mean"):
-        parts.append(figures.scores(summary, judges[0]))
+    scoring = next((name for name, judge in tables.judges_of(summary).items() if judge.get("mean")), None)
+    if scoring is not None:
+        parts.append(figures.scores(summary, scoring))
     optional = (tables.scores, tables.bradley_terry, tables.agreement, tables.over_runs)
     return [*parts, *(table for make in optional if (table := make(summary)).rows)]
 
@@ -154,12 +134,12 @@ def _categories(summary: Summary) -> list[Section]:
 
 
 def _benchmarks(benchmark: dict[str, Any] | None) -> list[Part]:
-    before = tables.benchmarks(benchmark)
+    before = bench.benchmarks(benchmark)
     if not before.rows:
         return [before]
     return [
         before,
-        *(t for t in (tables.benchmark_differences(benchmark), tables.benchmark_notes(benchmark)) if t.rows),
+        *(t for t in (bench.benchmark_differences(benchmark), bench.benchmark_notes(benchmark)) if t.rows),
     ]
 
 
@@ -250,7 +230,7 @@ def not_measured(summary: Summary, benchmark: dict[str, Any] | None) -> list[str
             "Other runs: all numbers are of one run with one seed. Training again would give other models, and "
             "intervals over prompts do not include that."
         )
-    return [*found, *_missing_benchmarks(benchmark)]
+    return [*found, *bench.missing_benchmarks(benchmark)]
 
 
 def _missing_judges(judges: dict[str, dict[str, Any]]) -> list[str]:
@@ -274,11 +254,3 @@ def _small_differences(summary: Summary) -> list[str]:
         for name, value in smallest.items()
         if value is not None
     ]
-
-
-def _missing_benchmarks(benchmark: dict[str, Any] | None) -> list[str]:
-    done = [task.lower() for task in (benchmark or {}).get("tasks") or {}]
-    missing = [
-        name for pattern, name in PAPER_TASKS.items() if not any(re.match(rf"(?:{pattern})", task) for task in done)
-    ]
-    return [f"Benchmarks of the paper that were not run: {text_of(', '.join(missing))}."] if missing else []

@@ -9,7 +9,6 @@ from rlhf.evaluation.report_parts import (
     GAIN,
     LENGTH,
     METRIC,
-    METRIC_GAIN,
     PERCENT,
     POINTS,
     SCORE,
@@ -206,15 +205,18 @@ def categories(summary: Summary, judge: str) -> Table:
     """Returns the win rate of each system in each category, by one judge; without win rates, the mean scores."""
     by_category = summary["judges"][judge].get("categories") or {}
     by_category = by_category if len(by_category) > 1 else {}
-    measure = "win_rate" if any(row.get("win_rate") for row in by_category.values()) else "mean"
-    present = [name for name in summary["systems"] if any(name in (r.get(measure) or {}) for r in by_category.values())]
+    win_rates, means = (
+        [name for name in summary["systems"] if any(name in (row.get(measure) or {}) for row in by_category.values())]
+        for measure in ("win_rate", "mean")
+    )
+    measure, present = ("win_rate", win_rates) if win_rates else ("mean", means)
     rows = [
         [name.replace("_", " "), row.get("prompts"), *((row.get(measure) or {}).get(system) for system in present)]
         for name, row in by_category.items()
     ]
     unit, ending = (WIN_RATE, " wins, %") if measure == "win_rate" else (SCORE, "")
     columns = (Column("category"), Column("prompts", COUNT), *(Column(label(name) + ending, unit) for name in present))
-    return Table(f"categories_{file_name(judge)}", f"By kind of task, judge: {judge}", columns, rows)
+    return Table(f"categories_{file_name(judge)}", f"By kind of task, judge: {judge}", columns, rows if present else [])
 
 
 def flags_by_category(summary: Summary, judge: str) -> Table:
@@ -230,38 +232,6 @@ def flags_by_category(summary: Summary, judge: str) -> Table:
     title = f"Properties by kind of task, {pair}, judge: {judge}"
     note = "Bold where the 95 % interval of the change excludes 0; other changes may be chance."
     return Table(f"flags_by_category_{file_name(judge)}", title, columns, rows if found else [], note)
-
-
-# -- benchmarks -------------------------------------------------------------------------------------------------------
-
-
-def benchmarks(benchmark: dict[str, Any] | None) -> Table:
-    return _metrics(benchmark, "tasks", "benchmarks", "Benchmarks", METRIC, "")
-
-
-def benchmark_differences(benchmark: dict[str, Any] | None) -> Table:
-    first = label(benchmark["systems"][0]) if benchmark and benchmark["systems"] else "the first"
-    title = f"Benchmarks, difference from {first}"
-    note = "Paired by item. Bold where the 95 % interval excludes 0."
-    return _metrics(benchmark, "differences", "benchmark_differences", title, METRIC_GAIN, note)
-
-
-def _metrics(benchmark: dict[str, Any] | None, key: str, name: str, title: str, unit: Any, note: str) -> Table:
-    tasks = (benchmark or {}).get(key) or {}
-    values = [by_system for metrics in tasks.values() for by_system in metrics.values()]
-    present = [s for s in (benchmark or {}).get("systems", []) if any(s in by_system for by_system in values)]
-    rows = [
-        [task, metric, *(by_system.get(system) for system in present)]
-        for task, metrics in tasks.items()
-        for metric, by_system in metrics.items()
-    ]
-    columns = (Column("task"), Column("metric"), *(Column(label(system), unit) for system in present))
-    return Table(name, title, columns, rows, note)
-
-
-def benchmark_notes(benchmark: dict[str, Any] | None) -> Table:
-    rows = [[task, without_paths(str(note))] for task, note in ((benchmark or {}).get("notes") or {}).items()]
-    return Table("benchmark_notes", "How the benchmarks were scored", (Column("task"), Column("note")), rows)
 
 
 # -- the reward model, runs, settings ---------------------------------------------------------------------------------
@@ -326,8 +296,8 @@ def headline(summary: Summary) -> Table:
             interval = _interval(wins[system], PERCENT, "\u202f%")
             note = f"{label(system)} over {label(rival(summary, system))}, judge: {name}{interval}"
             rows.append(["Win rate", percent(wins[system]["mean"]), note])
-    first = next(iter(all_judges), None)
-    means = (all_judges[first].get("mean") or {}) if first else {}
+    first = next((name for name, judge in all_judges.items() if judge.get("mean")), None)
+    means = all_judges[first]["mean"] if first is not None else {}
     shown = [name for name in means if not name.endswith(GREEDY)] or list(means)
     if shown:
         values = " → ".join(number(means[name]["mean"], SCORE) for name in shown[:4])

@@ -80,12 +80,23 @@ def publish_run(run_folder: str | Path, stage: str, push: Push | None = None) ->
         _upload(Path(run_folder), stage, push)
 
 
-def write_model_card(run_folder: str | Path, stage: str) -> None:
-    """Writes README.md into a stage's folder, over the one that the Trainer may have written."""
-    (Path(run_folder) / "README.md").write_text(model_card(run_folder, stage), encoding="utf-8")
+def write_model_card(run_folder: str | Path, stage: str, evaluation: str | None = None) -> None:
+    """Writes README.md into a stage's folder, over the one that the Trainer may have written.
+
+    Args:
+        evaluation: Markdown of `rlhf.evaluation.report.card_text`.
+    """
+    card = model_card(run_folder, stage, evaluation=evaluation)
+    (Path(run_folder) / "README.md").write_text(card, encoding="utf-8", errors="replace")
 
 
-def push_run(run_folder: str | Path, hub_id: str, private: bool = True, dry_run: bool = False) -> list[str]:
+def push_run(
+    run_folder: str | Path,
+    hub_id: str,
+    private: bool = True,
+    dry_run: bool = False,
+    evaluation: str | None = None,
+) -> list[str]:
     """Uploads one stage to `hub_id`, or each stage of a recipe's folder to `<hub_id>-sft`, `-reward`, `-ppo`.
 
     Args:
@@ -93,6 +104,7 @@ def push_run(run_folder: str | Path, hub_id: str, private: bool = True, dry_run:
         hub_id: `owner/name` on the Hub.
         private: create private repositories and refuse an existing public one; False creates public repositories.
         dry_run: print the files and their repositories without reaching the Hub.
+        evaluation: Markdown of `rlhf.evaluation.report.card_text`, for the card of the stage ppo.
 
     Returns:
         Ids of the repositories.
@@ -109,10 +121,10 @@ def push_run(run_folder: str | Path, hub_id: str, private: bool = True, dry_run:
         _check_id(push.hub_id)
     for stage, folder in stages.items():
         if dry_run:
-            _show(folder, stage, pushes[stage])
+            _show(folder, stage, pushes[stage], evaluation)
         else:
             _create_repo(pushes[stage])
-            _upload(folder, stage, pushes[stage])
+            _upload(folder, stage, pushes[stage], evaluation)
     return [push.hub_id for push in pushes.values()]
 
 
@@ -135,7 +147,7 @@ def find_stages(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def staged(folder: Path, stage: str, repo: str) -> Iterator[Path]:
+def staged(folder: Path, stage: str, repo: str, evaluation: str | None = None) -> Iterator[Path]:
     """Yields a temporary folder with the files to upload: no path of this machine, and a card that names the repo."""
     with tempfile.TemporaryDirectory() as name:
         target = Path(name)
@@ -145,7 +157,8 @@ def staged(folder: Path, stage: str, repo: str) -> Iterator[Path]:
                 shutil.copyfile(folder / file, target / file)
         for path in [*target.rglob("*.json"), target / "config.yaml"]:
             _make_portable(path)
-        (target / "README.md").write_text(model_card(target, stage, repo), encoding="utf-8")
+        card = model_card(target, stage, repo, evaluation if stage == "ppo" else None)
+        (target / "README.md").write_text(card, encoding="utf-8", errors="replace")
         yield target
 
 
@@ -157,9 +170,9 @@ def _make_portable(path: Path) -> None:
         path.write_text(json.dumps(portable(read_mapping(path)), indent=2) + "\n", encoding="utf-8")
 
 
-def _upload(folder: Path, stage: str, push: Push) -> None:
+def _upload(folder: Path, stage: str, push: Push, evaluation: str | None = None) -> None:
     api = HfApi(token=push.token)
-    with staged(folder, stage, push.hub_id) as files, _hub_errors(push.hub_id):
+    with staged(folder, stage, push.hub_id, evaluation) as files, _hub_errors(push.hub_id):
         if push.revision:
             api.create_branch(push.hub_id, branch=push.revision, exist_ok=True)
         message = f"{stage} stage of instruct-rlhf"
@@ -180,9 +193,9 @@ def _create_repo(push: Push) -> None:
             )
 
 
-def _show(folder: Path, stage: str, push: Push) -> None:
+def _show(folder: Path, stage: str, push: Push, evaluation: str | None) -> None:
     print(f"{folder} -> {push.hub_id} ({'private' if push.private else 'public'})")
-    with staged(folder, stage, push.hub_id) as files:
+    with staged(folder, stage, push.hub_id, evaluation) as files:
         for path in sorted(path for path in files.rglob("*") if path.is_file()):
             print(f"  {path.stat().st_size / 1000:10.1f} kB  {path.relative_to(files).as_posix()}")
 

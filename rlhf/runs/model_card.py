@@ -20,13 +20,14 @@ EMBEDDINGS = re.compile(r"^base_model\.model\.(?!.*\.(lora_|modules_to_save)).*(
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
+def model_card(folder: str | Path, stage: str, repo: str | None = None, evaluation: str | None = None) -> str:
     """Returns the text of README.md for the finished stage in `folder`.
 
     Args:
         folder: holds `adapter_config.json`; `config.yaml`, `result.json` and `calibration.json` may be absent.
         stage: "sft", "reward" or "ppo".
         repo: Hub id that the loading code names; the folder itself if None.
+        evaluation: Markdown with the results of an evaluation, from headings of level 3 down.
 
     Raises:
         InputError: the stage has no model card, or one of the files is damaged.
@@ -49,6 +50,7 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None) -> str:
         pretraining_text=[_source(name) for name in config.get("pretrain_dataset_name") or []],
         config=yaml.safe_dump(config, sort_keys=False).strip(),
         scores=_scores(read_mapping(folder / "result.json")),
+        evaluation=evaluation,
         base_code='resolve_model_name("sandbox")' if base == "sandbox" else json.dumps(base_name),
         adapter_code=json.dumps(repo or str(folder)),
         bias_code=repr(read_mapping(folder / "calibration.json").get("bias", 0.0)),

@@ -1,0 +1,64 @@
+"""Tables of the report from benchmark.json, and the benchmarks of the paper that it lacks."""
+
+import re
+from typing import Any
+
+from rlhf.evaluation.report_parts import METRIC, METRIC_GAIN, Column, Table, Unit, without_paths
+from rlhf.evaluation.report_tables import label
+
+# Benchmarks of the paper's sections 4.2 and 4.3 and appendices D and E: what the name of a task begins with, and the
+# name for readers.
+PAPER_TASKS = {
+    "truthfulqa": "TruthfulQA",
+    "toxicity|realtoxicity|rtp": "RealToxicityPrompts",
+    "winogender": "Winogender",
+    "crows": "CrowS-Pairs",
+    "drop": "DROP",
+    "quac": "QuAC",
+    "squad": "SQuADv2",
+    "hellaswag": "HellaSwag",
+    "rte": "RTE",
+    "sst": "SST-2",
+    "wsc": "WSC",
+    "wmt15|wmt-15": "WMT15 fr-en",
+    "cnn": "CNN/DM",
+    "tldr|tl_dr": "TL;DR",
+}
+
+
+def benchmarks(benchmark: dict[str, Any] | None) -> Table:
+    return _metrics(benchmark, "tasks", "benchmarks", "Benchmarks", METRIC, "")
+
+
+def benchmark_differences(benchmark: dict[str, Any] | None) -> Table:
+    first = label(benchmark["systems"][0]) if benchmark and benchmark["systems"] else "the first"
+    title = f"Benchmarks, difference from {first}"
+    note = "Paired by item. Bold where the 95 % interval excludes 0."
+    return _metrics(benchmark, "differences", "benchmark_differences", title, METRIC_GAIN, note)
+
+
+def _metrics(benchmark: dict[str, Any] | None, key: str, name: str, title: str, unit: Unit, note: str) -> Table:
+    tasks = (benchmark or {}).get(key) or {}
+    values = [by_system for metrics in tasks.values() for by_system in metrics.values()]
+    present = [s for s in (benchmark or {}).get("systems", []) if any(s in by_system for by_system in values)]
+    rows = [
+        [task, metric, *(by_system.get(system) for system in present)]
+        for task, metrics in tasks.items()
+        for metric, by_system in metrics.items()
+    ]
+    columns = (Column("task"), Column("metric"), *(Column(label(system), unit) for system in present))
+    return Table(name, title, columns, rows, note)
+
+
+def benchmark_notes(benchmark: dict[str, Any] | None) -> Table:
+    rows = [[task, without_paths(str(note))] for task, note in ((benchmark or {}).get("notes") or {}).items()]
+    return Table("benchmark_notes", "How the benchmarks were scored", (Column("task"), Column("note")), rows)
+
+
+def missing_benchmarks(benchmark: dict[str, Any] | None) -> list[str]:
+    """Returns a sentence with the benchmarks of the paper that were not run; [] if all were."""
+    done = [task.lower() for task in (benchmark or {}).get("tasks") or {}]
+    missing = [
+        name for pattern, name in PAPER_TASKS.items() if not any(re.match(rf"(?:{pattern})", task) for task in done)
+    ]
+    return [f"Benchmarks of the paper that were not run: {', '.join(missing)}."] if missing else []
