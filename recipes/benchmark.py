@@ -9,8 +9,8 @@ command line, and data may lie in local files in its published format:
         --tasks truthfulqa=mc_task.json rte --data_dir data
 
 Writes benchmark.json (estimates, differences from the first system paired by item, notes on each task) and items/ (the
-scores of each item) to `output_dir`. A killed run goes on after the last finished task and system. docs/evaluation.md
-describes the tasks.
+scores of each item) to `output_dir`; if that is the run's own, the report in the run's folder is written again. A killed
+run goes on after the last finished task and system. docs/evaluation.md describes the tasks.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from rlhf.evaluation.bias import prepare_bias
 from rlhf.evaluation.harness import require_lm_eval, task_exists
 from rlhf.evaluation.regressions import TASKS as REGRESSIONS
 from rlhf.evaluation.regressions import prepare_regressions
+from rlhf.evaluation.report import write_report
 from rlhf.evaluation.truthfulness import prepare_truthfulness
 from rlhf.models.adapter_files import adapter_folder
 from rlhf.models.loading import resolve_model_name
@@ -111,6 +112,8 @@ def main() -> None:
         print(f"\n{table(benchmark)}\n")
         print("".join(f"{task}: {note}\n" for task, note in benchmark["notes"].items()))
         print(f"The numbers are in {folder / 'benchmark.json'}.")
+        if not args.output_dir:
+            print(f"The report is {write_report(str(args.run))}.")
 
 
 def named_adapters(args: BenchmarkArguments) -> dict[str, str | None]:

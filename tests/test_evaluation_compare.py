@@ -211,7 +211,9 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
         sum(row["kl"] for row in rows if row["system"] == "ppo") / 4
     )
     assert summary["seconds"]["evaluate"] == json.loads((tmp_path / "run/evaluate/result.json").read_text())["seconds"]
-    assert "There is no gold judge for this data" in " ".join((tmp_path / "run/report.html").read_text().split())
+    assert "every verdict here is the reward’s own" in " ".join((tmp_path / "run/report.html").read_text().split())
+    assert "how far the optimization went" in (tmp_path / "run/report.md").read_text()
+    assert "## How it compares" in (tmp_path / "run/ppo/README.md").read_text()
 
 
 @pytest.mark.parametrize(

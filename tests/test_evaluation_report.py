@@ -30,10 +30,12 @@ from rlhf.evaluation.report_parts import (
 )
 from rlhf.evaluation.report_sections import lead, not_measured
 from rlhf.evaluation.report_tables import faults, label, win_rates
+from rlhf.evaluation.summary import summarize
 from rlhf.models.adapter_files import adapter_digest
 from rlhf.runs.hub import push_run, write_model_card
 
 SYSTEMS = ("sft", "ppo", "gpt")
+SETTINGS = {"dataset": "org/data", "model": "org/base", "split": "test", "seed": 0, "max_new_tokens": 8}
 FIGURES = {"wins", "scores", "sft", "accuracy", "calibration", "ppo"}
 HOSTILE = (
     "<script>alert(1)</script> | ``` **bold** <img src=x onerror=alert(1)> [a](javascript:alert(1)) {{ 7 * 7 }} $x^{$"
@@ -135,9 +137,10 @@ def make_rows(systems=SYSTEMS, text="answer of {system} to {i}", prompt="instruc
             "ended": i != 1,
             "tokens": 5,
             "kl": None,
-            "scores": {"reward": 0.5, "llm": None},
+            "scores": {"reward": ((i + SYSTEMS.index(system)) % 3 if system in SYSTEMS else i) / 4, "llm": None},
             "likert": {"reward": 4.0},
             "flags": {"reward": {"rude": i == 0, "follows_instruction": True, "denigrates_class": None}},
+            "preferences": {},
         }
         for i in range(6)
         for system in systems
@@ -320,6 +323,16 @@ def test_no_path_of_this_machine_is_in_any_form(full):
         assert str(run) not in path.read_text(encoding="utf-8"), path
 
 
+def test_the_numbers_of_an_evaluation_make_a_report(bare):
+    judges = {"reward": {"kind": "scores", "about": "A reward model.", "optimized": True}}
+    summary = summarize(make_rows(), judges, {}, SETTINGS, 1.0)
+    page, text, tables = write(bare, summary, rows=make_rows())
+    assert "the judge “reward” prefers the answers of RLHF to those of SFT" in words(page)
+    assert {"systems", "judges", "win_rates", "scores", "flags", "lengths", "categories_reward"} <= set(tables)
+    assert "spec" in tables["systems"][0]
+    assert "nan" not in text
+
+
 # -- what is missing --------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +346,7 @@ def test_with_the_optimized_reward_alone_the_report_says_so(bare):
         assert "What an LLM judge prefers." in form
         assert "Agreement between judges: there was only one." in form
         assert "TruthfulQA, RealToxicityPrompts, Winogender" in form
-        assert "40 prompts do not reliably detect them" in form
+        assert "40 prompts detect them in less than 80 of 100 repetitions" in form
         assert "Not measured: Benchmarks." in form
     assert tables["win_rates"][1][:2] == ["RLHF", "reward"]
 

@@ -1,5 +1,6 @@
 """Numbers that are what they seem: seeds, averages, precision, losses, initializations (docs/faults.md, section G)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from small_systems import answered, toy_run, write_run
-from test_evaluation_report import SETTINGS, judges_of, make_rows
+from test_evaluation_report import SETTINGS, make_rows
 from test_reward_trainer import comparisons
 from test_sft import DEMONSTRATIONS
 from toys import (
@@ -31,7 +32,7 @@ from trl import ModelConfig
 
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
-from rlhf.evaluation.report import read_stages, render
+from rlhf.evaluation.report import write_report
 from rlhf.evaluation.summary import over_runs, read_summary, summarize
 from rlhf.generation.completions import Completion, sample_completions
 from rlhf.generation.score_options import PolicyOptions, policy_options, shaped_rewards
@@ -416,23 +417,28 @@ def test_seam_g8_a_value_model_beside_a_reward_model_keeps_its_head(tmp_path):
 
 def test_seam_g2_the_report_says_that_intervals_are_over_prompts_and_shows_the_spread_over_runs(tmp_path):
     rows = make_rows()
-    judges = judges_of(rows)
+    judges = {"reward": {"kind": "scores", "about": "A reward model."}}
     summaries = [summarize(rows, judges, {}, SETTINGS, 1.0) for _ in range(3)]
     for summary, rate in zip(summaries, (0.58, 0.69, 0.71), strict=True):
-        summary["judges"]["gold"]["win_rate"]["ppo"]["mean"] = rate
-    spread = over_runs(summaries)["gold.win_rate.ppo"]
+        summary["judges"]["reward"]["win_rate"]["ppo"]["mean"] = rate
+    spread = over_runs(summaries)["reward.win_rate.ppo"]
     assert spread == pytest.approx({"mean": 0.66, "low": 0.58, "high": 0.71, "runs": 3})
 
     alone = summarize(rows, judges, {}, SETTINGS, 1.0)
     together = summarize(rows, judges, {}, SETTINGS, 1.0, other_runs=summaries)
     assert alone["over_runs"] is None
-    assert together["over_runs"]["gold.win_rate.ppo"]["runs"] == 4
+    assert together["over_runs"]["reward.win_rate.ppo"]["runs"] == 4
     assert alone["judges"] == together["judges"]
-    stages = read_stages(tmp_path)
-    page = render("A run", together, rows, stages)
-    assert "over prompts only" in page
-    assert "Over 4 runs" in page
-    assert "Over 4 runs" not in render("A run", alone, rows, stages)
+    pages = {}
+    for name, summary in (("alone", alone), ("together", together)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+        write_report(tmp_path / name, rows)
+        pages[name] = (tmp_path / name / "report.md").read_text()
+    assert "The intervals are over prompts" in pages["together"]
+    assert "Over 4 runs" in pages["together"]
+    assert "Over 4 runs" not in pages["alone"]
+    assert "all numbers are of one run" in pages["alone"]
     with pytest.raises(InputError, match=r"summary\.json does not exist"):
         read_summary("nowhere")
 

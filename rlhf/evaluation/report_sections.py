@@ -1,5 +1,6 @@
 """Sections of the report in their order, and what was not measured, in words."""
 
+import re
 from typing import Any
 
 from rlhf.data.encode import prompt_text
@@ -236,12 +237,12 @@ def not_measured(summary: Summary, benchmark: dict[str, Any] | None) -> list[str
 def _missing_judges(judges: dict[str, dict[str, Any]]) -> list[str]:
     if not judges:
         return ["Quality: no judge read the answers."]
-    found = []
+    found, known = [], " ".join(f"{name} {judge['about']}" for name, judge in judges.items())
     if all(judge.get("optimized") for judge in judges.values()):
         found.append("Quality by a judge that PPO was not trained to please: every verdict here is the reward’s own.")
-    if not any("people" in name.lower() for name in judges):
+    if not re.search(r"(?i)\bpeople\b", known):
         found.append("What people prefer: no person judged these answers.")
-    if not any("llm" in name.lower() for name in judges):
+    if not re.search(r"(?i)\bllm\b", known):
         found.append("What an LLM judge prefers.")
     return found
 
@@ -250,7 +251,7 @@ def _small_differences(summary: Summary) -> list[str]:
     smallest = {name: judge.get("detectable_difference") for name, judge in summary["judges"].items()}
     return [
         f"Differences in win rate below {percent(value)[:-2]} points by the judge “{name}”: "
-        f"{number(summary['prompts'])} prompts do not reliably detect them."
+        f"{number(summary['prompts'])} prompts detect them in less than 80 of 100 repetitions."
         for name, value in smallest.items()
         if value is not None
     ]

@@ -124,8 +124,8 @@ def bradley_terry(summary: Summary) -> Table:
         for name, judge in judges_of(summary).items()
         for system, estimate in (judge.get("bradley_terry") or {}).items()
     ]
-    columns = (Column("system"), Column("judge"), Column("strength, log odds", SCORE))
-    note = "Log odds of winning in the Bradley-Terry model of all pairs of systems; equal strengths win half the time."
+    columns = (Column("system"), Column("judge"), Column("strength, log odds", GAIN))
+    note = "Log odds of winning against the baseline, from all pairs; bold where the 95 % interval excludes 0."
     return Table("bradley_terry", "Bradley-Terry strengths", columns, rows, note)
 
 
@@ -249,7 +249,8 @@ def over_runs(summary: Summary) -> Table:
         for name, values in (summary.get("over_runs") or {}).items()
     ]
     columns = (Column("number"), *(Column(name, METRIC) for name in ("mean", "lowest", "highest")), Column("runs"))
-    return Table("over_runs", "Over several runs", columns, rows)
+    runs = max((row[-1] for row in rows), default=0)
+    return Table("over_runs", f"Over {runs} runs", columns, rows)
 
 
 def settings(summary: Summary, versions: dict[str, str]) -> Table:
