@@ -9,8 +9,8 @@ command line, and data may lie in local files in its published format:
         --tasks truthfulqa=mc_task.json rte --data_dir data
 
 Writes benchmark.json (estimates, differences from the first system paired by item, notes on each task) and items/ (the
-scores of each item) to `output_dir`; if that is the run's own, the report in the run's folder is written again. A killed
-run goes on after the last finished task and system. docs/evaluation.md describes the tasks.
+scores of each item) to `output_dir`; if that is the run's own, the run's report is written again. A killed run goes on
+after the last finished task and system. docs/evaluation.md describes the tasks.
 """
 
 from collections.abc import Callable
