@@ -25,6 +25,7 @@ from rlhf import cli
 from rlhf.cli import parse
 from rlhf.data import load_prompts
 from rlhf.data.arguments import DataArguments
+from rlhf.data.encode import prompt_key
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError, require_at_least
@@ -35,6 +36,7 @@ from rlhf.evaluation.gold import labeler_limits
 from rlhf.evaluation.judges import Judge, find_judges
 from rlhf.evaluation.judging import judge_answers
 from rlhf.evaluation.local_systems import LocalSystem, Run, load_run, local_system
+from rlhf.evaluation.power import detectable_difference, win_rate_deviation
 from rlhf.evaluation.report import card_text, write_report
 from rlhf.evaluation.report_stages import read_stages
 from rlhf.evaluation.seen import unseen_prompts
@@ -162,6 +164,11 @@ def main() -> None:
     # Prompts
     prompts, seen = load_asked(args, data_args, run, local)
     files = {s.name: read_completions(s, prompts["prompt"][:]) for s in systems if s.kind == "file"}
+
+    distinct = len({prompt_key(prompt) for prompt in prompts["prompt"][:]})
+    if distinct > 1 and is_first_process():
+        smallest = detectable_difference(distinct, win_rate_deviation())
+        print(f"{distinct} distinct prompts detect a win rate that differs from 50 % by {100 * smallest:.1f} points.")
 
     # Answers and verdicts
     rows = answer_all(systems, local, files, prompts, run, output_dir, batch_size=args.batch_size, seed=args.seed)

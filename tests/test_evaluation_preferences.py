@@ -1,11 +1,14 @@
 """Win rates, tables and summary.json on rows worked out by hand."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from rlhf.errors import InputError
 from rlhf.evaluation.gold import gold_judge, labeler_limits
+from rlhf.evaluation.length_control import length_controlled_win_rate
+from rlhf.evaluation.power import measured_detectable_difference
 from rlhf.evaluation.preferences import (
     accuracy_by,
     by_category,
@@ -186,6 +189,30 @@ def test_a_judge_of_pairs_has_win_rates_alone(rows):
     assert {name: win["mean"] for name, win in judge["win_rate"].items()} == {"ppo": 0.625}
     assert judge["mean"] is judge["flags"] is judge["gain"] is None
     assert judge["consistency"] == {"mean": 0.9}
+
+
+def test_length_strength_power_and_agreement_are_those_of_the_single_preferences(rows):
+    summary = summarize(rows, JUDGES, {}, SETTINGS, 5.0)
+    judge = summary["judges"]["gold"]
+    preferences, keys = [1, 1, 0.5, 0], [f"key {i}" for i in range(4)]
+    for r in rows:
+        r["response"] = "word " * (2 + r["prompt_id"] if r["system"] == "ppo" else 3)
+    controlled = summarize(rows, JUDGES, {}, SETTINGS, 5.0)["judges"]["gold"]["length_controlled_win_rate"]["ppo"]
+    lengths = [5 * (2 + i) for i in range(4)]
+    assert controlled == asdict(length_controlled_win_rate(preferences, lengths, [15] * 4, keys))
+    assert set(judge["bradley_terry"]) == {"base", "ppo", "sft_greedy", "ppo_greedy"}
+    assert judge["bradley_terry"]["base"]["mean"] < 0 < judge["bradley_terry"]["ppo_greedy"]["mean"]
+    assert judge["detectable_difference"] == measured_detectable_difference(preferences, keys)  # others all win or lose
+    [pair] = summary["agreement"]
+    gold_pairs = {"base": [0, 0, 0, 0], "ppo": [1, 1, 0.5, 0], "ppo_greedy": [1, 1, 1, 1]}
+    reward_pairs = {"base": [0, 0, 0, 0], "ppo": [1, 0, 1, 0], "ppo_greedy": [1, 1, 1, 1]}
+    equal = sum(g == r for name in gold_pairs for g, r in zip(gold_pairs[name], reward_pairs[name], strict=True))
+    assert (pair["judges"], pair["agreement"]["mean"]) == (["gold", "reward"], pytest.approx(equal / 12))
+
+
+def test_two_systems_need_no_strengths(rows):
+    two = [r for r in rows if r["system"] in ("sft", "ppo")]
+    assert summarize(two, JUDGES, {}, SETTINGS, 5.0)["judges"]["gold"]["bradley_terry"] is None
 
 
 def test_base_alone_is_summarized(rows):

@@ -4,6 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rlhf.evaluation.preference_numbers import (
+    SCORES,
+    Estimates,
+    detectable,
+    length_controlled,
+    pairs_with_rivals,
+    strengths,
+)
 from rlhf.evaluation.preferences import (
     AnswerRow,
     Score,
@@ -21,10 +29,6 @@ from rlhf.evaluation.preferences import (
 )
 from rlhf.statistics import Estimate
 
-SCORES, PAIRS = "scores", "pairs"  # kinds of judges
-
-Estimates = dict[str, dict[str, Any]]
-
 
 def judge_summary(rows: list[AnswerRow], name: str, judge: Mapping[str, Any], baseline: str) -> dict[str, Any]:
     """Returns the numbers of one judge, as in summary.json under `judges`.
@@ -35,16 +39,17 @@ def judge_summary(rows: list[AnswerRow], name: str, judge: Mapping[str, Any], ba
     """
     scores = judge["kind"] == SCORES
     overall = _numbers(rows, name, judge["kind"], baseline)
+    pairs = pairs_with_rivals(rows, name, judge["kind"], baseline)
     return {
         "kind": judge["kind"],
         "about": judge["about"],
         "optimized": bool(judge.get("optimized")),
         **overall,
         "gain": _paired(rows, baseline, score_of(name), gain) or None if scores else None,
-        "length_controlled_win_rate": None,
-        "bradley_terry": None,
+        "length_controlled_win_rate": length_controlled(pairs),
+        "bradley_terry": strengths(rows, name, judge["kind"], baseline, pairs),
         "consistency": judge.get("consistency"),
-        "detectable_difference": None,
+        "detectable_difference": detectable(pairs),
         "categories": {
             category: _category(members, name, judge["kind"], baseline)
             for category, members in by_category(rows).items()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rlhf.evaluation.judge_summary import PAIRS, SCORES
+from rlhf.evaluation.preference_numbers import PAIRS, SCORES
 from rlhf.evaluation.preferences import AnswerRow, rival, systems_of
 from rlhf.evaluation.verdicts import Judge, PairwiseJudge, ScoringJudge
 from rlhf.runs.artifacts import is_first_process

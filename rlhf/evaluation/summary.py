@@ -8,7 +8,8 @@ from typing import Any
 
 from rlhf.errors import InputError
 from rlhf.evaluation.best_of_n import best_of_n_kl
-from rlhf.evaluation.judge_summary import SCORES, judge_summary
+from rlhf.evaluation.judge_summary import judge_summary
+from rlhf.evaluation.preference_numbers import SCORES, agreements, pairs_with_rivals
 from rlhf.evaluation.preferences import AnswerRow, Score, accuracy_by, mean_score, share, systems_of
 from rlhf.statistics import Estimate, spread_over_runs
 
@@ -50,7 +51,9 @@ def summarize(
         "baseline": baseline if baseline in systems else None,
         "systems": {name: _system(rows, name, settings) for name in systems},
         "judges": {name: judge_summary(rows, name, judge, baseline) for name, judge in judges.items()},
-        "agreement": [],
+        "agreement": agreements(
+            {name: pairs_with_rivals(rows, name, judge["kind"], baseline) for name, judge in judges.items()}
+        ),
         "reward_model": _reward_model(rows, judges, results.get("reward"), settings),
         "best_of_n": _best_of_n(settings),
         "seconds": _seconds(results, seconds),
