@@ -76,10 +76,10 @@ def test_a_score_that_is_not_finite_is_refused():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("golden", "Judge golden is unknown. Choose from gold, reward="),
-        ("", "Judge  is unknown"),
+        ("golden", "Judge 'golden' is unknown. Choose from gold, reward="),
+        ("", "Judge '' is unknown"),
         ("reward", "Judge reward has no value"),
-        ("gold=x", "Judge gold=x takes no value"),
+        ("gold=x", "Judge gold takes no value"),
         ("gold,weight=2", "gold has no option weight. Choose from name."),
         ("gold,name=a,name=b", "gold has the option name twice"),
         ("gold,name=../b", "has the name '../b'"),

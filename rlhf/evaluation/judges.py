@@ -2,6 +2,7 @@
 
     gold                                    the sandbox's true quality
     reward=runs/x/reward                    a reward model: adapter of this library or of TRL, or sequence classifier
+    people=labels.jsonl                     people's comparisons and ratings, a file or a folder
 
 Each takes `,name=...`, for two judges of one kind.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rlhf.errors import InputError
 from rlhf.evaluation.gold import Gold
+from rlhf.evaluation.people import people_judges
 from rlhf.evaluation.reward_judge import RewardJudge, Trained
 from rlhf.evaluation.specs import Spec, parse_spec
 from rlhf.evaluation.verdicts import Judge, PairwiseJudge, ScoringJudge, Verdict, preference
@@ -22,8 +24,9 @@ __all__ = ["Judge", "PairwiseJudge", "ScoringJudge", "Verdict", "find_judges", "
 OPTIONS = {
     "gold": ("name",),
     "reward": ("name", "dtype"),
+    "people": ("name",),
 }
-FORMS = "gold, reward=<folder or Hub id>"
+FORMS = "gold, reward=<folder or Hub id>, people=<file or folder>"
 
 
 def find_judges(
@@ -55,11 +58,13 @@ def find_judges(
         spec = _spec(text)
         name = spec.options.get("name", spec.key)
         if not re.fullmatch(r"[\w.-]+", name):
-            raise InputError(f"Judge {text} has the name {name!r}. Use letters, digits, points, _ and - alone.")
+            raise InputError(f"Judge {spec.key} has the name {name!r}. Use letters, digits, points, _ and - alone.")
         if spec.key == "gold":
             if dataset_name != "sandbox":
                 raise InputError(f"Judge gold knows the sandbox's prompts alone, not {dataset_name}. Leave it out.")
             judges.append(Gold(name, folder))
+        elif spec.key == "people":
+            judges += people_judges(str(spec.value), name)
         else:
             trained = Trained(adapters or {}, chosen_by or {})
             dtype = spec.options.get("dtype", "float32")
@@ -71,11 +76,11 @@ def find_judges(
 
 
 def _spec(text: str) -> Spec:
-    kind = re.match(r"\w*", text.strip())
-    options = OPTIONS.get(kind.group() if kind else "")
+    kind = re.split("[=,]", text.strip())[0]  # the rest may hold a secret, and is in no message
+    options = OPTIONS.get(kind)
     if options is None:
-        raise InputError(f"Judge {text} is unknown. Choose from {FORMS}.")
+        raise InputError(f"Judge {kind!r} is unknown. Choose from {FORMS}.")
     spec = parse_spec(text, options)
     if (spec.value is None) != (spec.key == "gold"):
-        raise InputError(f"Judge {text} {'takes no value' if spec.value else 'has no value'}. Choose from {FORMS}.")
+        raise InputError(f"Judge {kind} {'takes no value' if spec.value else 'has no value'}. Choose from {FORMS}.")
     return spec
