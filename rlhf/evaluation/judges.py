@@ -3,6 +3,7 @@
     gold                                    the sandbox's true quality
     reward=runs/x/reward                    a reward model: adapter of this library or of TRL, or sequence classifier
     people=labels.jsonl                     people's comparisons and ratings, a file or a folder
+    llm=http://localhost:8000/v1,model=m    a language model behind an OpenAI-compatible URL
 
 Each takes `,name=...`, for two judges of one kind.
 """
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from rlhf.errors import InputError
 from rlhf.evaluation.gold import Gold
+from rlhf.evaluation.llm_judge import OPTIONS as LLM_OPTIONS
+from rlhf.evaluation.llm_judge import llm_judge
 from rlhf.evaluation.people import people_judges
 from rlhf.evaluation.reward_judge import RewardJudge, Trained
 from rlhf.evaluation.specs import Spec, parse_spec
@@ -25,8 +28,9 @@ OPTIONS = {
     "gold": ("name",),
     "reward": ("name", "dtype"),
     "people": ("name",),
+    "llm": LLM_OPTIONS,
 }
-FORMS = "gold, reward=<folder or Hub id>, people=<file or folder>"
+FORMS = "gold, reward=<folder or Hub id>, people=<file or folder>, llm=<url>,model=<name>"
 
 
 def find_judges(
@@ -65,6 +69,8 @@ def find_judges(
             judges.append(Gold(name, folder))
         elif spec.key == "people":
             judges += people_judges(str(spec.value), name)
+        elif spec.key == "llm":
+            judges.append(llm_judge(spec, name, folder))
         else:
             trained = Trained(adapters or {}, chosen_by or {})
             dtype = spec.options.get("dtype", "float32")
