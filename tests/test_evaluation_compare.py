@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,7 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
     paths = {f"--{name}_model_path": run / name for name in ("sft", "ppo", "reward")}
     options = {"--dataset_name": prompts, "--dataset_test_split": "test", "--max_new_tokens": 6, **paths}
     options["--output_dir"] = tmp_path / "run" / "evaluate"
+    shutil.copytree(run / "ppo", tmp_path / "run" / "ppo")  # the report lies beside it
     result = recipe("evaluate", *(word for option in options.items() for word in option))
     assert result.returncode == 0, result.stderr
 
@@ -211,8 +213,8 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
         sum(row["kl"] for row in rows if row["system"] == "ppo") / 4
     )
     assert summary["seconds"]["evaluate"] == json.loads((tmp_path / "run/evaluate/result.json").read_text())["seconds"]
-    assert "every verdict here is the reward’s own" in " ".join((tmp_path / "run/report.html").read_text().split())
-    assert "how far the optimization went" in (tmp_path / "run/report.md").read_text()
+    assert "What people prefer: no person judged" in " ".join((tmp_path / "run/report.html").read_text().split())
+    assert "the judge “reward” prefers" in (tmp_path / "run/report.md").read_text()
     assert "## How it compares" in (tmp_path / "run/ppo/README.md").read_text()
 
 

@@ -83,11 +83,15 @@ def judges(summary: Summary) -> Table:
         Column("judge"),
         Column("kind"),
         Column("about"),
-        Column("PPO was trained to please it"),
-        Column("consistent in both orders, %", PERCENT),
-        Column("detectable difference, points", PERCENT),
+        Column("PPO optimized it"),
+        Column("consistent, %", PERCENT),
+        Column("detects, points", PERCENT),
     )
-    return filled("judges", "Judges", columns, rows)
+    note = (
+        "Consistent: the share of pairs with the same verdict in both orders. Detects: the smallest difference from a win "
+        "rate of 50 % that these prompts show in 80 of 100 repetitions."
+    )
+    return filled("judges", "Judges", columns, rows, note)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------
