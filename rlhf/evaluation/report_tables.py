@@ -88,8 +88,8 @@ def judges(summary: Summary) -> Table:
         Column("detects, points", PERCENT),
     )
     note = (
-        "Consistent: the share of pairs with the same verdict in both orders. Detects: the smallest difference from a win "
-        "rate of 50 % that these prompts show in 80 of 100 repetitions."
+        "Consistent: the share of pairs with the same verdict in both orders. Detects: the smallest difference from a "
+        "win rate of 50 % that these prompts show in 80 of 100 repetitions."
     )
     return filled("judges", "Judges", columns, rows, note)
 
