@@ -8,7 +8,7 @@ PROMPT     ?=
 HUB_ID     ?=
 PYTHON     ?= $(shell command -v python3.11 || command -v python3)
 
-export PROMPT  # reaches the shell as it is, whatever it holds
+override export PROMPT := $(value PROMPT)  # as it was given: make expands no $ in it
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -21,7 +21,13 @@ from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
 from rlhf.evaluation.seen import unseen_prompts
-from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
+from rlhf.models.adapter_files import (
+    adapter_folder,
+    base_model_name,
+    check_adapter,
+    check_policy_adapter,
+    check_reward_adapter,
+)
 from rlhf.models.contracts import check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.stages import trained_style
@@ -53,7 +59,9 @@ def main() -> None:
         raise InputError(
             f"{folder} has no checkpoints to choose from. Run SFT with save_strategy and eval_strategy epoch."
         )
-    model_args.model_name_or_path = model_args.model_name_or_path or base_model_name(check_adapter(folder), folder)
+    model_args.model_name_or_path = model_args.model_name_or_path or base_model_name(
+        check_policy_adapter(folder), folder
+    )
     check_reward_adapter(choice.reward_model_path, model_args.model_name_or_path)
     for row in result["epochs"]:
         check_adapter(Path(folder) / row["checkpoint"], model_args.model_name_or_path)

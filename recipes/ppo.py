@@ -27,7 +27,12 @@ from rlhf.data.pretraining import open_sources, text_rows
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.data.scratch import once_per_machine
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
+from rlhf.models.adapter_files import (
+    adapter_folder,
+    base_model_name,
+    check_policy_adapter,
+    check_reward_adapter,
+)
 from rlhf.models.contracts import check_agreement, check_style, with_revision_of
 from rlhf.models.loading import load_base, load_config
 from rlhf.models.shared_base import SharedBase
@@ -83,9 +88,9 @@ def main() -> None:
             raise InputError("TRL's PPOTrainer takes one reward model; leave reward_ensemble_paths out.")
         require_trl_ppo()
     sft = adapter_folder(args.sft_model_path)
-    base_name = model_args.model_name_or_path or base_model_name(check_adapter(sft), sft)
+    base_name = model_args.model_name_or_path or base_model_name(check_policy_adapter(sft), sft)
     model_args = with_revision_of(replace(model_args, model_name_or_path=base_name), sft)
-    check_adapter(sft, base_name, model_args.model_revision)
+    check_policy_adapter(sft, base_name, model_args.model_revision)
     rewards = [adapter_folder(path) for path in (args.reward_model_path, *(args.reward_ensemble_paths or ())) if path]
     for folder in rewards:
         check_reward_adapter(folder, base_name, model_args.model_revision)
@@ -117,6 +122,7 @@ def main() -> None:
         write_result(args.output_dir, {"seconds": round(time.monotonic() - started, 1)})
         return
 
+    args.of_run(len(train))  # refuses a run in which the policy would not be trained
     prompts = {"train": train} if test is None else {"train": train, "validation": test}
     for split, rows in prompts.items():
         rows = once_per_machine(partial(encode_prompts, rows, tokenizer, None, args.dataset_num_proc, split))

@@ -32,6 +32,9 @@ NOISE = (
     ".*`is_gradient_checkpointing` is deprecated",  # by PEFT
 )
 
+# Fields of text that may also be true or false.
+TRUTH_OR_TEXT = ("resume_from_checkpoint", "fsdp")
+
 # Options of earlier versions, and what to do without them.
 REMOVED = {
     "dataset_test_split": "Drop it: stages hold out a tenth of the conversations for validation and a tenth for test, "
@@ -59,6 +62,9 @@ def parse(*dataclass_types: type, args: list[str] | None = None, options: Option
     if options is not None:
         parser.leave_out(options)
     try:
+        if config is not None:
+            with open(config, encoding="utf-8") as file:
+                _refuse_repeated_keys(yaml.compose(file), config)
         with warnings.catch_warnings():
             # TRL 1.12 sets this field itself, by a name that newer versions of transformers deprecate.
             warnings.filterwarnings("ignore", ".*`gradient_checkpointing` is deprecated", FutureWarning)
@@ -179,7 +185,11 @@ class _Parser(TrlParser):
             if kind in ("int", "float", "string_to_bool"):
                 raise ArgumentError(None, f"expected a single value, not the list {value}")
             return value
-        if kind == "str" and isinstance(value, bool):  # e.g. `resume_from_checkpoint: true`
+        if kind == "str" and isinstance(value, bool):
+            if action.dest.endswith("_strategy") and not value:
+                return "no"
+            if action.dest not in TRUTH_OR_TEXT:
+                raise ArgumentError(None, f"YAML reads the value as {str(value).lower()}; write it in quotes")
             return value
         if kind in ("int", "float", "str", "string_to_bool") or action.choices:
             value = self._get_value(action, str(value))
@@ -194,6 +204,20 @@ class _Parser(TrlParser):
         close = difflib.get_close_matches(option, names, n=1)
         hint = f"did you mean {close[0]}?" if close else "run with --help for all options."
         raise InputError(f"{name} in {where} is not an option of this recipe; {hint}")
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, path: str) -> None:
+    """Raises InputError if a mapping has a key twice; of the two, PyYAML takes the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise InputError(
+                    f"Config file {path} sets {key.value} twice, in lines {lines[key.value]} and {line}. Leave one out."
+                )
+            lines[key.value] = line
+            _refuse_repeated_keys(value, path)
 
 
 def _default(field: dataclasses.Field) -> Any:

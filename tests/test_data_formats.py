@@ -118,6 +118,16 @@ SEED = {
 }
 CHAT = {"id": "0", "data": ["Hi", "Hello", "Bye", "Bye!"]}
 CONVERSATION = [user("Hi"), assistant("Hello"), user("Bye")]
+PKU = {
+    "prompt": "Q", "response_0": "A", "response_1": "B", "better_response_id": 1, "safer_response_id": 1,
+    "prompt_source": "p", "response_0_source": "m", "is_response_0_safe": False, "is_response_1_safe": True,
+    "response_0_harm_category": {"Violence": True}, "response_1_severity_level": 0, "response_0_sha256": "ab",
+}  # fmt: skip
+OPENAI = {
+    "input": {"messages": CONVERSATION, "tools": [], "parallel_tool_calls": True},
+    "preferred_output": [assistant("Bye!")],
+    "non_preferred_output": [assistant("No.")],
+}
 NECTAR = {
     "prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: ",
     "answers": [
@@ -321,6 +331,20 @@ CASES = [
         ],
         "prompts": [{"prompt": CONVERSATION}] * 2,
     }),
+    ("pku_saferlhf", [PKU, PKU | {"better_response_id": 0.0, "safer_response_id": None}], {
+        "comparisons": [
+            {"prompt": "Q", "completions": pair, "ranks": [0, 1]} for pair in (["B", "A"], ["A", "B"])
+        ],
+        "prompts": [{"prompt": "Q"}] * 2,
+    }),
+    ("openai_preferences", [OPENAI], {
+        "comparisons": [{"prompt": CONVERSATION, "completions": ["Bye!", "No."], "ranks": [0, 1]}],
+        "prompts": [{"prompt": CONVERSATION}],
+    }),
+    ("lima", [{"conversations": CHAT["data"], "source": "stackexchange"}], {
+        "demonstrations": [{"prompt": CONVERSATION, "completion": [assistant("Bye!")]}],
+        "prompts": [{"prompt": CONVERSATION}],
+    }),
     ("ultrachat", [CHAT], {
         "demonstrations": [{"prompt": CONVERSATION, "completion": [assistant("Bye!")]}],
         "prompts": [{"prompt": CONVERSATION}],
@@ -511,6 +535,14 @@ def test_real_hh_rlhf(tmp_path):
         assert len(rows) + len(skipped) == sum(1 for _ in file) == 1500
     assert len(skipped) < 30
     assert all(row["ranks"] == [0, 1] and row["prompt"][-1]["role"] == "user" for row in rows)
+
+
+def test_two_verdicts_that_differ_are_refused_until_one_is_chosen(tmp_path):
+    args = write(tmp_path / "rows.jsonl", [PKU | {"safer_response_id": 0}])
+    with pytest.raises(InputError, match=r"choose one verdict.*--columns ignore=safer_response_id"):
+        load_comparisons(args, "train")
+    args.columns = ["ignore=safer_response_id"]
+    assert load_comparisons(args, "train")["completions"][:] == [["B", "A"]]
 
 
 @pytest.mark.skipif(not (REAL / "self_instruct").exists(), reason="needs the self-instruct tasks")

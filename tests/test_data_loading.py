@@ -354,7 +354,10 @@ PUBLISHED = {
     "arena": ["conversation_a", "conversation_b", "winner", "turn"],
     "arena_55k": ["prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"],
     "capybara": ["conversation", "original_response", "chosen", "rejected"],
+    "pku_saferlhf": ["prompt", "response_0", "response_1", "better_response_id", "safer_response_id"],
+    "openai_preferences": ["input", "preferred_output", "non_preferred_output"],
     "ultrachat": ["id", "data"],
+    "lima": ["conversations", "source"],
     "trl_unpaired": ["prompt", "completion", "label"],
     "votes": ["prompt", "completions", "votes"],
 }

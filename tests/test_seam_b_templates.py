@@ -6,6 +6,7 @@ from toys import bpe_model, bpe_tokenizer
 from transformers import AutoTokenizer
 
 from rlhf.data.encode import encode_prompt_and_completions
+from rlhf.data.prompt_style import refused_roles
 from rlhf.models.loading import load_tokenizer
 
 OLD_CHATML = (
@@ -55,3 +56,36 @@ def test_seam_b12_a_space_before_answers_belongs_to_the_answer(saved):
     prompt_ids, [answer] = encode_prompt_and_completions(tokenizer, USER, ["A pear."])
     assert tokenizer.decode(prompt_ids) == "<s>[INST] Name a fruit. [/INST]"
     assert tokenizer.decode(answer) == " A pear. <|im_end|>"
+
+
+def test_seam_b14_messages_that_the_template_leaves_out_are_bad_rows(saved):
+    """Else rows that differ in the system message alone train opposite answers to one prompt."""
+    unaware = (
+        "{% for m in messages %}{% if m.role == 'user' %}[Q] {{ m.content }}\n[A] {% elif m.role == 'assistant' %}"
+        "{{ m.content }}{{ eos_token }}\n{% endif %}{% endfor %}"
+    )
+    last = "<|im_start|>{{ messages[-1].content }}<|im_end|>"
+    for template, roles, lost in (
+        (unaware, ("system", "user"), "message 1 of 2 (role system)"),
+        (last, ("user", "assistant", "user"), "message 1 of 3 (role user)"),
+    ):
+        tokenizer = load_tokenizer(str(saved(template)))
+        assert lost in str(refused_roles(tokenizer, [{"role": role, "content": role} for role in roles]))
+        assert refused_roles(tokenizer, USER) is None
+    assert refused_roles(load_tokenizer(str(saved(OLD_CHATML))), SYSTEM) is None
+
+
+def test_seam_b15_an_answer_begins_alike_with_and_without_a_system_message(saved):
+    """Mistral's template writes the system message into the last message of the user, another one after an answer."""
+    tokenizer = load_tokenizer(
+        str(
+            saved(
+                "{% set system = messages[0].content if messages[0].role == 'system' else '' %}{{ bos_token }}"
+                "{% for m in messages %}{% if m.role == 'user' %}[INST] {% if loop.last and system %}"
+                "{{ system + '\n\n' }}{% endif %}{{ m.content }}[/INST]{% elif m.role == 'assistant' %}"
+                "{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+            )
+        )
+    )
+    answers = [encode_prompt_and_completions(tokenizer, prompt, ["Pear."])[1][0] for prompt in (USER, SYSTEM)]
+    assert answers[0] == answers[1] and tokenizer.decode(answers[0]).startswith(" Pear.")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +18,12 @@ import trl.trainer.reward_trainer
 import trl.trainer.sft_trainer
 import yaml
 from datasets import Dataset
-from small_stages import run_recipe, write_rows
+from small_stages import refusal, run_recipe, write_rows
 from transformers.integrations import integration_utils
 from trl import ModelConfig
 
 from rlhf.cli import _Parser, parse
+from rlhf.data import DataArguments
 from rlhf.errors import InputError
 from rlhf.models.loading import LoraModelConfig, check_lora, load_base, lora_config
 from rlhf.options import PPO, READ_ADAPTERS, REWARD, SFT
@@ -475,3 +478,42 @@ def test_seam_d13_a_prompt_without_room_for_an_answer_is_a_bad_row_of_evaluate(o
     assert "row 2" in (error := capsys.readouterr().err) and "tokens, more than the context less max_new" in error
     run_recipe("evaluate", options | {"on_bad_rows": "skip"})
     assert json.loads((own_run / "summary.json").read_text())["prompts"] == 1
+
+
+def test_seam_d14_a_run_whose_policy_is_never_trained_is_refused(own_run, monkeypatch, capsys):
+    monkeypatch.setattr("rlhf.models.loading._load", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    error = refusal(capsys, "ppo", own_run, value_warmup_rollouts=2, output_dir=own_run / "other")
+    assert "the run has 2 rollouts" in error and "the policy would never be trained" in error
+
+
+def test_seam_d15_a_key_twice_in_a_yaml_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("dataset_name: a\nseed: 1\ndataset_name: b\n")
+    with pytest.raises(InputError, match=r"a\.yaml sets dataset_name twice, in lines 1 and 3"):
+        parse(DataArguments, SFTArguments, args=["--config", str(tmp_path / "a.yaml"), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("line", "message"), [("dataset_config: no", "YAML reads the value as false")])
+def test_seam_d15_yaml_makes_no_truth_values_of_text(tmp_path, line, message):
+    (tmp_path / "a.yaml").write_text(f"dataset_name: a\n{line}\n")
+    with pytest.raises(InputError, match=f"key {line.split(':')[0]}: {message}; write it in quotes"):
+        parse(DataArguments, args=["--config", str(tmp_path / "a.yaml")])
+
+
+def test_seam_d15_no_is_a_strategy(tmp_path):
+    (tmp_path / "a.yaml").write_text("save_strategy: no\neval_strategy: no\n")
+    options = ["--config", str(tmp_path / "a.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
+    [args] = parse(SFTArguments, args=options)
+    assert args.save_strategy == "no" and args.eval_strategy == "no"
+
+
+def test_seam_d16_make_hands_the_prompt_over_as_it_is(tmp_path):
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    prompt = 'What is $5 plus $HOME ($(date))? `ls` "it\'s" \\n'
+    command = ["make", "-f", ROOT / "Makefile", "compare", f"VENV={tmp_path}", f"INSTALLED={stub}", f"PROMPT={prompt}"]
+    for given in (command, command[:-1]):
+        environment = os.environ | ({} if given is command else {"PROMPT": prompt})
+        printed = subprocess.run(given, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        assert f"--prompt={prompt}" in printed

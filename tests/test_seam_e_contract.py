@@ -251,3 +251,29 @@ def test_seam_e18_choose_keeps_the_contract_beside_the_chosen_adapter(own_run):
     run_recipe("choose", options | {"dataset_name": own_run / "demonstrations", "choice_prompts": 2})
     assert read_contract(own_run / "sft") == before
     assert read_conversations(own_run / "sft") is not None
+
+
+def test_seam_e25_an_adapter_of_another_stage_is_refused_by_name(own_run, capsys, no_model):
+    error = refusal(capsys, "ppo", own_run, sft_model_path=own_run / "reward", output_dir=own_run / "other")
+    assert "is a reward model. Pass the folder of an SFT or PPO stage" in error
+    error = refusal(capsys, "reward", own_run, sft_model_path=own_run / "reward", output_dir=own_run / "other")
+    assert "is a reward model" in error
+    for path, stage, message in (("sft", "reward", "is a reward model"), ("ppo", "sft", "is of an SFT stage")):
+        with pytest.raises(SystemExit):
+            run_recipe("compare", {"prompt": "Hi", f"{path}_model_path": own_run / stage})
+        assert message in capsys.readouterr().err
+
+
+def test_seam_e26_equal_weights_under_two_names_are_said(own_run, caplog, capsys):
+    shutil.copyfile(own_run / "sft" / "adapter_model.safetensors", own_run / "ppo" / "adapter_model.safetensors")
+    run_recipe("compare", {"prompt": "Hi", "run": own_run, "max_new_tokens": 2})
+    assert "sft and ppo have the same weights" in caplog.text
+
+
+def test_seam_e27_a_base_that_has_moved_is_asked_for(own_run, capsys, no_model):
+    (own_run / "sft" / "contract.json").unlink()
+    config = json.loads((own_run / "sft" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/nowhere/base"
+    (own_run / "sft" / "adapter_config.json").write_text(json.dumps(config))
+    error = refusal(capsys, "ppo", own_run, output_dir=own_run / "other")
+    assert "was trained on the folder /nowhere/base" in error and "Set model_name_or_path" in error

@@ -1,5 +1,6 @@
 """Files that the trainer's own push_to_hub uploads."""
 
+import json
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from toys import lora, ppo_config, separate, trainer
 
 import rlhf.ppo.checkpointing
+from rlhf.runs.model_card import model_card
 
 
 @pytest.mark.parametrize("peft", [False, True])
@@ -44,3 +46,13 @@ def test_seam_i5_a_push_uploads_what_users_load(tmp_path, monkeypatch, peft):
             file for file in files if "/" in file or "state" in file or file.endswith((".jsonl", ".pt", ".bin"))
         }
     assert "org/data" in (tmp_path / "toy" / "README.md").read_text()
+
+
+def test_seam_i11_the_cards_code_names_the_file_of_a_gguf_base(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "toy.gguf").touch()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    for stage in ("sft", "reward", "ppo"):
+        assert ', gguf_file="toy.gguf")' in model_card(tmp_path, stage)
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert "gguf_file" not in model_card(tmp_path, "sft")

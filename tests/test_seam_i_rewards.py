@@ -100,6 +100,15 @@ def test_seam_i6_none_counts_nothing_and_async_functions_run_together(tmp_path, 
     assert not asyncio.run(inside_a_loop()).judged.any()
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), "1"])
+def test_seam_i10_a_score_that_is_no_finite_number_is_an_error_that_names_the_function(tmp_path, score):
+    def judge(completions, **_):
+        return [1.0] * (len(completions) - 1) + [score]
+
+    with pytest.raises(InputError, match=f"reward function judge gave {score!r} for a completion; return a finite"):
+        run(tmp_path, judge)
+
+
 def test_seam_i6_a_function_that_needs_what_there_is_not_is_refused_before_training(tmp_path):
     def judge(completions, answer):
         return [0.0]

@@ -39,7 +39,7 @@ ANSWER_WORDS = """
 INSTRUCTIVE_WORDS = "task format policy topic style tone"
 # Last words of names about a row: prompt_id, answer_length, score_model.
 ABOUT_WORDS = """
-    id idx index hash uuid key source dataset lang language length len token count num model name type date time
+    id idx index hash sha md uuid key source dataset lang language length len token count num model name type date time
     timestamp at version category categories license split policy author annotator worker labeler url link format
     fingerprint topic domain task file subset
 """

@@ -164,14 +164,24 @@ def _render_answer(
     conversation = _apply_template(tokenizer, [*_marked(prompt, literal), {"role": "assistant", "content": text}])
     end = answer_end(tokenizer)
     follows = conversation.startswith(start)
-    body = conversation[len(start) :].removesuffix(end) if follows else text
+    body = conversation[len(start) :].removesuffix(end) if follows else _space_before(conversation, start, text) + text
     lost = (thoughts(answer) or "").strip() and not thoughts(body)  # the template has dropped the answer's thoughts
     if lost or not follows:  # or its generation prompt opens a block that it does not write before answers
-        body = continue_thoughts(start, text)
+        body = continue_thoughts(start, body if not follows else text)
     if not any(token in end for token in stop_token_texts(tokenizer)):
         end = end.rstrip()  # a newline between turns is not part of the answer
         body = body if end else body.rstrip()
     return body, end
+
+
+def _space_before(conversation: str, start: str, text: str) -> str:
+    """Returns the space that the template writes before an answer, if it does not stand at the end of `start`.
+
+    Mistral's templates write the system message into the last message of the user, which is another one once there is
+    an answer, so that the rendered conversation does not begin with `start`.
+    """
+    before = conversation[: conversation.rfind(text.strip())]
+    return " " if before.endswith(" ") and not start[-1:].isspace() else ""
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs) -> str:

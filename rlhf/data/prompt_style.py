@@ -127,7 +127,7 @@ def rendered_already(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str | N
 
 
 def refused_roles(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str | None:
-    """Returns the reason why messages are a bad row: the chat template refuses their roles."""
+    """Returns the reason why messages are a bad row: the chat template refuses their roles, or leaves some out."""
     roles = tuple(message["role"] for message in prompt)
     return _refused_roles(tokenizer, str(tokenizer.chat_template), roles)
 
@@ -135,11 +135,17 @@ def refused_roles(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str
 @lru_cache(maxsize=1024)
 def _refused_roles(tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...]) -> str | None:
     try:
-        messages = [{"role": role, "content": "0"} for role in roles]
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        messages = [{"role": role, "content": f"content-{i}."} for i, role in enumerate(roles)]
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError) as error:
         reason = f"the tokenizer's chat template refuses messages with roles {', '.join(roles)}"
         return f"{reason} ({str(error).rstrip('.')}); write them with other roles"
+    lost = [i for i, message in enumerate(messages) if message["content"] not in rendered]
+    if lost:
+        return (
+            f"the tokenizer's chat template leaves out message {lost[0] + 1} of {len(roles)} (role {roles[lost[0]]}); "
+            "write its content into another message, or set another chat template"
+        )
     return None
 
 

@@ -117,6 +117,18 @@ def check_lora_config(config: PeftConfig | None, owner: str) -> None:
         raise InputError(f"{owner} copies layers of the base (layer_replication). Leave it out.")
 
 
+def check_policy_adapter(name: str | Path, base_name: str | None = None, revision: str | None = None) -> LoraConfig:
+    """Checks an adapter as `check_adapter` does, and that it writes text.
+
+    Raises:
+        InputError: see `check_adapter`; or the adapter is a sequence classifier.
+    """
+    config = check_adapter(name, base_name, revision)
+    if config.task_type == TaskType.SEQ_CLS:
+        raise InputError(f"Adapter {name} is a reward model. Pass the folder of an SFT or PPO stage.")
+    return config
+
+
 def check_reward_adapter(name: str | Path, base_name: str | None = None, revision: str | None = None) -> LoraConfig:
     """Checks an adapter as `check_adapter` does, and that it is a reward model.
 
@@ -156,6 +168,11 @@ def base_model_name(config: LoraConfig, name: str | Path) -> str:
     base_name = config.base_model_name_or_path
     if not base_name:
         raise InputError(f"Adapter {name} does not name its base model. Set model_name_or_path.")
+    if Path(base_name).is_absolute() and not Path(base_name).exists() and not _is_sandbox(base_name):
+        raise InputError(
+            f"Adapter {name} was trained on the folder {base_name}, which does not exist here. Set model_name_or_path "
+            "to the base."
+        )
     return resolve_model_name("sandbox" if _is_sandbox(base_name) else base_name)
 
 

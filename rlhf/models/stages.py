@@ -1,5 +1,6 @@
 """Loads the finished stages of a run onto one base."""
 
+import logging
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,16 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import adapter_folder, base_model_name, check_adapter, check_reward_adapter
-from rlhf.models.contracts import check_agreement, with_revision_of
+from rlhf.models.adapter_files import adapter_folder, base_model_name, check_policy_adapter, check_reward_adapter
+from rlhf.models.contracts import WEIGHTS, check_agreement, with_revision_of
 from rlhf.models.loading import load_base, load_tokenizer, resolve_model_name
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, saved_stop_tokens, token_ids
-from rlhf.runs.contract import read_contract
+from rlhf.runs.contract import FILE_NAME, read_contract
+from rlhf.runs.digests import file_digest
 from rlhf.runs.processes import process_state
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer_config.json"
 
@@ -81,12 +85,15 @@ def load_stage_tokenizer(
     """
     base_name, folders = model_args.model_name_or_path, {name: adapter_folder(f) for name, f in adapters.items()}
     for name, folder in folders.items():
-        check = check_reward_adapter if name == "reward" else check_adapter
+        check = check_reward_adapter if name == "reward" else check_policy_adapter
         config = check(folder, base_name and resolve_model_name(base_name), model_args.model_revision)
         base_name = base_name or base_model_name(config, folder)
     if base_name is None:
         raise InputError("There is nothing to load. Set model_name_or_path, or pass the folder of an adapter.")
-    check_agreement(folders)
+    contracts = check_agreement(folders)
+    if "ppo" in contracts and contracts["ppo"].stage == "sft":
+        raise InputError(f"{folders['ppo']} is of an SFT stage ({FILE_NAME}). Pass the folder of a PPO stage as ppo.")
+    _report_equal_weights(folders)
     model_args = replace(model_args, model_name_or_path=base_name)
     for folder in folders.values():
         model_args = with_revision_of(model_args, folder)
@@ -95,6 +102,15 @@ def load_stage_tokenizer(
     for name in set(adapters) - {"reward"}:  # PPO may have been trained with a stop_token_id
         add_stop_ids(tokenizer, token_ids(tokenizer, saved_stop_tokens(adapter_folder(adapters[name]))))
     return model_args, tokenizer
+
+
+def _report_equal_weights(folders: Mapping[str, Path]) -> None:
+    """Warns of adapters under two names that are one model: a comparison of the two measures chance alone."""
+    first: dict[str, str] = {}
+    for name, folder in folders.items():
+        if name != "reward" and first.setdefault(file_digest(folder / WEIGHTS), name) != name:
+            same = first[file_digest(folder / WEIGHTS)]
+            logger.warning("%s and %s have the same weights: %s was not trained further", same, name, folder)
 
 
 def load_adapter_tokenizer(

@@ -270,6 +270,12 @@ class PPOConfig(_BaseConfig):
         args = copy.copy(self)
         args.max_steps = self.total_steps(num_prompts)
         args.num_total_batches = math.ceil(args.max_steps / self.steps_per_rollout)
+        if args.value_warmup_rollouts >= args.num_total_batches:
+            raise InputError(
+                f"value_warmup_rollouts is {args.value_warmup_rollouts}, and the run has {args.num_total_batches} "
+                f"rollouts ({num_prompts} prompts), so the policy would never be trained. Lower it, or raise "
+                "total_episodes."
+            )
         args.total_episodes = self.total_episodes or int(self.num_train_epochs * num_prompts)
         args.gradient_accumulation_steps = self.micro_batches_per_step
         args.per_device_train_batch_size = min(self.per_device_train_batch_size, self.local_mini_batch_size or 1)

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +75,7 @@ def function_table(
         columns: `completion_ids`, `trainer_state` and what else the functions are given: the dataset's other columns.
 
     Raises:
-        InputError: a function gave another number of scores.
+        InputError: a function gave another number of scores, or one that is no finite number.
     """
     messages = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -98,12 +99,23 @@ def function_table(
                 f"reward function {name_of(function)} gave {len(scores)} scores for {len(completions)} completions; "
                 "return one for each."
             )
+        bad = [score for score in scores if score is not None and not _is_number(score)]
+        if bad and not isinstance(function, TextRewardModel):
+            raise InputError(
+                f"reward function {name_of(function)} gave {bad[0]!r:.40} for a completion; return a finite number, or "
+                "None if it does not judge the completion."
+            )
     judged = torch.tensor([[score is not None for score in scores] for scores in results]).T
     numbers = [[0.0 if score is None else float(score) for score in scores] for scores in results]
     none = int((~judged).all(1).sum())
     if none:
         logger.warning("no reward function judged %d of %d completions; their score is 0", none, len(completions))
     return ScoreTable(torch.tensor(numbers, dtype=torch.float32).T, judged)
+
+
+def _is_number(score: Any) -> bool:
+    """True for a finite number, which may be a scalar of NumPy or torch."""
+    return not isinstance(score, str | bytes) and math.isfinite(float(score))
 
 
 def score_texts(

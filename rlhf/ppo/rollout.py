@@ -67,10 +67,15 @@ def longest_prompt(
     context = context_length(config)
     if context is None:
         return max_prompt_length
-    if (max_prompt_length or 1) + response_length > context:
+    if max_prompt_length is None and response_length >= context:
         raise InputError(
-            f"max_prompt_length {max_prompt_length or 1} + {option} {response_length} = "
-            f"{(max_prompt_length or 1) + response_length} exceeds the model's context of {context} tokens; lower one."
+            f"{option} {response_length} leaves no room for a prompt in the model's context of {context} tokens; "
+            "lower it."
+        )
+    if (max_prompt_length or 0) + response_length > context:
+        raise InputError(
+            f"max_prompt_length {max_prompt_length} + {option} {response_length} = "
+            f"{(max_prompt_length or 0) + response_length} exceeds the model's context of {context} tokens; lower one."
         )
     return max_prompt_length or context - response_length
 

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import ModelConfig
 
 from rlhf.errors import InputError
-from rlhf.models.adapter_files import adapter_folder, check_adapter, read_adapter, read_names
+from rlhf.models.adapter_files import adapter_folder, check_policy_adapter, read_adapter, read_names
 from rlhf.models.loading import check_lora, load_sequence_classifier, lora_config, resolve_model_name
 from rlhf.models.precision import float_head
 from rlhf.reward.prefix import shared_hidden_states
@@ -26,7 +26,7 @@ def check_sft_start(sft_model_path: str, model_args: ModelConfig) -> None:
             or LoRA cannot be added to the model.
     """
     base_name = resolve_model_name(model_args.model_name_or_path)
-    sft = check_adapter(sft_model_path, base_name, model_args.model_revision)
+    sft = check_policy_adapter(sft_model_path, base_name, model_args.model_revision)
     ours = lora_config(model_args, "SEQ_CLS")
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
         theirs, wanted = getattr(sft, name), getattr(ours, name)

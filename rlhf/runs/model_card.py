@@ -52,12 +52,20 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None, evaluati
         scores=_scores(read_mapping(folder / "result.json")),
         evaluation=evaluation,
         base_code='resolve_model_name("sandbox")' if base == "sandbox" else json.dumps(base_name),
+        gguf_code=_gguf_code(base_name),
         adapter_code=json.dumps(repo or str(folder)),
         bias_code=repr(read_mapping(folder / "calibration.json").get("bias", 0.0)),
         prompt_style=contract.prompt_style if contract else None,
         stop_tokens=json.dumps(stop_tokens, ensure_ascii=False),
         embedding_rows=embedding_rows(folder),
     )
+
+
+def _gguf_code(base_name: str) -> str:
+    """Returns the argument with which transformers loads a folder that holds a .gguf file alone; "" for others."""
+    folder = Path(base_name).expanduser()
+    files = [] if (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    return f", gguf_file={json.dumps(files[0].name)}" if base_name and files else ""
 
 
 def token_text(token: Any) -> str:
