@@ -360,6 +360,13 @@ def test_what_was_measured_is_not_on_the_list():
     assert sentence.startswith("Differences in win rate below 12.3 points by the judge “people”: 40 prompts")
 
 
+def test_judges_with_names_of_their_own_are_known_by_their_sentence():
+    judges = {"ours": scoring_judge(about="People: 3 ratings."), "big": scoring_judge(about="The language model m.")}
+    missing = " ".join(not_measured(make_summary(judges), None))
+    assert "people" not in missing
+    assert "LLM" not in missing
+
+
 def test_without_a_judge_there_is_still_a_report(bare):
     page, text, tables = write(bare, make_summary({}, agreement=[], reward_model={}), rows=make_rows())
     assert "No judge compared them." in words(page)

@@ -242,7 +242,7 @@ def _missing_judges(judges: dict[str, dict[str, Any]]) -> list[str]:
         found.append("Quality by a judge that PPO was not trained to please: every verdict here is the reward’s own.")
     if not re.search(r"(?i)\bpeople\b", known):
         found.append("What people prefer: no person judged these answers.")
-    if not re.search(r"(?i)\bllm\b", known):
+    if not re.search(r"(?i)\bllm\b|language model", known):
         found.append("What an LLM judge prefers.")
     return found
 
