@@ -29,7 +29,8 @@ def read_completions(system: System, prompts: Sequence[Prompt]) -> list[dict[str
     path = Path(system.source).expanduser()
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(_rows(system, path), start=1):
-        answers[_key(row.get("prompt"))].append(_answer(system, row, f"{path}, line {number}"))
+        answer = _answer(system, row, f"{path}, line {number}")
+        answers[_key(row["prompt"])].append(answer)
     missing = [i for i, prompt in enumerate(prompts) if _key(prompt) not in answers]
     if missing:
         first = " ".join(prompt_text(prompts[missing[0]]).split())
@@ -92,9 +93,6 @@ def _answer(system: System, row: Any, place: str) -> dict[str, Any]:
     return {"response": text.strip(), "ended": ended, "tokens": tokens}
 
 
-def _key(prompt: Any) -> str:
+def _key(prompt: Prompt) -> str:
     """Returns what is equal for a text and for one message of the user with it."""
-    try:
-        return prompt_text(prompt).strip()
-    except (TypeError, KeyError, AttributeError):
-        return ""
+    return prompt_text(prompt).strip()
