@@ -68,7 +68,7 @@ def test_by_default_the_stages_of_the_run_answer_sampled_and_greedy():
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        (["sft,temprature=0"], "unknown option 'temprature=0'. Choose from model, base, prefix"),
+        (["sft,temprature=0"], "unknown option 'temprature=0'. Choose from model, key, base"),
         (["sft,temperature=warm"], "temperature is 'warm', not a number"),
         (["sft,temperature=-1"], "temperature is -1; it must be at least 0"),
         (["sft,best_of=1"], "best_of is 1; it must be at least 2"),
@@ -82,14 +82,14 @@ def test_by_default_the_stages_of_the_run_answer_sampled_and_greedy():
         (["theirs=nowhere.jsonl"], "System theirs: the file of completions, nowhere.jsonl, does not exist"),
         (["sft,prefix=nowhere.txt"], "the file of the prefix, nowhere.txt, does not exist"),
         (["http://localhost:1/v1"], "needs the name of a model"),
-        (["api=http://me:secret@localhost:1/v1,model=m"], "user or a query in its URL"),
-        (["api=http://localhost:1/v1,model=m,best_of=4"], "is a endpoint"),
+        (["api=http://localhost:1/v1?key=secret,model=m"], "has a query in its URL"),
+        (["api=http://localhost:1/v1,model=m,best_of=4"], "which has no best_of"),
     ],
 )
 def test_specs_that_cannot_be_used_are_refused(specs, message):
     with pytest.raises(InputError) as error:
         parse_systems(specs)
-    assert message.replace("is a endpoint", "which has no best_of") in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_models_that_are_not_there_are_refused_by_the_name_of_the_system(spec, m
 
 
 def test_best_of_n_needs_a_reward_model_and_a_temperature():
-    with pytest.raises(InputError, match="by no reward model. Add reward=PATH"):
+    with pytest.raises(InputError, match="by no reward model"):
         resolve(parse_system("sft,best_of=4"), 1.0, 6, None)
     with pytest.raises(InputError, match="4 equal answers"):
         resolve(parse_system("sft,best_of=4,temperature=0"), 1.0, 6, "reward")

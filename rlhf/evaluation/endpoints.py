@@ -1,11 +1,11 @@
 """A model behind an OpenAI-compatible endpoint: checked before models are loaded, and asked concurrently.
 
-The key is that of the environment, OPENAI_API_KEY; a server on the own machine may need none.
+Key and server are checked as those of judges (`rlhf.evaluation.chat_api`), and the openai client tries again.
 """
 
 import asyncio
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from rlhf.data.encode import Prompt, plain_messages, prompt_text
 from rlhf.data.prompt_style import as_messages
-from rlhf.errors import InputError, first_line
+from rlhf.errors import InputError
+from rlhf.evaluation.chat_api import OPENAI, ChatServer
 from rlhf.evaluation.store import AnswerStore
 from rlhf.evaluation.systems import System
 from rlhf.runs.artifacts import is_first_process
@@ -22,37 +23,27 @@ from rlhf.runs.artifacts import is_first_process
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-KEY = "OPENAI_API_KEY"
-CONCURRENCY = 8  # requests at a time
-RETRIES = 6  # of time-outs, rate limits and errors of the server, with growing pauses
-TIMEOUT = 120.0  # seconds
-HOST = "api.openai.com"
+MALFORMED = 3  # replies without an answer in OpenAI's form, one after another, that end the run
+
+
+def server_of(system: System) -> ChatServer:
+    """Returns the server of a system.
+
+    Raises:
+        InputError: no URL, or no key; see `ChatServer`.
+    """
+    return ChatServer(system.source, str(system.model), f"System {system.name}", system.key)
 
 
 def check_endpoint(system: System) -> None:
-    """Asks the server for its models, without repeats.
+    """Asks the server for its models.
 
     Raises:
-        InputError: the package is missing, nobody answers at this URL, or the server refuses the key.
+        InputError: the key or the package is missing, nobody answers at this URL, or the server refuses the key.
     """
-    if urlsplit(system.source).hostname == HOST and not os.environ.get(KEY):
-        raise InputError(f"System {system.name}: {system.source} needs a key. Set {KEY}.")
+    server = server_of(system)
     if is_first_process():
-        asyncio.run(_check(system))
-
-
-async def _check(system: System) -> None:
-    async with _client(system, retries=0, timeout=10.0) as client:
-        import openai
-
-        try:
-            await client.models.list()
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise _refused_key(system) from error
-        except openai.APIConnectionError as error:
-            raise InputError(f"System {system.name}: nobody answers at {system.source}. Start the server.") from error
-        except (openai.APIError, ValueError):  # a server may list no models
-            pass
+        server.check()
 
 
 def answer_by_endpoint(system: System, asked: Mapping[int, Prompt], store: AnswerStore) -> None:
@@ -65,7 +56,7 @@ def answer_by_endpoint(system: System, asked: Mapping[int, Prompt], store: Answe
     failure: str | None = None
     if missing and is_first_process():
         try:
-            asyncio.run(_ask_all(system, missing, store))
+            asyncio.run(_ask_all(server_of(system), system, missing, store))
         except InputError as error:
             failure = str(error)
     [failure, store.done] = broadcast_object_list([failure, store.done])
@@ -74,86 +65,65 @@ def answer_by_endpoint(system: System, asked: Mapping[int, Prompt], store: Answe
         raise InputError(failure + kept)
 
 
-async def _ask_all(system: System, missing: Mapping[int, Prompt], store: AnswerStore) -> None:
-    free, bar = asyncio.Semaphore(CONCURRENCY), tqdm(total=len(missing), desc=system.name, unit="answer", leave=False)
+async def _ask_all(server: ChatServer, system: System, missing: Mapping[int, Prompt], store: AnswerStore) -> None:
+    from openai import AsyncOpenAI
 
-    async def ask(client: "AsyncOpenAI", i: int) -> None:
-        async with free:
-            store.append([(i, await _ask(client, system, missing[i]))])
+    waiting = iter(missing.items())
+    bar = tqdm(total=len(missing), desc=system.name, unit="answer", leave=False)
+    client = AsyncOpenAI(base_url=server.url, api_key=server.secret, max_retries=server.retries, timeout=server.timeout)
+
+    async def work() -> None:
+        for i, prompt in waiting:
+            store.append([(i, await _answer(client, server, system, prompt))])
             bar.update()
 
-    async with _client(system, RETRIES, TIMEOUT) as client:
+    async with client:
         try:
             async with asyncio.TaskGroup() as group:  # the first failure cancels the other requests
-                for i in missing:
-                    group.create_task(ask(client, i))
+                for _ in range(min(server.concurrency, len(missing))):
+                    group.create_task(work())
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
+            raise errors.exceptions[0] from None
         finally:
             bar.close()
 
 
-async def _ask(client: "AsyncOpenAI", system: System, prompt: Prompt) -> dict[str, Any]:
+async def _answer(client: "AsyncOpenAI", server: ChatServer, system: System, prompt: Prompt) -> dict[str, Any]:
     import openai
 
-    options: dict[str, Any] = {"model": system.model, "temperature": system.temperature}
+    for _ in range(MALFORMED):
+        try:
+            return _fields(await _create(client, server, system, prompt), server)
+        except openai.APIStatusError as error:
+            raise InputError(f"{server.owner}: {server.url} refuses a request: {server.plain(error)}.") from None
+        except openai.APITimeoutError:
+            raise InputError(f"{server.owner}: no answer from {server.url} in {server.timeout:g} seconds.") from None
+        except openai.APIConnectionError as error:
+            raise InputError(f"{server.owner} cannot reach {server.url} any more: {server.plain(error)}.") from None
+        except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError):
+            continue  # no JSON, or no answer in it
+    raise InputError(f"{server.owner}: {server.url} sends no answers in the form of OpenAI's API.")
+
+
+async def _create(client: "AsyncOpenAI", server: ChatServer, system: System, prompt: Prompt) -> Any:
+    options: dict[str, Any] = {"model": server.model, "temperature": system.temperature}
     if system.stop:
         options["stop"] = list(system.stop)
-    limit = "max_completion_tokens" if urlsplit(system.source).hostname == HOST else "max_tokens"
-    for last in (False,) * RETRIES + (True,):
-        try:
-            if system.prefix:
-                text = _prefix(system) + prompt_text(prompt)
-                reply = await client.completions.create(prompt=text, max_tokens=system.max_new_tokens, **options)
-                answer = _field(reply, "text")
-            else:
-                messages: Any = as_messages(prompt) if isinstance(prompt, str) else plain_messages(prompt)
-                options[limit] = system.max_new_tokens
-                reply = await client.chat.completions.create(messages=messages, **options)
-                answer = _field(reply, "message").content
-            usage = getattr(reply, "usage", None)
-            return {
-                "response": (answer or "").strip(),
-                "ended": _field(reply, "finish_reason") == "stop",
-                "tokens": getattr(usage, "completion_tokens", None),
-            }
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise _refused_key(system) from error
-        except (openai.APIResponseValidationError, AttributeError, IndexError, TypeError, ValueError) as error:
-            if last:  # no JSON, or no answer in it
-                raise InputError(f"System {system.name}: {system.source} sends no answers in OpenAI's form.") from error
-            await asyncio.sleep(0.1)
-        except openai.APIConnectionError as error:
-            raise InputError(f"System {system.name}: {system.source} does not answer any more.") from error
-        except openai.APIStatusError as error:
-            reason = first_line(Exception(error.message))
-            raise InputError(f"System {system.name}: {system.source} refuses a request: {reason}.") from error
-    raise AssertionError("the last attempt returns or raises")
+    if system.prefix:
+        text = Path(system.prefix).expanduser().read_text(encoding="utf-8") + prompt_text(prompt)
+        return await client.completions.create(prompt=text, max_tokens=system.max_new_tokens, **options)
+    messages: Any = as_messages(prompt) if isinstance(prompt, str) else plain_messages(prompt)
+    limit = "max_completion_tokens" if urlsplit(server.url).hostname == OPENAI else "max_tokens"
+    options[limit] = system.max_new_tokens
+    return await client.chat.completions.create(messages=messages, **options)
 
 
-def _field(reply: Any, name: str) -> Any:
-    return getattr(reply.choices[0], name)
-
-
-def _prefix(system: System) -> str:
-    from pathlib import Path
-
-    return Path(str(system.prefix)).expanduser().read_text(encoding="utf-8")
-
-
-def _client(system: System, retries: int, timeout: float) -> "AsyncOpenAI":
-    try:
-        from openai import AsyncOpenAI
-    except ImportError as error:
-        raise InputError(
-            f"System {system.name} needs the package openai. Run pip install 'instruct-rlhf[eval]'."
-        ) from error
-    # A server without keys gets a word in its place, because the client wants one.
-    return AsyncOpenAI(
-        base_url=system.source, api_key=os.environ.get(KEY) or "none", max_retries=retries, timeout=timeout
-    )
-
-
-def _refused_key(system: System) -> InputError:
-    state = f"refuses the key of {KEY}. Correct it" if os.environ.get(KEY) else f"needs a key. Set {KEY}"
-    return InputError(f"System {system.name}: {system.source} {state}.")
+def _fields(reply: Any, server: ChatServer) -> dict[str, Any]:
+    """Returns the answer of a reply, with `response`, `ended` and `tokens`."""
+    choice = reply.choices[0]
+    text = choice.message.content if hasattr(choice, "message") else choice.text
+    return {
+        "response": server.without_key(text or "").strip(),
+        "ended": choice.finish_reason == "stop",
+        "tokens": getattr(reply.usage, "completion_tokens", None),
+    }

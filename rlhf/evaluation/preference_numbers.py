@@ -97,8 +97,8 @@ def strengths(
         pairs = [pair for a, b in combinations(systems, 2) for pair in pairs_of(rows, judge, kind, a, b)]
     if len({name for pair in pairs for name in (pair.a, pair.b)}) < 3:
         return None
-    names_a, names_b, preferences = ([pair[i] for pair in pairs] for i in range(3))
-    found = bradley_terry(names_a, names_b, preferences, [pair.key for pair in pairs], baseline)
+    preferences, keys = [pair.preference for pair in pairs], [pair.key for pair in pairs]
+    found = bradley_terry([pair.a for pair in pairs], [pair.b for pair in pairs], preferences, keys, baseline)
     return {name: asdict(found[name]) for name in systems if name in found} or None
 
 

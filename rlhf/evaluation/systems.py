@@ -36,6 +36,7 @@ class System:
         name: of the system in tables, and of the file with its answers.
         source: stage of the run, folder or Hub id, file of completions, or URL.
         model: name of the model behind a URL.
+        key: environment variable with the key of the URL, see `rlhf.evaluation.chat_api.ChatServer`.
         base: folder or Hub id of an adapter's base; None: the one that the adapter names.
         prefix: text file that comes before each prompt; prompts are then plain text.
         best_of: n samples per prompt, of which the one with the highest reward counts; None: one sample.
@@ -48,6 +49,7 @@ class System:
     name: str
     source: str
     model: str | None = None
+    key: str | None = None
     base: str | None = None
     prefix: str | None = None
     best_of: int | None = None
@@ -75,9 +77,9 @@ class System:
 KEYS = tuple(field.name for field in fields(System) if field.name not in ("name", "source"))
 NUMBERS = {"best_of": (int, 2), "temperature": (float, 0), "max_new_tokens": (int, 1)}  # type and minimum
 ALLOWED = {
-    "endpoint": ("model", "prefix", "temperature", "max_new_tokens", "stop"),
+    "endpoint": ("model", "key", "prefix", "temperature", "max_new_tokens", "stop"),
     "file": (),
-    "model": tuple(key for key in KEYS if key != "model"),
+    "model": tuple(key for key in KEYS if key not in ("model", "key")),
 }
 
 
@@ -196,15 +198,12 @@ def _check(system: System, options: Mapping[str, Any]) -> None:
     where = f"System {system.name}"
     for key in options:
         if key not in ALLOWED[system.kind]:
-            raise InputError(f"{where} is a {system.kind} ({system.source}), which has no {key}. Leave {key} out.")
+            raise InputError(f"{where} is of the kind {system.kind}, which has no {key}. Leave {key} out.")
     if system.kind == "endpoint":
         if not system.model:
             raise InputError(f"{where} needs the name of a model behind {system.source}. Add model=NAME.")
-        url = urlsplit(system.source)
-        if url.username or url.query:
-            raise InputError(
-                f"{where} has a user or a query in its URL. Leave it out; a key is read from OPENAI_API_KEY."
-            )
+        if urlsplit(system.source).query:
+            raise InputError(f"{where} has a query in its URL. Leave it out; a key is read from the environment.")
     if system.reward and not system.best_of:
         raise InputError(f"{where} has a reward model and nothing to choose from. Add best_of=N.")
     files = {"source": system.source if system.kind == "file" else None, "prefix": system.prefix}
