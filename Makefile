@@ -104,7 +104,7 @@ choose: $(INSTALLED) ## choose the SFT checkpoint by reward-model score on valid
 ppo: $(INSTALLED) ## PPO from the SFT model against the reward model
 	$(call STAGE,ppo,ppo)
 
-evaluate: $(INSTALLED) ## win rates, gold axes, and the report
+evaluate: $(INSTALLED) ## answers of any systems, verdicts of any judges, numbers with intervals, report
 	$(call STAGE,evaluate,evaluate)
 
 benchmark: $(INSTALLED) ## truth, bias and regressions of each stage: make benchmark ARGS="--tasks truthfulqa crows_pairs"
