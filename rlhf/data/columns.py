@@ -73,6 +73,7 @@ WEIGHT = frozenset(["weight"])
 # Parts of names that are written without a border between their words: sysprompt, chathistory.
 PROMPT_STEMS = re.compile("system|history|context|prompt|instruct|question|image")
 ANSWER_STEMS = re.compile("respon|answer|reject|chosen|reward|score|toxi|hallucinat|profan|offens|nsfw")
+SPLIT_FLAGS = frozenset((first, last) for first in ("is", "in", "for") for last in ("eval", "evaluation"))
 FIRST_ABOUT = frozenset(["num", "n", "count", "original"])
 PROSE = 5  # words; values of fewer are names, unless they end like a sentence
 SENTENCE = re.compile(r"\S\s+\S.*[.!?]$", re.DOTALL)
@@ -213,7 +214,7 @@ def _changes_meaning(words: tuple[str, ...], value: Any, kind: str) -> bool:
     is_answer = kind != "prompts"
     if words[-1:] == ("model",):
         return is_answer and _is_sentence(value)
-    if _any_of(words[-1:], ABOUT) or _any_of(words[:1], FIRST_ABOUT):
+    if _any_of(words[-1:], ABOUT) or _any_of(words[:1], FIRST_ABOUT) or words in SPLIT_FLAGS:
         return False
     is_number = isinstance(value, bool | int | float)
     is_prompt = _any_of(words, PROMPT, PROMPT_STEMS)
