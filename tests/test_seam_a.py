@@ -463,3 +463,89 @@ def test_seam_a11_dataset_config_chooses_a_folder_or_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "helpful" / "train.jsonl"):
         with pytest.raises(InputError, match="has no folder of that name"):
             load_demonstrations(source(path, dataset_config="honest"), "train")
+
+
+HELD_OUT_CELLS = {  # cells of rows to train on, to choose on and to evaluate, in a column of that name
+    "SPLIT": ("Train", "DEV", "TEST"),
+    "set": ("train", "val", "te"),
+    "subset": ("train", "valid1", "test"),
+    "fold": ("train_0", "val", "test"),
+    "phase": ("training", "validation", "testing"),
+    "usage": ("train", "validation", "heldout"),
+    "ml_use": ("TRAIN", "VALIDATE", "TEST"),
+    "anything": ("train", "dev", "test"),
+    "split_list": (["train"], ["dev"], ["test"]),
+    "metadata": ({"split": "train", "id": 1}, {"split": "dev", "id": 2}, {"split": "test", "id": 3}),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+@pytest.mark.parametrize("name", HELD_OUT_CELLS)
+def test_seam_a12_a_column_of_any_name_that_names_splits_holds_rows_out(tmp_path, name, suffix):
+    cells = HELD_OUT_CELLS[name]
+    rows = [row | {name: cells[i % 3]} for i, row in enumerate(demonstrations(range(300)))]
+    if suffix == "csv":
+        rows = [row | {name: json.dumps(row[name]) if isinstance(row[name], dict) else row[name]} for row in rows]
+        rows = [row | {name: row[name][0] if isinstance(row[name], list) else row[name]} for row in rows]
+    args = source(write(tmp_path / f"rows.{suffix}", rows))
+    place = {row["prompt"]: i % 3 for i, row in enumerate(rows)}
+    loaded = {split: {place[row["prompt"]] for row in load_demonstrations(args, split)} for split in SPLITS}
+    assert loaded == {"train": {0}, "validation": {0, 1}, "test": {0, 1, 2}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "held_out"),
+    [
+        ({"is_test": False}, {"is_test": True}),
+        ({"isTest": "false"}, {"isTest": "true"}),
+        ({"is_train": 1, "is_val": 0}, {"is_train": 0, "is_val": 0}),
+        ({"held_out": False}, {"held_out": True}),
+        ({"train": True, "test": False}, {"train": False, "test": True}),
+        ({"meta": {"for_eval": False}}, {"meta": {"for_eval": True}}),
+    ],
+)
+def test_seam_a12_flags_hold_rows_out(tmp_path, kept, held_out):
+    rows = [row | (held_out if i % 2 else kept) for i, row in enumerate(demonstrations(range(300)))]
+    args = source(write(tmp_path / "rows.jsonl", rows))
+    odd = {row["prompt"] for row in rows[1::2]}
+    assert not odd & {row["prompt"] for row in load_demonstrations(args, "train")}
+    assert not odd & {row["prompt"] for row in load_demonstrations(args, "validation")}
+    assert odd & {row["prompt"] for row in load_demonstrations(args, "test")}
+
+
+def test_seam_a12_rows_to_choose_on_are_no_rows_to_evaluate_if_a_flag_says_so(tmp_path):
+    flags = ({"is_train": True, "is_val": False}, {"is_train": False, "is_val": True})
+    rows = [row | flags[i % 2] for i, row in enumerate(demonstrations(range(300)))]
+    args = source(write(tmp_path / "rows.jsonl", rows))
+    assert {row["prompt"] for row in rows[1::2]} & {row["prompt"] for row in load_demonstrations(args, "validation")}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("split", "a"), ("Partition", 3), ("set", "final"), ("is_test", "perhaps"), ("other", "blue")]
+)
+def test_seam_a12_a_word_that_names_no_split_is_an_error(tmp_path, name, value):
+    known = (False, True) if name == "is_test" else ("train", "test")
+    rows = [row | {name: known[i % 2]} for i, row in enumerate(demonstrations(range(60)))]
+    path = write(tmp_path / "rows.jsonl", [*rows, demonstrations([99])[0] | {name: value}])
+    reason = (
+        rf"rows.jsonl, line 61: column {name} names the split of other rows, and is {value!r} here; .*ignore={name}"
+    )
+    with pytest.raises(InputError, match=reason):
+        load_demonstrations(source(path), "train")
+    skipped = load_demonstrations(source(path, on_bad_rows="skip"), "train")
+    assert "Question 99?" not in {row["prompt"] for row in skipped}
+    assert load_demonstrations(source(path, columns=[f"ignore={name}"]), "train")
+
+
+def test_seam_a12_columns_of_other_words_name_no_split(tmp_path):
+    more = {"set": "essays", "fold": 2, "lang": "te", "topic": "testing", "text_id": "test", "usage": {"n": 3}}
+    rows = [row | more | {"text_id": f"test{'abc'[i % 3]}"} for i, row in enumerate(demonstrations(range(60)))]
+    trained = load_demonstrations(source(write(tmp_path / "rows.jsonl", rows)), "train")
+    plain = load_demonstrations(source(write(tmp_path / "b.jsonl", demonstrations(range(60)))), "train")
+    assert trained["prompt"][:] == plain["prompt"][:]
+
+
+def test_seam_a12_answers_that_are_such_words_name_no_split(tmp_path):
+    rows = [{"prompt": f"Is {i} a train or a test?", "completion": ("train", "test")[i % 2]} for i in range(100)]
+    trained = load_demonstrations(source(write(tmp_path / "rows.jsonl", rows)), "train")
+    assert {row["completion"] for row in trained} == {"train", "test"}

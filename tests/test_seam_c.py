@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 from test_data_formats import assistant, user
 
@@ -710,6 +711,142 @@ def test_seam_c2_names_and_numbers_say_nothing(load):
         "country": "United States of America",
         "n": 3,
         "seconds": 1.5,
-        "metadata": {"note": "a b c d e f"},
+        "metadata": {"machine": "a b", "n": 3},
     }
     assert load(load_demonstrations, [row | {"prompt": "Q", "response": "A"}]) == [{"prompt": "Q", "completion": "A"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("flagged", True), ("toxicity", 0.98), ("hallucination", 1), ("ok", False), ("verified", False)],
+        *[("sentiment", "negative"), ("human_eval", "bad"), ("evaluation", "poor"), ("annotation", "reject")],
+        *[("notes", "wrong answer"), ("confidence", 0.1), ("anything", False), ("is_fine", "0"), ("remark", ["Poor"])],
+        *[("gold", "B"), ("ground_truth", "B"), ("expected", "It rained."), ("ideal", "B"), ("gpt", "It rained.")],
+        *[("bot", "It rained."), ("model", "It rained all day."), ("model", "i do not know")],
+        *[("annotations", [{"label": "bad"}]), ("info", {"inner": {"score": 1}}), ("info", '{"label": "bad"}')],
+    ],
+)
+def test_seam_c6_verdicts_and_other_answers_under_any_name(load, name, value):
+    row = {"prompt": "Q", "response": "A", name: value}
+    with pytest.raises(InputError, match=f"column {name} may change what the row means.*--columns ignore={name}"):
+        load(load_demonstrations, [row])
+    assert load(load_prompts, [row]) == [{"prompt": "Q"}]
+    assert load(load_demonstrations, [row], columns=[f"ignore={name}"]) == [{"prompt": "Q", "completion": "A"}]
+
+
+@pytest.mark.parametrize("kind", [load_demonstrations, load_prompts])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("premise", "Rain."), ("table", "a|b"), ("audience", "children"), ("keywords", ["sea"])],
+        *[
+            ("language", "Answer in French"),
+            ("chat", [user("Hi")]),
+            ("attachments", ["a.pdf"]),
+            ("found", "It rained all day."),
+        ],
+        *[("review", {"choices": ["red", "blue"]}), ("meta", {"system_prompt": "Be brief."})],
+        *[
+            ("parameters", {"context": "It rained."}),
+            ("talk", [user("Hi")]),
+            ("meta", '{"system_prompt": "Be brief."}'),
+        ],
+        *[
+            ("deleted", True),
+            ("is_spam", True),
+            ("usable", "no"),
+            ("exclude", 1),
+            ("discard", "yes"),
+            ("include", False),
+        ],
+    ],
+)
+def test_seam_c6_parts_of_the_prompt_and_rows_to_leave_out_under_any_name(load, kind, name, value):
+    with pytest.raises(InputError, match=f"column {name} may change what the row means.*--columns ignore={name}"):
+        load(kind, [{"prompt": "Q", "response": "A", name: value}])
+
+
+def test_seam_c6_the_key_within_an_object_is_named(load):
+    row = {"prompt": "Q", "response": "A", "meta": {"id": 3, "more": [{"n": 1}, {"system_prompt": "Be brief."}]}}
+    with pytest.raises(InputError, match=r"line 1: column meta may .* \(by its key meta.more.system_prompt\)"):
+        load(load_demonstrations, [row])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_seam_c6_records_of_tools_say_nothing(load, name):
+    row = {
+        "lang": "en", "language": "Modern Standard Arabic", "model": "Meta Llama 3 8B Instruct", "country": "no",
+        "usage": {"prompt_tokens": 5, "completion_tokens": 7}, "params": {"temperature": 0.7, "top_p": 1},
+        "length": 12, "date": "2024-01-02", "has_code": True, "is_test_length": 3, "synthetic": False, "tags": ["a b"],
+    }  # fmt: skip
+    row = row if name == "a.jsonl" else {n: json.dumps(v) if isinstance(v, dict | list) else v for n, v in row.items()}
+    assert load(load_demonstrations, [row | {"prompt": "Q", "response": "A"}], name)[0]["completion"] == "A"
+
+
+def test_seam_c7_a_quote_that_takes_in_lines_of_a_table_with_tabs_is_a_bad_row(tmp_path):
+    lines = ["prompt\tcompletion", "Q0\tA0", '"Hi, she said\tA1', "Q2\tA2", 'Q3"\tA3', "Q4\tA4"]
+    (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
+    args = DataArguments(dataset_name=str(tmp_path / "a.tsv"))
+    with pytest.raises(InputError, match=r"a.tsv, line 3: a cell holds a tab and a newline: .*; write each as two"):
+        load_demonstrations(args, "train")
+    args.on_bad_rows = "skip"
+    assert load_demonstrations(args, "train")["prompt"][:] == ["Q0", "Q4"]
+
+
+def test_seam_c7_empty_rows_and_columns_of_spreadsheets_are_ignored(tmp_path):
+    for delimiter in ",;\t":
+        lines = ["prompt,completion,,", "Q,A,,", ",,,", " ,,,", "R,B,,", ",,,"]
+        (tmp_path / "a.csv").write_text("\n".join(lines).replace(",", delimiter) + "\n")
+        rows = load_demonstrations(DataArguments(dataset_name=str(tmp_path / "a.csv")), "train")
+        assert rows["prompt"][:] == ["Q", "R"]
+    (tmp_path / "a.csv").write_text("prompt,completion,,\nQ,A,,\nR,B,,7\n")
+    with pytest.raises(InputError, match="line 3: a column without a name holds '7'; name it in the first line"):
+        load_demonstrations(DataArguments(dataset_name=str(tmp_path / "a.csv")), "train")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("orient", "reason"),
+    [("split", 'orient="split"'), ("index", 'orient="index"'), ("columns", "columns and not rows")],
+)
+def test_seam_c7_tables_of_pandas_that_are_no_rows_are_explained(tmp_path, name, orient, reason):
+    table = pd.DataFrame({"prompt": ["Q", "R"], "completion": ["A", "B"]})
+    table.to_json(tmp_path / name, orient=orient)
+    with pytest.raises(InputError, match=rf'{reason}.*to_json\(path, orient="records", lines=True\)'):
+        load_demonstrations(DataArguments(dataset_name=str(tmp_path / name)), "train")
+    table.set_index(pd.Index(["x", "y"])).to_json(tmp_path / name, orient="index")
+    with pytest.raises(InputError, match='orient="index"'):
+        load_demonstrations(DataArguments(dataset_name=str(tmp_path / name)), "train")
+
+
+def test_seam_c7_generations_with_ratings_are_a_comparison(load):
+    """distilabel: ratings of several answers of models, with its records about them."""
+    about = {"generation_models": ["m", "n"], "model_name": "j", "distilabel_metadata": {"raw_output": "Two is best."}}
+    row = {"instruction": "Q", "generations": ["a", "b"], "ratings": [2, 5], **about}
+    expected = {"prompt": [user("Q")], "completions": ["a", "b"], "ranks": [1, 0], "ratings": [2.0, 5.0]}
+    for name in ("a.jsonl", "a.parquet"):
+        assert load(load_comparisons, [row], name) == [expected]
+    old = {"input": "Q", "generations": ["a", "b"], "rating": [2, 5]}
+    assert load(load_comparisons, [old]) == [expected]
+    with pytest.raises(InputError, match=r"column rationales may change .*--columns ignore=rationales"):
+        load(load_comparisons, [row | {"rationales": ["Weak.", "Fine."]}])
+    with pytest.raises(InputError, match="column ratings is not 2 numbers"):
+        load(load_comparisons, [row | {"ratings": [2, None]}])
+
+
+def test_seam_c7_files_of_a_folder_that_are_not_read_are_named(tmp_path, caplog):
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("a.jsonl", "a copy.jsonl", "b.jsonl", ".c.jsonl", "__MACOSX/d.jsonl"):
+        write(tmp_path / name, [{"prompt": name.replace(" copy", ""), "completion": "A"}])
+    for name in ("more.xlsx", "old.arrow", "README.md", "LICENSE", ".gitattributes"):
+        (tmp_path / name).write_text("x")
+    rows = load_prompts(DataArguments(dataset_name=str(tmp_path)), "train")
+    assert set(rows["prompt"]) == {"a.jsonl", "b.jsonl"}
+    said = [record.message for record in caplog.records if "not read" in record.message or "copy of" in record.message]
+    assert len(said) == 2 and "that are not read: more.xlsx, old.arrow; data ends in .jsonl" in said[0]
+    assert "a.jsonl is a copy of" in said[1] and "rows are read twice" in said[1]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "more.xlsx").write_text("x")
+    with pytest.raises(InputError, match=r"holds no data \(there is more.xlsx\)"):
+        load_prompts(DataArguments(dataset_name=str(tmp_path / "none")), "train")

@@ -3,16 +3,18 @@
 A name is judged by its words: `system_prompt` and `SystemMessage` have the word system. A column that is not read, and
 whose name has a word of `PROMPT` or `ANSWER`, is refused unless it is empty or repeats a column that is read. Names
 that end in a word of `ABOUT` (`prompt_id`, `chosen_model`), and names without such words, say nothing about the row:
-they are ignored, and the log names them once. But prose under a name without such words may be a part of the prompt.
+they are ignored, and the log names them once. But values speak under any name: prose may be a part of the prompt, and
+true, no, "bad" or "wrong answer" may be a verdict. The keys of objects are judged like columns.
 """
 
+import json
 import logging
 import re
 from collections.abc import Collection
 from functools import cache
 from typing import Any
 
-from rlhf.data.checks import Row, RowError, is_empty
+from rlhf.data.checks import TRUTH_VALUES, Row, RowError, is_empty
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import say_once
 
@@ -22,9 +24,10 @@ PROMPT_WORDS = """
     dialogue message turns context ctx background knowledge evidence document doc passage paragraph article story
     abstract snippet facts hint persona role character scenario constraint rule guideline requirement definition goal
     tool function api schema kwargs prefix prefill suffix choices option distractor example shot demonstration title
-    heading text content body post data instance
+    heading text content body post data instance premise hypothesis claim sentence table audience reader recipient
+    keyword excerpt outline draft transcript caption chat thread
 """
-MEDIA_WORDS = "image picture photo video audio pixel speech"
+MEDIA_WORDS = "image picture photo screenshot video audio pixel speech attachment"
 # Answers, and how good they are.
 ANSWER_WORDS = """
     completion response answer output reply replies target solution generation candidate summary summaries chosen
@@ -33,27 +36,48 @@ ANSWER_WORDS = """
     bad correct incorrect correctness right wrong true false valid thumb upvotes downvotes likes dislikes feedback
     verdict judgment judgement choice quality helpful helpfulness harmless harmlessness harmful safe unsafe desirable
     undesirable accept reject approve approved pass passed fail failed keep strength positive negative grade star
-    status mask critique reflection refusal correction corrected revision revised edit edited reference
+    status mask critique reflection refusal correction corrected revision revised edit edited reference gold golden
+    truth expected ideal flag flagged ok okay useful useless verified verification eval evaluation assessment annotation
+    sentiment moderation confidence certainty
+"""
+# Says whether to use a row at all.
+ROW_WORDS = """
+    exclude excluded discard discarded include included usable unusable deleted spam skip skipped drop dropped
+"""
+# Short values that are verdicts under any name.
+VERDICT_WORDS = """
+    good bad poor wrong correct incorrect reject rejected accept accepted approved fail failed unsafe safe toxic spam
+    useless unusable invalid hallucination hallucinated
+"""
+SPEAKER_WORDS = "gpt chatgpt bot llm ai assistant claude"
+# Flags that say where a row comes from, or that are read as splits.
+FLAG_WORDS = """
+    has multi english synthetic anony anonymous redacted translated generated augmented streamed public classification
+    train training val validation dev test heldout held holdout unseen benchmark
 """
 # Names about a row that may also hold an instruction; a name as "Coding" is none, "Translate to French" may be one.
-INSTRUCTIVE_WORDS = "task format policy topic style tone"
+INSTRUCTIVE_WORDS = "task format policy topic style tone language lang"
 # Last words of names about a row: prompt_id, answer_length, score_model.
 ABOUT_WORDS = """
-    id idx index hash sha md uuid key source dataset lang language length len token count num model name type date time
+    id idx index hash sha md uuid key source dataset length len token count num model name type date time
     timestamp at version category categories license split policy author annotator worker labeler url link format
-    fingerprint topic domain task file subset
+    fingerprint topic domain task file subset city country region locale gender age
 """
 REPEATABLE_WORDS = "prompt instruction question query message messages response completion answer output"
-PROMPT, MEDIA, ANSWER, ABOUT, INSTRUCTIVE, REPEATABLE = (
+PROMPT, MEDIA, ANSWER, ROW, ABOUT, INSTRUCTIVE, REPEATABLE = (
     frozenset(words.split())
-    for words in (PROMPT_WORDS, MEDIA_WORDS, ANSWER_WORDS, ABOUT_WORDS, INSTRUCTIVE_WORDS, REPEATABLE_WORDS)
+    for words in (PROMPT_WORDS, MEDIA_WORDS, ANSWER_WORDS, ROW_WORDS, ABOUT_WORDS, INSTRUCTIVE_WORDS, REPEATABLE_WORDS)
 )
+VERDICTS, SPEAKERS, FLAGS = (frozenset(words.split()) for words in (VERDICT_WORDS, SPEAKER_WORDS, FLAG_WORDS))
 WEIGHT = frozenset(["weight"])
 # Parts of names that are written without a border between their words: sysprompt, chathistory.
 PROMPT_STEMS = re.compile("system|history|context|prompt|instruct|question|image")
-ANSWER_STEMS = re.compile("respon|answer|reject|chosen|reward|score")
+ANSWER_STEMS = re.compile("respon|answer|reject|chosen|reward|score|toxi|hallucinat|profan|offens|nsfw")
+SPLIT_FLAGS = frozenset((first, last) for first in ("is", "in", "for") for last in ("eval", "evaluation"))
 FIRST_ABOUT = frozenset(["num", "n", "count", "original"])
-PROSE = 5  # words; values of fewer are names
+PROSE = 5  # words; values of fewer are names, unless they end like a sentence
+SENTENCE = re.compile(r"\S\s+\S.*[.!?]$", re.DOTALL)
+TOOL_RECORDS = frozenset(["distilabel_metadata"])  # objects that repeat what a tool has sent and received
 IGNORE = "ignore"  # target of --columns for columns to leave out
 
 
@@ -67,12 +91,13 @@ def refuse_unread(row: Row, read: Collection[str], kind: str) -> None:
     for name, value in row.items():
         if name in read or is_empty(value):
             continue
-        words = _words(name)
-        if not _changes_meaning(words, value, kind) or _repeats(words, value, row, read):
+        found = None if name in TOOL_RECORDS else _changing(name, value, kind)
+        if found is None or _repeats(_words(name), value, row, read):
             continue
+        remedy = f"rename it with --columns new={name}" if found == name else "move that key into a column"
         raise RowError(
-            f"column {name} may change what the row means, and is not read here; rename it with --columns "
-            f"new={name}, or leave the column out with --columns {IGNORE}={name}"
+            f"column {name} may change what the row means{'' if found == name else f' (by its key {found})'}, and is "
+            f"not read here; {remedy}, or leave the column out with --columns {IGNORE}={name}"
         )
 
 
@@ -155,33 +180,82 @@ def parse_columns(pairs: list[str] | None, targets: Collection[str] | None = Non
     return names
 
 
+def _changing(name: str, value: Any, kind: str) -> str | None:
+    """Returns the column, or the key within its objects ("meta.system"), that may change what the row means."""
+    objects = _objects(value) if kind != "pretraining" else []
+    for key, item in ((key, item) for one in objects for key, item in one.items() if not is_empty(item)):
+        if (found := _changing(str(key), item, kind)) is not None:
+            return f"{name}.{found}"
+    value = objects if objects and isinstance(value, str) else value
+    return name if _changes_meaning(_words(name), value, kind) else None
+
+
+def _objects(value: Any) -> list[Row]:
+    """Returns the objects that a value holds, also as text."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    if isinstance(value, list):
+        return [one for item in value if not isinstance(item, str) for one in _objects(item)]
+    return [value] if isinstance(value, dict) else []
+
+
 def _changes_meaning(words: tuple[str, ...], value: Any, kind: str) -> bool:
-    if not words:
-        return False
     if _any_of(words, WEIGHT):
         return not (isinstance(value, int | float) and value == 1)
     if _any_of(words, MEDIA):
         return bool(value)
     if kind == "pretraining":
         return False
-    if _any_of(words[-1:], INSTRUCTIVE):
-        return _is_prose(value, 3)
-    if _any_of(words[-1:], ABOUT) or words[0] in FIRST_ABOUT:
+    if _any_of(words[-1:], INSTRUCTIVE):  # "Answer in French", and not "Modern Standard Arabic"
+        return _is_prose(value, 3) and re.search(r"(^|\s)[a-z]", str(value)) is not None
+    is_answer = kind != "prompts"
+    if words[-1:] == ("model",):
+        return is_answer and _is_sentence(value)
+    if _any_of(words[-1:], ABOUT) or _any_of(words[:1], FIRST_ABOUT) or words in SPLIT_FLAGS:
         return False
     is_number = isinstance(value, bool | int | float)
-    if not is_number and (_any_of(words, PROMPT, PROMPT_STEMS) or len("".join(words)) == 1):  # options A, B, C, D
+    is_prompt = _any_of(words, PROMPT, PROMPT_STEMS)
+    if not is_number and (is_prompt or len("".join(words)) == 1):  # options A, B, C, D
         return True
-    if _any_of(words, ANSWER, ANSWER_STEMS):
-        return kind != "prompts"
+    if _any_of(words, ROW):
+        return True
+    is_verdict = not is_prompt and not _any_of(words, FLAGS) and _is_verdict(words, value)
+    is_said = len(words) == 1 and _any_of(words, SPEAKERS) and _is_prose(value, 2)
+    if _any_of(words, ANSWER, ANSWER_STEMS) or is_verdict or is_said:
+        return is_answer
     return _is_prose(value, PROSE)
 
 
-def _is_prose(value: Any, num_words: int) -> bool:
-    """True for text of so many words, and for a list with such text. Objects hold what tools have recorded."""
+def _is_verdict(words: tuple[str, ...], value: Any) -> bool:
+    """True for true or false in any spelling, and for few words with one of `VERDICT_WORDS`."""
     if isinstance(value, list):
-        items = [text for item in value for text in (item.values() if isinstance(item, dict) else [item])]
-        return any(isinstance(item, str) and _is_prose(item, num_words) for item in items)
-    return isinstance(value, str) and len(value.split()) >= num_words
+        return any(_is_verdict(words, item) for item in value if isinstance(item, str | bool))
+    if isinstance(value, bool) or (words[:1] == ("is",) and str(value).lower() in TRUTH_VALUES):
+        return True
+    said = re.findall("[a-z]+", value[:100].lower()) if isinstance(value, str) else []
+    if not said or len(said) >= PROSE:
+        return False
+    return said in (["true"], ["false"], ["yes"], ["no"]) or not VERDICTS.isdisjoint(said)
+
+
+def _is_prose(value: Any, num_words: int) -> bool:
+    """True for text of so many words or for a short sentence, and for a list with such text."""
+    if isinstance(value, list):
+        return any(isinstance(item, str | list) and _is_prose(item, num_words) for item in value)
+    if not isinstance(value, str):
+        return False
+    count = len(value.split())
+    return count >= num_words or (count >= 3 and SENTENCE.search(value.strip()) is not None)
+
+
+def _is_sentence(value: Any) -> bool:
+    """True for text that is no name of a model: it ends like a sentence, or has three words in lower case."""
+    if not isinstance(value, str):
+        return False
+    return SENTENCE.search(value.strip()) is not None or len(re.findall(r"(?<!\S)[a-z']+(?!\S)", value)) >= 3
 
 
 def _any_of(words: tuple[str, ...], names: frozenset[str], stems: re.Pattern[str] | None = None) -> bool:

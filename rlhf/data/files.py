@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rlhf.data.cells import unique_keys
-from rlhf.data.spellings import SCORES
+from rlhf.data.spellings import QUESTIONS, SCORES
 from rlhf.errors import InputError
 
 SUFFIXES = (
@@ -53,6 +53,7 @@ NUMBERS = frozenset(
 )
 NUMBER = re.compile(r"-?\d{1,9}(\.\d+)?")
 SPLITS = {"train", "validation", "valid", "val", "dev", "test"}
+ROW_KEYS = {"prompt", "messages", "conversations", *QUESTIONS}  # one of them is in every row
 CONTAINERS = ("data", "train", "rows", "examples", "samples", "records", "items")  # keys of a list of rows
 csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long document
 
@@ -150,9 +151,26 @@ def _parse_object(text: str) -> tuple[dict[str, Any], str | None]:
 
 
 def _object(value: Any) -> tuple[dict[str, Any], str | None]:
-    if isinstance(value, dict):
-        return value, None
-    return {}, f"a JSON {type(value).__name__}; an object with the columns as keys is needed"
+    if not isinstance(value, dict):
+        return {}, f"a JSON {type(value).__name__}; an object with the columns as keys is needed"
+    fault = _pandas_fault(value)
+    return ({}, fault) if fault else (value, None)
+
+
+def _pandas_fault(value: dict[str, Any]) -> str | None:
+    """Returns a fault for a whole table in one object, as pandas writes it by default or with orient."""
+    remedy = 'write rows with to_json(path, orient="records", lines=True)'
+    if value.keys() <= {"columns", "index", "data"} and all(
+        isinstance(value.get(n), list) for n in ("columns", "data")
+    ):
+        return f'a table that pandas wrote with orient="split"; {remedy}'
+    if not value or not all(isinstance(inner, dict) and inner for inner in value.values()):
+        return None
+    if all(all(map(str.isdigit, inner)) for inner in value.values()):
+        return f"a table that pandas wrote by default, which holds columns and not rows; {remedy}"
+    if all(map(str.isdigit, value)) or all(inner.keys() & ROW_KEYS for inner in value.values()):
+        return f'a table that pandas wrote with orient="index"; {remedy}'
+    return None
 
 
 def _json_array_rows(path: Path) -> Iterator[SourceRow]:
@@ -167,11 +185,8 @@ def _json_object_rows(path: Path) -> Iterator[SourceRow]:
         raise InputError(f"{path} holds several splits ({', '.join(value)}). Write each into a file of its own.")
     if len(holders) == 1 and holders[0] in CONTAINERS:
         return _rows_of_values(path, value[holders[0]])
-    if value and all(isinstance(column, dict) and all(map(str.isdigit, column)) for column in value.values()):
-        raise InputError(
-            f"{path} holds columns and not rows, as pandas writes them. Write rows with "
-            'to_json(path, orient="records", lines=True).'
-        )
+    if fault := _pandas_fault(value):
+        raise InputError(f"{path} is {fault}.")
     return _rows_of_values(path, [value])
 
 
@@ -219,15 +234,16 @@ def _text_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def _csv_rows(path: Path, default: str) -> Iterator[SourceRow]:
-    reader = csv.reader(_decoded(path), strict=True, delimiter=_delimiter(path, default))
+    delimiter = _delimiter(path, default)
+    reader = csv.reader(_decoded(path), strict=True, delimiter=delimiter)
     header, last = None, 0
     try:
         for cells in reader:
             first, last = last + 1, reader.line_num  # a quoted cell may span lines
             if header is None:
                 header = _header(path, cells) if cells else None
-            elif cells:
-                yield _csv_row(path, first, header, cells)
+            elif any(cell.strip() for cell in cells):  # spreadsheets write empty rows as ";;"
+                yield _csv_row(path, first, header, cells, delimiter)
     except csv.Error as error:
         raise InputError(f"{path}, line {last + 1} is not valid CSV ({error}). Check its quotes.") from error
 
@@ -244,7 +260,7 @@ def _delimiter(path: Path, default: str) -> str:
 
 def _header(path: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise InputError(f"{path} has two columns with the name {twice[0]!r}. Give each its own name.")
     return names
@@ -257,17 +273,23 @@ def _decoded(path: Path) -> Iterator[str]:
         yield line
 
 
-def _csv_row(path: Path, number: int, header: list[str], cells: list[str]) -> SourceRow:
+def _csv_row(path: Path, number: int, header: list[str], cells: list[str], delimiter: str) -> SourceRow:
     place = f"line {number}"
+    if delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+        fault = (
+            "a cell holds a tab and a newline: a quotation mark that begins a cell and is not doubled takes "
+            "in the lines up to the next one; write each as two in a quoted cell, or write JSON lines"
+        )
+        return SourceRow(str(path), place, {}, fault)
     if len(cells) != len(header):
         fault = f"{len(cells)} cells under {len(header)} columns; put cells that hold delimiters or newlines in quotes"
         return SourceRow(str(path), place, {}, fault)
-    content: dict[str, Any] = {name: cell or None for name, cell in zip(header, cells, strict=True)}
-    index = content.pop("", None)  # pandas writes its row numbers under no name
-    if index is not None and not NUMBER.fullmatch(index):
-        return SourceRow(
-            str(path), place, {}, f"a column without a name holds {index!r:.40}; name it in the first line"
-        )
+    content: dict[str, Any] = {name: cell or None for name, cell in zip(header, cells, strict=True) if name}
+    for i, (name, cell) in enumerate(zip(header, cells, strict=True)):
+        is_index = i == 0 and NUMBER.fullmatch(cell)  # pandas writes its row numbers under no name
+        if not name and cell.strip() and not is_index:
+            fault = f"a column without a name holds {cell!r:.40}; name it in the first line"
+            return SourceRow(str(path), place, {}, fault)
     for name in content.keys() & NUMBERS:
         if content[name] and NUMBER.fullmatch(content[name]):
             content[name] = float(content[name]) if "." in content[name] else int(content[name])

@@ -26,8 +26,9 @@ from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
 from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
 from rlhf.data.scratch import once_per_machine, write_rows
-from rlhf.data.selection import Selection, may_serve, own_splits, role_of, split_column
+from rlhf.data.selection import Selection, may_serve, own_splits
 from rlhf.data.sources import Splits, find_splits, has_config, rows_of_dataset
+from rlhf.data.split_columns import HEAD, by_role, find_split_columns
 from rlhf.data.splits import SPLITS, Split, conversation_id, first_turn, split_of_id
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import say_once
@@ -170,12 +171,11 @@ def _rows_by_role(
     named: str | None,
     limit: int | None,
 ) -> Iterator[tuple[Split, Row]]:
-    """Yields (role, row): that of the source's own split, or a later one which a column `split` names for the row."""
+    """Yields (role, row): that of the source's own split, or a later one that a column names for the row."""
     all_rows = rows()
-    head = list(islice(all_rows, 1))
-    names_splits = head and named is None and args.dataset_name != "sandbox"
-    column = split_column(head[0], args) if names_splits else None
-    if column is None:
+    head = list(islice(all_rows, HEAD)) if named is None and args.dataset_name != "sandbox" else []
+    columns = find_split_columns(head, args.columns)
+    if not columns:
         all_rows = islice(itertools.chain(head, all_rows), limit)
         yield from ((role, row) for row in checked_rows(kind, all_rows, args, bad_rows))  # pyright: ignore[reportReturnType]
         return
@@ -183,14 +183,15 @@ def _rows_by_role(
         if not any(may_serve(part, split) for split in splits):
             continue
         num_rows = 0
-        parts = (row for row in rows() if role_of(row, column, role) == part)
-        for row in checked_rows(kind, islice(parts, limit), args, bad_rows):
+        parts = islice(by_role(rows, columns, role, part), limit)
+        for row in checked_rows(kind, parts, args, bad_rows):
             num_rows += 1
             yield part, row
         if part == "train" and not num_rows:
+            names = ", ".join(".".join(path) for path in columns)
             raise InputError(
-                f"column {column} of {args.dataset_name} names no row to train on. If it says something else, leave it "
-                f"out with --columns ignore={column}."
+                f"column {names} of {args.dataset_name} names no row to train on. If it says something else, leave it "
+                f"out with --columns ignore={columns[0][0]}."
             )
 
 

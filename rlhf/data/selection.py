@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 
 from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
-from rlhf.data.columns import parse_columns
-from rlhf.data.files import SourceRow
 from rlhf.data.schemas import Row
 from rlhf.data.sources import Splits
 from rlhf.data.splits import SPLITS, Split, conversation_id, split_of_name
@@ -14,7 +12,6 @@ from rlhf.errors import InputError
 from rlhf.runs.artifacts import say_once
 
 FEW = 30  # conversations
-SPLIT_COLUMNS = ("split", "Split", "data_split", "dataset_split", "datasplit", "partition")
 
 
 def own_splits(
@@ -54,19 +51,6 @@ def own_splits(
             "train on with dataset_train_split; files and splits named validation or test are never trained on."
         )
     return dict(sorted(roles.items(), key=lambda item: -SPLITS.index(item[1])))
-
-
-def split_column(first: SourceRow, args: DataArguments) -> str | None:
-    """Returns the column of a source's first row that names the split of each row; None if it has none."""
-    left_out = parse_columns(args.columns)
-    return next((name for name in SPLIT_COLUMNS if name in first.content and name not in left_out), None)
-
-
-def role_of(row: SourceRow, column: str, own: Split) -> Split:
-    """Returns what a row is for: the later one of train, validation, test, by its file and by its column."""
-    value = row.content.get(column)
-    named = split_of_name(value) if isinstance(value, str) else None
-    return max(own, named or own, key=SPLITS.index)  # pyright: ignore[reportReturnType]
 
 
 def may_serve(own: Split, split: Split) -> bool:

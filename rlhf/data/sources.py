@@ -1,5 +1,7 @@
 """Finds a data set by its name, on this machine or on the Hub: its splits, and the rows of each."""
 
+import filecmp
+import logging
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,10 +17,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from rlhf.data.files import SUFFIXES, SourceRow, is_readable, read_rows
 from rlhf.data.splits import split_of_name
 from rlhf.errors import InputError, first_line
+from rlhf.runs.artifacts import say_once
 
 Splits = dict[str, Callable[[], Iterator[SourceRow]]]
 SHARD = re.compile(r"((?:train|validation|test)_\w+)-\d{5}-of-\d{5}")  # of a split of the Hub, as train_sft
 NO_ROWS = frozenset(["readme.txt", "license.txt", "requirements.txt", "dataset_info.json", "dataset_infos.json"])
+ABOUT_DATA = frozenset(["readme", "license", "changelog", "citation", "makefile"])  # names without ending
 LOOKS_LOCAL = re.compile(r"^[./~]|\\")
 
 
@@ -76,19 +80,39 @@ def _folder(folder: Path) -> Splits:
     files: dict[str | None, list[Path]] = {}
     own = None if folder.name.lower() == "dev" else split_of_name(folder.name, whole=True)
     own = None if own == "train" else own
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in inside.parts)
-        if path.is_file() and is_readable(path) and not is_hidden and path.name.lower() not in NO_ROWS:
-            files.setdefault(_split_of_path(inside), []).append(path)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and _may_be_data(path.relative_to(folder))]
+    for path in filter(is_readable, paths):
+        files.setdefault(_split_of_path(path.relative_to(folder)), []).append(path)
+    unread = [str(path.relative_to(folder)) for path in paths if not is_readable(path)]
+    some = ", ".join(unread[:10]) + (f" and {len(unread) - 10} more" if len(unread) > 10 else "")
     if not files:
-        raise InputError(f"folder {folder} holds no data. Give one with files that end in {', '.join(SUFFIXES)}.")
+        there = f" (there is {some})" if unread else ""
+        raise InputError(f"folder {folder} holds no data{there}. Give files that end in {', '.join(SUFFIXES)}.")
+    if unread:
+        say_once(f"files of {folder} that are not read: {some}; data ends in {', '.join(SUFFIXES)}", logging.WARNING)
+    _warn_of_copies([path for part in files.values() for path in part])
     if None in files and "train" in files:
         raise InputError(
             f"folder {folder} has files named after a split ({files['train'][0]}) and a file that names none "
             f"({files[None][0]}). Move it out of the folder, or give it alone."
         )
     return {split or own or "train": partial(_rows_of_files, paths) for split, paths in files.items()}
+
+
+def _may_be_data(path: Path) -> bool:
+    """False for files that are about the data, hidden, or left by macOS in an archive."""
+    is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not is_hidden and path.name.lower() not in NO_ROWS and path.stem.lower() not in ABOUT_DATA
+
+
+def _warn_of_copies(paths: list[Path]) -> None:
+    by_size: dict[tuple[str, int], list[Path]] = {}
+    for path in paths:
+        by_size.setdefault((path.suffix, path.stat().st_size), []).append(path)
+    for first, *others in by_size.values():
+        for other in others:
+            if filecmp.cmp(first, other, shallow=False):
+                say_once(f"{other} is a copy of {first}: its rows are read twice; move one away", logging.WARNING)
 
 
 def _saved(folder: Path) -> Splits:

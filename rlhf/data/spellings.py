@@ -7,8 +7,8 @@
 |---|---|
 | `prompt` | prompt, question, instruction (with input as a second paragraph), query, problem, input |
 | `completion` | completion, response, answer, output, solution |
-| `completions` | completions, responses, answers, outputs, candidates, if they are lists |
-| `ratings` | ratings, scores, if they are lists |
+| `completions` | completions, responses, answers, outputs, candidates, generations, if they are lists |
+| `ratings` | ratings, scores, rating, if they are lists |
 | `messages` | messages, conversations, conversation, dialogue, dialog, if they are lists |
 | `chosen`, `rejected` | also chosen_response, response_chosen, and the same with answer, completion, output |
 
@@ -23,7 +23,7 @@ from rlhf.data.messages import check_is_learned, check_messages, previous_turns,
 
 QUESTIONS = ("question", "instruction", "query", "problem", "input")
 COMPLETIONS = ("response", "answer", "output", "solution")
-LISTS = ("responses", "answers", "outputs", "candidates")
+LISTS = ("responses", "answers", "outputs", "candidates", "generations")
 CONVERSATIONS = ("conversations", "conversation", "dialogue", "dialog")
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
 HISTORY = "history"
@@ -64,7 +64,7 @@ def spelled_out(row: Row) -> Row:
     row = dict(row)
     _take(row, "messages", CONVERSATIONS, list)
     _take(row, "completions", LISTS, list)
-    _take(row, "ratings", ("scores",), list)
+    _take(row, "ratings", ("scores", "rating"), list)
     _take(row, "completion", COMPLETIONS)
     if all(any(not is_empty(row.get(name)) for name in (verdict, *names)) for verdict, names in PAIR.items()):
         for verdict, names in PAIR.items():

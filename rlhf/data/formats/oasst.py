@@ -143,7 +143,7 @@ TREES = Format(
 MESSAGES = Format(
     title="OpenAssistant messages",
     matches=is_message,
-    columns=("text", "role", "rank", "labels"),
+    columns=("text", "role", "rank", "labels", "deleted", "review_result", "synthetic", "detoxify", "emojis"),
     kinds={
         "demonstrations": lambda messages: demonstrations(tree_of(messages)),
         "comparisons": lambda messages: comparisons(tree_of(messages)),

@@ -15,7 +15,7 @@ OUTPUTS = ("preferred_output", "non_preferred_output")
 
 
 def comparisons(row: Row) -> Iterator[Row]:
-    yield {"prompt": _messages(row), "chosen": row[OUTPUTS[0]], "rejected": row[OUTPUTS[1]]}
+    yield {"prompt": _messages(row), "chosen": row.get(OUTPUTS[0]), "rejected": row.get(OUTPUTS[1])}
 
 
 def prompts(row: Row) -> Iterator[Row]:
@@ -23,7 +23,7 @@ def prompts(row: Row) -> Iterator[Row]:
 
 
 def _messages(row: Row) -> Any:
-    given = row["input"]
+    given = row.get("input")
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise RowError('column input is not an object with messages; write {"messages": [...]}')
     if not is_empty(given.get("tools")):
