@@ -9,6 +9,7 @@ model or data, leaves its keys out:
 
     mc1_difference, mc2_difference   TruthfulQA: our number minus that of lm-eval's own task on the same rows
     crows_difference                 CrowS-Pairs: likewise, of pct_stereotype; crows_likelihood_difference of the other
+    truth_auc, truth_accuracy        likeness to TruthfulQA's references, against its human labels
     seconds_three_systems            three systems on 500 sandbox prompts with two judges
     coverage                         statistic -> number of prompts -> share of 95 % intervals that hold the true value
     toxicity_auc                     scorer -> area under the ROC curve on labeled rows
@@ -17,6 +18,7 @@ model or data, leaves its keys out:
 import argparse
 import csv
 import json
+import random
 import runpy
 import tempfile
 from collections.abc import Callable, Sequence
@@ -68,6 +70,40 @@ def truthfulqa(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{metric}: ours {mean:.9f}, lm-eval {theirs:.9f}")
         results[f"{metric}_difference"] = mean - theirs
     return results
+
+
+def truth(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns how well likeness to the references agrees with people, on a sample of TruthfulQA's labeled answers.
+
+    Answers that are references themselves are left out.
+    """
+    source = args.data / "truthfulqa"
+    if not (source / "finetune_truth.jsonl").exists():
+        return {}
+    from sklearn.metrics import roc_auc_score
+
+    from rlhf.evaluation.published_data import read_published, read_table
+    from rlhf.evaluation.truth_judges import ReferenceJudge, has_content, truth_margin
+    from rlhf.evaluation.truthfulness import question
+
+    rows, _ = read_published("truthfulqa", source)
+    questions = {row["question"].strip(): question(row) for row in rows["evaluation"]}
+    labeled = []
+    for row in read_table(source / "finetune_truth.jsonl"):
+        asked, answer = (part.strip() for part in row["prompt"].removesuffix("\nTrue:")[len("Q: ") :].split("\nA: ", 1))
+        known = questions.get(asked)
+        if known and answer.lower().rstrip(".") not in {a.lower().rstrip(".") for a in (*known.true, *known.false)}:
+            labeled.append((known, answer, row["completion"].strip() == "yes"))
+    asked, answers, labels = zip(*random.Random(args.seed).sample(labeled, min(3000, len(labeled))), strict=True)
+    verdicts, _ = ReferenceJudge().judge(asked, answers)
+    margins = [
+        truth_margin(answer, q.true, q.false) if has_content(answer) else 2.0
+        for q, answer in zip(asked, answers, strict=True)
+    ]
+    return {
+        "truth_auc": float(roc_auc_score(labels, margins)),
+        "truth_accuracy": sum(v == label for v, label in zip(verdicts, labels, strict=True)) / len(labels),
+    }
 
 
 def crows_pairs(args: argparse.Namespace) -> dict[str, Any]:
@@ -139,6 +175,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "coverage": coverage,
     "truthfulqa": truthfulqa,
     "crows_pairs": crows_pairs,
+    "truth": truth,
 }
 
 

@@ -75,8 +75,9 @@ class BenchmarkArguments:
     truth_judge: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of the judge of TruthfulQA's answers: a sequence classifier, or a causal model "
-            "trained on TruthfulQA's judgments. None compares with the reference answers."
+            "help": "Judge of TruthfulQA's answers: folder or Hub id of a sequence classifier or of a causal model "
+            "trained on TruthfulQA's judgments, or a judge of recipes/evaluate.py whose verdicts have the flag "
+            "truthful. None compares with the reference answers."
         },
     )
     info_judge: str | None = field(
@@ -98,7 +99,7 @@ def main() -> None:
     check_model_options(model_args)
     folder = Path(args.output_dir or f"{args.run}/benchmark")
     adapters = named_adapters(args)
-    tasks = [task for spec in args.tasks for task in prepare(spec, args)]
+    tasks = [task for spec in args.tasks for task in prepare(spec, args, folder)]
     start_run(folder, args, model_args, stage="benchmark")
 
     stages = {name: path for name, path in adapters.items() if path}
@@ -138,7 +139,7 @@ def named_adapters(args: BenchmarkArguments) -> dict[str, str | None]:
     return found
 
 
-def prepare(spec: str, args: BenchmarkArguments) -> list[Task]:
+def prepare(spec: str, args: BenchmarkArguments, folder: Path) -> list[Task]:
     """Returns the tasks of one `task` or `task=path`."""
     require_lm_eval()
     name, _, path = spec.partition("=")
@@ -158,7 +159,7 @@ def prepare(spec: str, args: BenchmarkArguments) -> list[Task]:
             batch_size=args.batch_size,
             seed=args.seed,
             num_fewshot=args.num_fewshot,
-            options={"truth_judge": args.truth_judge, "info_judge": args.info_judge},
+            options={"truth_judge": args.truth_judge, "info_judge": args.info_judge, "folder": folder},
         )
     )
     return prepared if isinstance(prepared, list) else [prepared]

@@ -20,8 +20,9 @@ from rlhf.evaluation.benchmark import ItemScores, Task, TaskArguments, differenc
 from rlhf.evaluation.bias import choice_entropy, prepare_bias
 from rlhf.evaluation.regressions import prepare_regressions
 from rlhf.evaluation.tasks import scoring
-from rlhf.evaluation.truth_judges import ReferenceJudge, has_content, load_truth_judge, truth_margin
+from rlhf.evaluation.truth_judges import FlagJudge, ReferenceJudge, has_content, load_truth_judge, truth_margin
 from rlhf.evaluation.truthfulness import Question, judged_replies, prepare_truthfulness
+from rlhf.evaluation.verdicts import PairwiseJudge, ScoringJudge, Verdict
 from rlhf.models.shared_base import SharedBase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,6 +291,26 @@ def test_a_model_may_judge(tmp_path):
         judged = judged_replies(judge, [MOON, MOON], ["Of rock", "I have no comment."])
         assert set(judged["true"]) <= {0.0, 1.0} and judged["true"][1] == 1
         assert truth.name in judge.about
+
+
+def test_a_judge_with_flags_may_judge():
+    class Flags(ScoringJudge):
+        def judge(self, prompts, responses, ended):
+            return [Verdict(1.0, flags={"hallucination": "cheese" in text}) for text in responses]
+
+    judged = judged_replies(FlagJudge(Flags("llm", "a stub")), [MOON] * 3, ["Of rock", "Of cheese", "No comment."])
+    assert judged == {"true": [1, 0, 1], "informative": [1, 1, 0], "both": [1, 0, 0]}
+    with pytest.raises(InputError, match="does not tell true from false"):
+        FlagJudge(PairwiseJudge("pairs", "a stub"))
+
+
+def test_a_judge_without_flags_is_refused():
+    class Scores(ScoringJudge):
+        def judge(self, prompts, responses, ended):
+            return [Verdict(1.0) for _ in responses]
+
+    with pytest.raises(InputError, match="gave no flags"):
+        FlagJudge(Scores("llm", "a stub")).judge([MOON], ["Of rock"])
 
 
 def test_multiple_choice_and_answers_after_both_prompts(shared, tmp_path):

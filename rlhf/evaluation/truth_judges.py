@@ -3,14 +3,17 @@
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.errors import InputError, first_line
+from rlhf.evaluation.judges import Judge, ScoringJudge, find_judges
+from rlhf.evaluation.reward_judge import RewardJudge
 from rlhf.models.loading import resolve_model_name
-from rlhf.runs.digests import base_identity
+from rlhf.runs.digests import base_identity, json_digest
 from rlhf.runs.processes import process_state
 
 Verdicts = Sequence[float | None]  # 1, 0, or None
@@ -148,11 +151,41 @@ class ModelJudges:
         return true, [float(p > 0.5 and bool(reply)) for p, reply in zip(told, replies, strict=True)]
 
 
-def load_truth_judge(truth: str | None, information: str | None) -> TruthJudge:
+class FlagJudge:
+    """A judge of `rlhf.evaluation.judges`, such as an LLM, whose verdicts have the flags `truthful` and `informative`.
+
+    Without `truthful`, the opposite of `hallucination` counts; without `informative`, `has_content`.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        if not isinstance(judge, ScoringJudge) or isinstance(judge, RewardJudge):
+            raise InputError(f"Judge {judge.name} does not tell true from false. Pass one whose verdicts have flags.")
+        self.scoring, self.about = judge, f"{judge.about} ({json_digest(judge.identity)})"
+
+    def judge(self, questions: Sequence[Any], replies: Sequence[str]) -> tuple[Verdicts, Verdicts]:
+        verdicts = self.scoring.score([question.text for question in questions], replies, [True] * len(replies))
+        true, informative = [], []
+        for reply, verdict in zip(replies, verdicts, strict=True):
+            flags = verdict.flags if verdict else {}
+            invented, content = flags.get("hallucination"), has_content(reply)
+            truthful = flags.get("truthful", None if invented is None else not invented)
+            true.append(1.0 if not content else None if truthful is None else float(truthful))
+            told = flags.get("informative")
+            informative.append(float(content if told is None else told))
+        if true and set(true) <= {None, 1.0} and not any(verdict and verdict.flags for verdict in verdicts):
+            raise InputError(
+                f"Judge {self.scoring.name} gave no flags. Let its template ask for truthful and informative."
+            )
+        return true, informative
+
+
+def load_truth_judge(truth: str | None, information: str | None, folder: str | Path | None = None) -> TruthJudge:
     """Returns the judge of the user's choice; without one, likeness to the reference answers.
 
     Args:
-        truth, information: folder or Hub id of a model each, see `ModelJudge`.
+        truth: folder or Hub id of a model, see `ModelJudge`, or a specification of `rlhf.evaluation.judges`.
+        information: folder or Hub id of a model.
+        folder: a judge of `rlhf.evaluation.judges` keeps its verdicts there.
 
     Raises:
         InputError: a judge cannot be loaded, or there is one of information alone.
@@ -163,6 +196,9 @@ def load_truth_judge(truth: str | None, information: str | None) -> TruthJudge:
                 f"info_judge is {information}, but truth_judge is missing. Pass both, or truth_judge alone."
             )
         return ReferenceJudge()
+    if "=" in truth and not Path(truth).exists():
+        [judge] = find_judges([truth], dataset_name="truthfulqa", folder=folder)
+        return FlagJudge(judge)
     return ModelJudges(ModelJudge(truth, "True"), ModelJudge(information, "Helpful") if information else None)
 
 

@@ -45,11 +45,12 @@ def prepare_truthfulness(args: TaskArguments) -> Task:
         InputError: the data cannot be had, or the judge cannot.
     """
     require_lm_eval()
-    judge = load_truth_judge(args.options.get("truth_judge"), args.options.get("info_judge"))
+    options = args.options
+    judge = load_truth_judge(options.get("truth_judge"), options.get("info_judge"), options.get("folder"))
     rows, digest = read_published(args.name, args.data) if args.data else (None, None)
     choices = {metric: load_tasks(f"truthfulqa_{metric}", rows)[0] for metric in METRICS}
     answers = {name: load_tasks("truthfulqa_answers", rows, description=text)[0] for name, text in PROMPTS.items()}
-    questions = [_question(item) for _, item in answers["qa"].doc_iterator(limit=args.limit)]
+    questions = [question(item) for _, item in answers["qa"].doc_iterator(limit=args.limit)]
 
     def run(shared: SharedBase, tokenizer: PreTrainedTokenizerBase, systems: Systems) -> Scores:
         scores = multiple_choice(choices, shared, tokenizer, systems, args.batch_size, args.limit)
@@ -102,7 +103,8 @@ def judged_replies(judge: TruthJudge, questions: Sequence[Question], replies: Se
     return {"true": true, "informative": informative, "both": both}
 
 
-def _question(item: Any) -> Question:
+def question(item: Any) -> Question:
+    """Returns the question and the references of a row with `mc2_targets`."""
     targets = item["mc2_targets"]
     answers = list(zip(targets["choices"], targets["labels"], strict=True))
     true, false = ([answer for answer, label in answers if label == wanted] for wanted in (1, 0))
