@@ -157,8 +157,10 @@ def saved_episodes(error) -> Path:
 
 
 def test_non_finite_scores_stop_the_run_with_the_episodes_on_disk(tmp_path):
+    layout = shared_base()
+    layout.heads["reward"].weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="scores of a rollout are not finite at step 0") as error:
-        train(ppo_config(tmp_path), reward_funcs=lambda prompts, **_: [float("nan")] * len(prompts))
+        train(ppo_config(tmp_path), layout)
     [[batch]] = load_rollout(saved_episodes(error), "cpu").minibatches
     assert batch.scores.isnan().all()
     assert batch.response_mask.any()

@@ -190,10 +190,14 @@ def test_fault_28_two_learning_rates_and_their_warm_up(tmp_path):
 
 
 def test_value_warm_up_moves_the_value_model_alone(tmp_path):
-    args = ppo_config(tmp_path, total_episodes=8, value_warmup_rollouts=1, weight_decay=0.1)
-    ppo = trainer(args)
+    class StopBeforeThePolicy(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2  # the end of the first rollout
+
+    args = ppo_config(tmp_path, total_episodes=16, value_warmup_rollouts=1, weight_decay=0.1)
+    recorder = Recorder()
+    recorder.trainer = ppo = trainer(args, callbacks=[recorder, StopBeforeThePolicy()])
     before = weights(ppo)
-    _, recorder = train(args)
     ppo.train()
     after = weights(ppo)
     for name, _ in ppo.actor_critic.parameters_of("policy"):

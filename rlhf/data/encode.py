@@ -180,7 +180,8 @@ def _space_before(conversation: str, start: str, text: str) -> str:
     Mistral's templates write the system message into the last message of the user, which is another one once there is
     an answer, so that the rendered conversation does not begin with `start`.
     """
-    before = conversation[: conversation.rfind(text.strip())]
+    written = text if text in conversation else text.strip()  # a space of the answer itself is not the template's
+    before = conversation[: conversation.rfind(written)]
     return " " if before.endswith(" ") and not start[-1:].isspace() else ""
 
 
