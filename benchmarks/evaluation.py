@@ -11,7 +11,7 @@ model or data, leaves its keys out:
     crows_difference                 CrowS-Pairs: likewise, of pct_stereotype; crows_likelihood_difference of the other
     truth_auc, truth_accuracy        likeness to TruthfulQA's references, against its human labels
     seconds_three_systems            three systems on 500 sandbox prompts with two judges
-    coverage                         statistic -> number of prompts -> share of 95 % intervals that hold the true value
+    coverage                         statistic, design -> prompts -> share of 95 % intervals that hold the true value
     toxicity_auc                     scorer -> area under the ROC curve on labeled rows
 """
 
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 def coverage(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the coverage of each statistic at each number of prompts, see interval_coverage.py."""
     tables = runpy.run_path(str(HERE / "interval_coverage.py"))["tables"]
-    table = tables(args.samples, icc=0.3, seed=args.seed)
+    table = tables(args.samples, seed=args.seed, clusters=args.clusters)
     return {
         "coverage": {
             name: {clusters: cell["coverage"] for clusters, cell in cells.items()} for name, cells in table.items()
@@ -183,6 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="Parts to run. Default: all.")
     parser.add_argument("--samples", type=int, default=2000, help="Simulated data sets for each cell of `coverage`.")
+    parser.add_argument(
+        "--clusters", type=int, nargs="+", default=(10, 20, 50, 200, 1000), help="Numbers of prompts for `coverage`."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the simulation.")
     parser.add_argument("--model", help="Folder or Hub id of the model of truthfulqa and crows_pairs.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Folder of published data.")

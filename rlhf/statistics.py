@@ -49,6 +49,8 @@ class Estimate:
 def cluster_mean(values: Values, clusters: Clusters) -> Estimate:
     """Returns the mean of `values` with its t interval.
 
+    Of skewed values the interval covers a little less: of exponential ones 92.2 to 94.0 % from 10 and 20 prompts.
+
     Args:
         values: [N] numbers.
         clusters: [N] strings or integers, equal for values of one cluster.
@@ -101,7 +103,13 @@ def cluster_share(values: Values, clusters: Clusters) -> Estimate:
         (p + t^2 / 2n* +- t * sqrt(p (1 - p) / n* + t^2 / 4n*^2)) / (1 + t^2 / n*),    n* = p (1 - p) / se^2
 
     If all clusters agree, se is 0 and n* is the effective number of clusters, so five clusters without a failure give
-    [0.39, 1]. A single cluster gives [0, 1]. Arguments and errors as for `cluster_mean`.
+    [0.39, 1]. A single cluster gives [0, 1].
+
+    With one value each from 10 clusters the interval is too wide rather than too narrow: over p from .5 to .97 the
+    exact coverage is 94.2 to 99.4 % without ties and 95.7 to 98.7 % with. There are few outcomes; 1.96 in place of t
+    would bring the mean to 96 and 95 %, but the least to 91 %. With 50 clusters it is 94.4 to 97.1 %.
+
+    Arguments and errors as for `cluster_mean`.
     """
     [mean] = _linearize((values, clusters))
     return Estimate(mean.value, *mean.wilson_interval(), mean.n)
