@@ -7,6 +7,8 @@ NOISE = (
     ".*'pin_memory' argument is set as true but no accelerator is found",
     ".*`is_gradient_checkpointing` is deprecated",  # by PEFT
     ".*`gradient_checkpointing` is deprecated",  # TRL 1.12 sets this field itself
+    "fan_in_fan_out is set to False but the target module is `Conv1D`",  # by PEFT, which then sets it, for GPT-2
+    "IProgress not found",  # by tqdm in a notebook without ipywidgets, where its bars are text
 )
 
 
