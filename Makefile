@@ -38,7 +38,7 @@ LAUNCH = $(VENV)/bin/python accelerate_configs/launch.py --quiet --config_file a
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark compare inspect push
+.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark compare inspect notebook push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -115,6 +115,9 @@ compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..
 
 inspect: $(INSTALLED) ## what the stages were trained with, and what differs from another run (ARGS=runs/other)
 	@$(VENV)/bin/python recipes/inspect.py $(RUN) $(ARGS)
+
+notebook: $(TESTED) ## execute examples/instructgpt.ipynb, in place, and make docs/instructgpt.md of it
+	$(VENV)/bin/python examples/execute.py
 
 push: $(INSTALLED) ## upload the stages' adapters: make push HUB_ID=me/name [ARGS=--dry_run]
 	@$(VENV)/bin/python recipes/push.py --run_folder $(RUN) --hub_id "$(HUB_ID)" $(ARGS)

@@ -14,9 +14,13 @@ __all__ = [
     "InputError",
     "KWiseRewardConfig",
     "KWiseRewardTrainer",
+    "LoraModelConfig",
     "PPOConfig",
     "PPOTrainer",
+    "SFTArguments",
+    "SFTTrainer",
     "SharedBase",
+    "load_adapters",
     "load_base",
     "load_comparisons",
     "load_demonstrations",
@@ -25,6 +29,7 @@ __all__ = [
     "load_reward_model",
     "load_tokenizer",
     "lora_config",
+    "quiet_libraries",
     "resolve_model_name",
 ]
 
@@ -32,22 +37,29 @@ if TYPE_CHECKING:
     from rlhf.data.arguments import DataArguments
     from rlhf.data.loading import load_comparisons, load_demonstrations, load_pretraining, load_prompts
     from rlhf.errors import InputError
-    from rlhf.models.loading import load_base, load_tokenizer, lora_config, resolve_model_name
+    from rlhf.models.loading import LoraModelConfig, load_base, load_tokenizer, lora_config, resolve_model_name
     from rlhf.models.reward_model import load_reward_model
     from rlhf.models.shared_base import SharedBase
+    from rlhf.models.stages import load_adapters
+    from rlhf.noise import quiet_libraries
     from rlhf.ppo.config import PPOConfig
     from rlhf.ppo.trainer import PPOTrainer
     from rlhf.reward.config import KWiseRewardConfig
     from rlhf.reward.trainer import KWiseRewardTrainer
+    from rlhf.sft.trainer import SFTArguments, SFTTrainer
 else:  # hidden from type checkers, which would accept any name
     _MODULES = {
         "DataArguments": "data.arguments",
         "InputError": "errors",
         "KWiseRewardConfig": "reward.config",
         "KWiseRewardTrainer": "reward.trainer",
+        "LoraModelConfig": "models.loading",
         "PPOConfig": "ppo.config",
         "PPOTrainer": "ppo.trainer",
+        "SFTArguments": "sft.trainer",
+        "SFTTrainer": "sft.trainer",
         "SharedBase": "models.shared_base",
+        "load_adapters": "models.stages",
         "load_base": "models.loading",
         "load_comparisons": "data.loading",
         "load_demonstrations": "data.loading",
@@ -56,6 +68,7 @@ else:  # hidden from type checkers, which would accept any name
         "load_reward_model": "models.reward_model",
         "load_tokenizer": "models.loading",
         "lora_config": "models.loading",
+        "quiet_libraries": "noise",
         "resolve_model_name": "models.loading",
     }
 

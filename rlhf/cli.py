@@ -17,6 +17,7 @@ import yaml
 from trl import TrlParser
 
 from rlhf.errors import InputError
+from rlhf.noise import quiet_libraries
 from rlhf.options import Options
 
 logger = logging.getLogger(__name__)
@@ -25,12 +26,6 @@ logger = logging.getLogger(__name__)
 # takes 2 of 7 seconds of CPU time, so the collector waits until `run` starts the recipe.
 THRESHOLDS = gc.get_threshold()
 gc.set_threshold(1_000_000)
-
-# Warnings of the libraries about each other, in which nothing is for the user to do.
-NOISE = (
-    ".*'pin_memory' argument is set as true but no accelerator is found",
-    ".*`is_gradient_checkpointing` is deprecated",  # by PEFT
-)
 
 # Fields of text that may also be true or false.
 TRUTH_OR_TEXT = ("resume_from_checkpoint", "fsdp")
@@ -66,8 +61,7 @@ def parse(*dataclass_types: type, args: list[str] | None = None, options: Option
             with open(config, encoding="utf-8") as file:
                 _refuse_repeated_keys(yaml.compose(file), config)
         with warnings.catch_warnings():
-            # TRL 1.12 sets this field itself, by a name that newer versions of transformers deprecate.
-            warnings.filterwarnings("ignore", ".*`gradient_checkpointing` is deprecated", FutureWarning)
+            quiet_libraries()
             *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     except InputError:
         raise
@@ -100,11 +94,9 @@ def run(main: Callable[[], Any]) -> None:
     log, stderr = logging.getLogger("rlhf"), logging.StreamHandler()  # the root logger prints warnings alone
     log.addHandler(stderr)
     log.setLevel(logging.INFO)
-    logging.getLogger("datasets.fingerprint").setLevel(logging.ERROR)  # it warns of rows that it cannot cache
     try:
         with warnings.catch_warnings():
-            for message in NOISE:
-                warnings.filterwarnings("ignore", message)
+            quiet_libraries()
             main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
