@@ -549,3 +549,19 @@ def test_seam_a12_answers_that_are_such_words_name_no_split(tmp_path):
     rows = [{"prompt": f"Is {i} a train or a test?", "completion": ("train", "test")[i % 2]} for i in range(100)]
     trained = load_demonstrations(source(write(tmp_path / "rows.jsonl", rows)), "train")
     assert {row["completion"] for row in trained} == {"train", "test"}
+
+
+def test_seam_a13_held_out_labelers_are_no_split(tmp_path):
+    """Their rankings are trained on, and evaluated apart (section 3.4 of the paper)."""
+    rows = [
+        {
+            "prompt": f"Question {i}?",
+            "chosen": "Yes.",
+            "rejected": "No.",
+            "labeler_group": ("training", "heldout")[i % 2],
+        }
+        for i in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_comparisons(DataArguments(dataset_name=str(tmp_path / "rows.jsonl")), "train")
+    assert set(loaded["labeler_group"]) == {"training", "heldout"}

@@ -14,11 +14,12 @@ from rlhf.data.cells import parse_value
 from rlhf.data.checks import TRUTH_VALUES, Row, is_empty
 from rlhf.data.columns import parse_columns
 from rlhf.data.files import SourceRow
-from rlhf.data.schemas import KNOWN, OPTIONAL_COLUMNS
+from rlhf.data.schemas import KNOWN
 from rlhf.data.splits import SPLITS, Split, split_of_name
 
 HEAD = 1000  # rows in which the columns are looked for
-TEXTS = KNOWN - set(OPTIONAL_COLUMNS)  # prompts and answers, which may be any word
+# Prompts and answers, which may be any word, and people: InstructGPT holds out labelers, and trains on their rankings.
+READ_OTHERWISE = KNOWN - {"category", "source"}
 SPLIT_NAME = re.compile(r"(?i)(?<![a-z])(data|dataset)?(splits?|partition)[\W\d_]*$")
 # Names that often stand for split; one word for validation or test among their values is enough.
 LIKELY_NAMES = frozenset(["set", "dataset", "subset", "fold", "phase", "usage", "use", "stage", "part"])
@@ -38,7 +39,7 @@ def find_split_columns(head: list[SourceRow], columns: list[str] | None) -> list
         head: first rows of the source.
         columns: --columns. What it renames or leaves out names no split.
     """
-    skip = TEXTS | parse_columns(columns).keys()
+    skip = READ_OTHERWISE | parse_columns(columns).keys()
     values: dict[Path, list[Any]] = {}
     for row in head:
         for path, value in _cells(row.content, skip):
