@@ -56,7 +56,7 @@ def length_controlled_win_rate(
         return cluster_share(y, prompts)
     deviation = difference.std()
     x = np.tanh(difference / deviation) if deviation else np.ones_like(difference)
-    if np.ptp(x) < 1e-6:
+    if np.ptp(x) < 0.01:  # x = 0 is a hundred times the range of the data away
         return None
     index = np.unique(prompts, return_inverse=True)[1]
     clusters_n = len(y) ** 2 / np.square(np.bincount(index)).sum()  # effective, see rlhf.statistics
@@ -87,7 +87,7 @@ def _glm(y: np.ndarray, features: np.ndarray) -> np.ndarray:
         raise InputError(
             "A length-controlled win rate needs the package statsmodels. Run pip install 'instruct-rlhf[eval]'."
         ) from error
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # two values leave no degrees of freedom
         warnings.simplefilter("ignore", PerfectSeparationWarning)  # also said of ties alone, which are fitted exactly
         return np.asarray(GLM(y, features, family=Binomial()).fit(tol=1e-12).params)
 

@@ -105,17 +105,29 @@ def logit_coefficients(y: np.ndarray, features: np.ndarray, repeats: float = 0.0
         RuntimeError: no maximum was found; without the prior, the data may be separated.
     """
     beta = np.zeros(features.shape[1])
+    value = _penalized_likelihood(beta, y, features, repeats)
     for _ in range(500):
         p = expit(features @ beta)
         weights = p * (1 - p)
         hat = repeats * _hat(features, weights) if repeats else np.zeros_like(p)
         gradient = features.T @ (y - p + hat * (0.5 - p))
         step = np.linalg.solve(features.T @ (features * (weights * (1 + hat))[:, None]), gradient)
-        size = np.abs(step).max()
-        beta = beta + step / max(1.0, size / 2)  # a longer step could reach p = 0 or 1
-        if size < 1e-9:
-            return beta
+        if np.abs(features @ step).max() < 1e-9:
+            return beta + step
+        size = min(1.0, 5.0 / np.abs(features @ step).max())  # a longer step could reach p = 0 or 1
+        while (new := _penalized_likelihood(beta + size * step, y, features, repeats)) < value and size > 1e-6:
+            size /= 2
+        beta, value = beta + size * step, new
     raise RuntimeError("The logistic regression did not converge.")
+
+
+def _penalized_likelihood(beta: np.ndarray, y: np.ndarray, features: np.ndarray, repeats: float) -> float:
+    log_odds = features @ beta
+    value = float(y @ log_odds - np.logaddexp(0.0, log_odds).sum())
+    if repeats:
+        p = expit(log_odds)
+        value += repeats / 2 * float(np.linalg.slogdet(features.T @ (features * (p * (1 - p))[:, None]))[1])
+    return value
 
 
 def wilson_half_width(standard_error: float, t: float) -> float:

@@ -74,7 +74,7 @@ def length_controlled(pairs: Mapping[str, Sequence[Pair]]) -> Estimates | None:
             estimate = length_controlled_win_rate(
                 [pair.preference for pair in members], lengths, others, [pair.key for pair in members]
             )
-        except InputError as error:
+        except (InputError, RuntimeError) as error:  # no package; too few or separated preferences
             logger.warning("no length-controlled win rates: %s", error)
             return None
         if estimate:
