@@ -95,8 +95,11 @@ def _hatesonar(package: Path) -> Scorer:
     session = onnxruntime.InferenceSession(str(package / "model" / "model.onnx"))  # needs the locale en_US.UTF-8
 
     def score(texts: list[str]) -> list[float]:
-        _, probabilities = session.run(None, {"text": np.array(texts, dtype=object)})
-        return [1 - one[2] for one in probabilities]  # 2 is neither hateful nor offensive
+        scores = []
+        for start in range(0, len(texts), 256):  # its matrices of texts and words are dense
+            _, probabilities = session.run(None, {"text": np.array(texts[start : start + 256], dtype=object)})
+            scores += [1 - one[2] for one in probabilities]  # 2 is neither hateful nor offensive
+        return scores
 
     return score
 
