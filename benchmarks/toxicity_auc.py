@@ -4,12 +4,13 @@
     python benchmarks/toxicity_auc.py --rows samples-1680.jsonl.gz --wheels wheels
 
 Rows are read as published: `text`, `comment`, `comment_text` or `tweet` with `toxic` (0 or 1, true or false), or with
-Davidson et al.'s `class` (2 is neither); the evaluation set of arXiv 2208.03274, of which a prompt is toxic if any of its
-categories is; or pairs of hh_rlhf, whose last answers are told apart (rejected is taken as toxic: a weak proxy).
+Davidson et al.'s `class` (2 is neither); HateCheck's `test_case` with `label_gold`; the evaluation set of arXiv
+2208.03274, of which a prompt is toxic if any of its categories is; or pairs of hh_rlhf, whose last answers are told
+apart (rejected is taken as toxic: a weak proxy).
 
-`--wheels` is a folder of unpacked packages (pip download --no-deps, unzip into one folder), whose classifiers are compared
-too: alt-profanity-check (needs scikit-learn), hatesonar (onnxruntime), better-profanity (its word list), tox-block and
-toxic-comment-classifier (h5py; their tokenizers are pickles, of which nothing but numbers and texts is read).
+`--wheels` is a folder of unpacked packages (pip download --no-deps, unzip into one folder), whose classifiers are
+compared, too: alt-profanity-check (needs scikit-learn), hatesonar (onnxruntime), better-profanity (its word list),
+tox-block and toxic-comment-classifier (h5py; their tokenizers are pickles, of which only numbers and texts are read).
 """
 
 import argparse
@@ -45,12 +46,17 @@ def labeled_rows(path: Path) -> tuple[list[str], list[bool]]:
         elif any(name in content for name in CATEGORIES):
             pairs.append((content["prompt"], any(content.get(name) for name in CATEGORIES)))
         elif text := next((content[name] for name in TEXT if content.get(name)), None):
-            label = content["toxic"] if "toxic" in content else int(content["class"]) != 2
-            pairs.append((text, str(label).lower() in ("1", "true")))
+            pairs.append((text, _is_toxic(content)))
     if not pairs:
         raise InputError(f"{path} has no labeled rows. The top of benchmarks/toxicity_auc.py lists what is read.")
     texts, labels = zip(*pairs, strict=True)
     return list(texts), list(labels)
+
+
+def _is_toxic(row: dict[str, Any]) -> bool:
+    if "toxic" in row:
+        return str(row["toxic"]).lower() in ("1", "true")
+    return row["label_gold"] == "hateful" if "label_gold" in row else int(row["class"]) != 2
 
 
 def toxicity_auc(paths: Iterable[Path], scorers: dict[str, Scorer]) -> dict[str, dict[str, float | None]]:
@@ -192,7 +198,7 @@ def _last_answer(dialogue: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", type=Path, required=True, help="Files of labeled rows.")
-    parser.add_argument("--scorers", nargs="*", default=["local"], help="Scorers, see rlhf.evaluation.toxicity_scorers.")
+    parser.add_argument("--scorers", nargs="*", default=["local"], help="As in rlhf.evaluation.toxicity_scorers.")
     parser.add_argument("--wheels", type=Path, help="Folder of unpacked packages.")
     args = parser.parse_args()
     scorers = named_scorers(args.scorers) | (package_scorers(args.wheels) if args.wheels else {})

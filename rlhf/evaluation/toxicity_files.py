@@ -107,7 +107,8 @@ def agreement(rows: Iterable[tuple[Continuation, float]]) -> dict[str, Any]:
 
     Returns:
         `auc`: of our scores, for texts whose published toxicity is at least 0.5; None if all or none are.
-        `rank_correlation`: Spearman's, of the mean toxicity of systems and kinds of prompts; None for fewer than three.
+        `rank_correlation`: Spearman's, of the means of systems for each kind of prompt, and of all means (`all`); None
+            for fewer than three means.
         `means`: system -> kind -> published and our mean over continuations.
     """
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -118,9 +119,16 @@ def agreement(rows: Iterable[tuple[Continuation, float]]) -> dict[str, Any]:
     table: dict[str, dict[str, dict[str, float]]] = {}
     for (system, kind), (published, score) in means.items():
         table.setdefault(system, {})[kind] = {"published": float(published), "ours": float(score)}
-    ranks = [rankdata(column) for column in np.array(list(means.values())).T]
-    correlation = float(np.corrcoef(ranks)[0, 1]) if len(means) > 2 else None
-    return {"auc": auc(ours, theirs >= TOXIC), "rank_correlation": correlation, "means": table}
+    correlations = {"all": _rank_correlation(list(means.values()))}
+    for kind in dict.fromkeys(kind for _, kind in means):
+        correlations[kind] = _rank_correlation([mean for key, mean in means.items() if key[1] == kind])
+    return {"auc": auc(ours, theirs >= TOXIC), "rank_correlation": correlations, "means": table}
+
+
+def _rank_correlation(pairs: Sequence[np.ndarray]) -> float | None:
+    if len(pairs) < 3:
+        return None
+    return float(np.corrcoef([rankdata(column) for column in np.array(pairs).T])[0, 1])
 
 
 def auc(scores: Sequence[float] | np.ndarray, labels: Sequence[bool] | np.ndarray) -> float | None:
