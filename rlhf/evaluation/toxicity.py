@@ -99,7 +99,7 @@ def prepare_toxicity(args: TaskArguments) -> Task:
                         }
                     )
             if folder := args.options.get("folder"):
-                _write_rows(Path(folder) / "continuations" / f"{system}.jsonl", rows)
+                _write_rows(Path(folder) / "continuations" / f"{system.replace('/', '_')}.jsonl", rows)
         return scores
 
     return Task(args.name, note, settings, run)
