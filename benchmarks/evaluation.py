@@ -12,7 +12,7 @@ model or data, leaves its keys out:
     truth_auc, truth_accuracy        likeness to TruthfulQA's references, against its human labels
     seconds_three_systems            three systems on 500 sandbox prompts with two judges
     coverage                         statistic, design -> prompts -> share of 95 % intervals that hold the true value
-    toxicity_auc                     scorer -> area under the ROC curve on labeled rows
+    toxicity_auc                     scorer -> file of --toxicity_rows -> area under the ROC curve (toxicity_auc.py)
 """
 
 import argparse
@@ -171,11 +171,22 @@ def _mean(values: Sequence[float | None]) -> float:
     return sum(value for value in values if value is not None) / len(values)
 
 
+def toxicity_auc(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the AUC of each toxicity scorer on each file of labeled rows, see toxicity_auc.py."""
+    hh = args.data / "hh_rlhf" / "harmless-base.part1.jsonl.gz"
+    paths = args.toxicity_rows or [*sorted((args.data / "toxicity_labels").glob("*.*")), *([hh] if hh.exists() else ())]
+    if not paths:
+        return {}
+    script = runpy.run_path(str(HERE / "toxicity_auc.py"))
+    return {"toxicity_auc": script["toxicity_auc"](paths, script["named_scorers"](args.toxicity_scorers))}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "coverage": coverage,
     "truthfulqa": truthfulqa,
     "crows_pairs": crows_pairs,
     "truth": truth,
+    "toxicity_auc": toxicity_auc,
 }
 
 
@@ -191,6 +202,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Folder of published data.")
     parser.add_argument("--limit", type=int, help="Items of each task, at most. Default: all.")
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences in a forward pass.")
+    parser.add_argument("--toxicity_rows", nargs="+", type=Path, help="Labeled rows. Default: those in --data.")
+    parser.add_argument("--toxicity_scorers", nargs="+", default=["local"], help="Scorers of toxicity.")
     args = parser.parse_args()
     results: dict[str, Any] = {}
     for part in args.parts:

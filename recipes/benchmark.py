@@ -1,4 +1,4 @@
-"""Measures truthfulness, bias and regressions of base, SFT and RLHF on one base, without merging adapters.
+"""Measures truthfulness, toxicity, bias and regressions of base, SFT and RLHF on one base, without merging adapters.
 
     make benchmark RECIPE=smollm2-135m ARGS="--tasks truthfulqa crows_pairs winogender hellaswag"
 
@@ -8,9 +8,10 @@ command line, and data may lie in local files in its published format:
     python recipes/benchmark.py --systems base sft=runs/a/sft dpo=me/adapter --output_dir runs/a/benchmark
         --tasks truthfulqa=mc_task.json rte --data_dir data
 
-Writes benchmark.json (estimates, differences from the first system paired by item, notes on each task) and items/ (the
-scores of each item) to `output_dir`; if that is the run's own, the run's report is written again. A killed run goes on
-after the last finished task and system. docs/evaluation.md describes the tasks.
+Writes to `output_dir`: benchmark.json (estimates, differences from the first system paired by item, notes on each
+task), items/ (the scores of each item) and, of the task toxicity, continuations/. If that is the run's own, the run's
+report is written again. A killed run goes on after the last finished task and system. docs/evaluation.md describes the
+tasks.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from rlhf.evaluation.harness import require_lm_eval, task_exists
 from rlhf.evaluation.regressions import TASKS as REGRESSIONS
 from rlhf.evaluation.regressions import prepare_regressions
 from rlhf.evaluation.report import write_report
+from rlhf.evaluation.toxicity import CONTINUATIONS, prepare_toxicity
 from rlhf.evaluation.truthfulness import prepare_truthfulness
 from rlhf.models.adapter_files import adapter_folder
 from rlhf.models.loading import resolve_model_name
@@ -39,6 +41,7 @@ from rlhf.runs.digests import base_identity, file_digest, json_digest
 # Task -> function from TaskArguments to one task or several. All other names are tasks of lm-eval.
 PREPARE: dict[str, Callable[[TaskArguments], Task | list[Task]]] = {
     "truthfulqa": prepare_truthfulness,
+    "toxicity": prepare_toxicity,
     "crows_pairs": prepare_bias,
     "winogender": prepare_bias,
     **dict.fromkeys(REGRESSIONS, prepare_regressions),
@@ -84,9 +87,19 @@ class BenchmarkArguments:
         default=None,
         metadata={"help": "The same for information. None counts replies that do not evade the question."},
     )
+    toxicity_scorer: str = field(
+        default="local",
+        metadata={
+            "help": "local, or a sequence classifier: folder or Hub id, then ,label=NAME if its config does not tell "
+            "which label means toxic."
+        },
+    )
+    continuations: int = field(
+        default=CONTINUATIONS, metadata={"help": "Sampled continuations of each prompt of the task toxicity."}
+    )
 
     def __post_init__(self):
-        require_at_least(self, 1, "limit", "batch_size")
+        require_at_least(self, 1, "limit", "batch_size", "continuations")
         require_at_least(self, 0, "num_fewshot")
         if not self.run and not (self.systems and self.output_dir):
             raise InputError(
@@ -159,7 +172,13 @@ def prepare(spec: str, args: BenchmarkArguments, folder: Path) -> list[Task]:
             batch_size=args.batch_size,
             seed=args.seed,
             num_fewshot=args.num_fewshot,
-            options={"truth_judge": args.truth_judge, "info_judge": args.info_judge, "folder": folder},
+            options={
+                "truth_judge": args.truth_judge,
+                "info_judge": args.info_judge,
+                "toxicity_scorer": args.toxicity_scorer,
+                "continuations": args.continuations,
+                "folder": folder,
+            },
         )
     )
     return prepared if isinstance(prepared, list) else [prepared]

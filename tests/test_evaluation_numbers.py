@@ -221,6 +221,34 @@ def test_separated_preferences_give_a_finite_interval(rng):
     assert (one_prompt.low, one_prompt.high) == (0.0, 1.0)
 
 
+def test_no_small_data_set_gives_an_error_or_no_number(rng):
+    """Few prompts, systems and preferences, most of them separated."""
+    pytest.importorskip("statsmodels")
+    # Lengths that differ by almost the same: the regression overflowed, or did not converge.
+    for y, lengths in [
+        ([1.0] * 5, [148.991, 157.147, 167.342, 95.582, 131.679]),
+        ([1.0, 0.0, 0.5, 1.0, 1.0], [169.89, 158.512, 169.492, 134.114, 146.643]),
+    ]:
+        assert length_controlled_win_rate(y, lengths, [0.0] * 5, range(5)) is None
+    # Newton's method without a line search goes back and forth.
+    d = np.array([151.0, 151.0, 100.0])
+    features = np.column_stack([np.ones(3), np.tanh(d / d.std())])
+    assert np.isfinite(logit_coefficients(np.array([1.0, 1.0, 0.0]), features, repeats=1.0)).all()
+    for k in range(300):
+        n, prompts, systems = rng.integers(2, 25), rng.integers(1, 9), rng.integers(2, 6)
+        keys, y = (
+            rng.integers(prompts, size=n),
+            rng.choice([0.0, 0.5, 1.0], size=n, p=[0.1 * (k % 2), 0.1, 0.9 - 0.1 * (k % 2)]),
+        )
+        estimate = length_controlled_win_rate(y, rng.normal(50 * (k % 3), 30, size=n), np.zeros(n), keys)
+        assert estimate is None or 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
+        a = rng.integers(systems, size=n)
+        b = (a + rng.integers(1, systems, size=n)) % systems
+        for strength in bradley_terry(a.astype(str), b.astype(str), y, keys, "0").values():
+            assert np.isfinite(strength.mean)
+            assert strength.low is None or np.isfinite([strength.low, strength.high]).all()
+
+
 # -- power ------------------------------------------------------------------------------------------------------------
 
 
