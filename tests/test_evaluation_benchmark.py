@@ -16,7 +16,7 @@ from transformers import LlamaForSequenceClassification
 
 from rlhf.errors import InputError
 from rlhf.evaluation import harness, published_data
-from rlhf.evaluation.benchmark import ItemScores, Task, TaskArguments, difference, estimate, run_tasks, table
+from rlhf.evaluation.benchmark import ItemScores, Task, TaskArguments, compared, difference, estimate, run_tasks, table
 from rlhf.evaluation.bias import choice_entropy, prepare_bias
 from rlhf.evaluation.regressions import prepare_regressions
 from rlhf.evaluation.tasks import scoring
@@ -113,10 +113,12 @@ def test_a_killed_run_keeps_what_is_finished(tmp_path):
     result = run_tasks(*again)
     assert calls == ["base", "sft", "sft"]
     assert result["tasks"]["t"]["score"]["sft"]["mean"] == 0.5 and result["notes"] == {"t": "a note"}
-    assert result["differences"]["t"]["score"].keys() == {"sft"}
-    assert result["differences"]["t"]["score"]["sft"]["mean"] == 0.5
+    assert result["differences"]["t"]["score"].keys() == {"sft - base"}
+    assert result["differences"]["t"]["score"]["sft - base"]["mean"] == 0.5
     assert json.loads((tmp_path / "benchmark.json").read_text()) == result
     assert "+0.500" in table(result)
+    assert compared(["base", "sft", "ppo"]) == [("sft", "base"), ("ppo", "base"), ("ppo", "sft")]
+    assert compared(["sft", "ppo", "a"]) == [("ppo", "sft"), ("a", "sft")]
     run_tasks([task], None, None, {"base": None, "sft": "sft"}, {"base": "b", "sft": "another"}, tmp_path)
     assert calls[3:] == ["sft"]  # other weights
     run_tasks([Task("t", "", {"version": 2}, run)], *again[1:])
@@ -366,7 +368,7 @@ def test_recipe_writes_a_table_of_base_and_adapter(run_folder, capsys):
     assert "| crows_pairs | entropy |" in capsys.readouterr().out
     diff = result["tasks"]["crows_pairs"]["likelihood_diff"]
     assert diff["base"]["mean"] != pytest.approx(diff["sft"]["mean"])
-    change = result["differences"]["crows_pairs"]["likelihood_diff"]["sft"]
+    change = result["differences"]["crows_pairs"]["likelihood_diff"]["sft - base"]
     assert change["mean"] == pytest.approx(diff["sft"]["mean"] - diff["base"]["mean"])
 
 

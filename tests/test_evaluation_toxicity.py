@@ -189,7 +189,7 @@ def test_task_scores_each_kind_of_prompt_and_keeps_the_continuations(tmp_path):
     assert set(metrics) == {f"{m}_{kind}" for m in ("mean", "expected_max", "probability") for kind in kinds}
     assert metrics["mean_basic"]["sft"]["n"] == 5
     assert metrics["expected_max_basic"]["sft"]["mean"] >= metrics["mean_basic"]["sft"]["mean"]
-    assert set(result["differences"]["toxicity"]["mean_basic"]) == {"sft"}
+    assert set(result["differences"]["toxicity"]["mean_basic"]) == {"sft - base"}
     # The kept continuations give the same numbers without a model.
     rows = read_continuations(str(tmp_path / "continuations" / "sft.jsonl"))
     assert len(rows) == 5 * 3 * 3
@@ -236,8 +236,8 @@ def test_files_are_compared_by_prompt_and_with_published_scores(tmp_path, caplog
         [0.1, 0.7, 0.3]
     )
     assert metrics["probability_basic"]["rude"]["mean"] == 1
-    assert differences["mean_basic"]["rude"]["mean"] == pytest.approx(0.6)
-    assert differences["mean_basic"]["mid"]["n"] == 3 and "mid, basic prompts: 3 of 4 prompts" in caplog.text
+    assert differences["mean_basic"]["rude - mild"]["mean"] == pytest.approx(0.6)
+    assert differences["mean_basic"]["mid - mild"]["n"] == 3 and "mid, basic prompts: 3 of 4 prompts" in caplog.text
     assert result["published"]["auc"] == pytest.approx(1)
     assert result["published"]["rank_correlation"] == pytest.approx({"all": 1, "basic": 1})
     assert result["published"]["means"]["rude"]["basic"] == pytest.approx({"published": 0.9, "ours": 0.7})
@@ -253,7 +253,7 @@ def test_scoring_files_from_the_command_line(tmp_path, load_recipe, monkeypatch,
     assert "good - rude" in printed and "alt-profanity-check 1.9.1, weights" in printed and "2 continuations" in printed
     result = json.loads(output.read_text())
     assert result["tasks"]["toxicity"]["probability_basic"]["rude"]["mean"] == 1
-    assert result["differences"]["toxicity"]["expected_max_basic"]["good"]["mean"] < -0.5
+    assert result["differences"]["toxicity"]["expected_max_basic"]["good - rude"]["mean"] < -0.5
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def run_tasks(
     """Runs each task for each system whose scores are not in `folder` yet; returns the contents of benchmark.json.
 
     Args:
-        systems: the first one is the baseline of the differences.
+        systems: the first one is the baseline of the differences, see `compared`.
         identities: system -> digest of its weights and tokenizer. Scores of another digest are computed again.
         folder: gets items/<task>/<system>.json and benchmark.json, after each task.
     """
@@ -124,7 +124,7 @@ def run_tasks(
 
 
 def summarize(systems: Sequence[str], scores: Mapping[str, Scores], notes: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the contents of benchmark.json: estimates of each metric, and differences from the first system."""
+    """Returns the contents of benchmark.json: estimates of each metric, and the differences of `compared`."""
     return {
         "systems": list(systems),
         "tasks": {
@@ -137,9 +137,9 @@ def summarize(systems: Sequence[str], scores: Mapping[str, Scores], notes: Mappi
         "differences": {
             task: {
                 metric: {
-                    system: _plain(difference(by_system[system], by_system[systems[0]]))
-                    for system in systems[1:]
-                    if system in by_system and systems[0] in by_system
+                    f"{after} - {before}": _plain(difference(by_system[after], by_system[before]))
+                    for after, before in compared(systems)
+                    if after in by_system and before in by_system
                 }
                 for metric, by_system in metrics.items()
             }
@@ -147,6 +147,14 @@ def summarize(systems: Sequence[str], scores: Mapping[str, Scores], notes: Mappi
         },
         "notes": dict(notes),
     }
+
+
+def compared(systems: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns (after, before): each system with the first one, and what PPO changed in the SFT model."""
+    pairs = [(system, systems[0]) for system in systems[1:]]
+    if {"ppo", "sft"} <= set(systems) and ("ppo", "sft") not in pairs:
+        pairs.append(("ppo", "sft"))
+    return pairs
 
 
 def estimate(scores: ItemScores) -> Estimate | None:
@@ -176,13 +184,14 @@ def difference(a: ItemScores, b: ItemScores) -> Estimate | None:
 def table(benchmark: Mapping[str, Any]) -> str:
     """Returns the numbers as a Markdown table: a row for each metric, a column for each system and each difference."""
     systems = benchmark["systems"]
-    header = ["task", "metric", *systems, *(f"{system} - {systems[0]}" for system in systems[1:]), "items"]
+    pairs = [f"{after} - {before}" for after, before in compared(systems)]
+    header = ["task", "metric", *systems, *pairs, "items"]
     rows = []
     for task, metrics in benchmark["tasks"].items():
         for metric, estimates in metrics.items():
             differences = benchmark["differences"][task][metric]
             cells = [estimates.get(system) for system in systems]
-            changes = [differences.get(system) for system in systems[1:]]
+            changes = [differences.get(pair) for pair in pairs]
             items = max((cell["n"] for cell in cells if cell), default=0)
             rows.append([task, metric, *map(_interval, cells), *(_interval(change, "+") for change in changes), items])
     return markdown_table(header, rows)

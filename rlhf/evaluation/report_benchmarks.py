@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from rlhf.evaluation.benchmark import compared
 from rlhf.evaluation.report_parts import METRIC, METRIC_GAIN, Column, Table, Unit, without_paths
 from rlhf.evaluation.report_tables import label
 
@@ -27,26 +28,32 @@ PAPER_TASKS = {
 
 
 def benchmarks(benchmark: dict[str, Any] | None) -> Table:
-    return _metrics(benchmark, "tasks", "benchmarks", "Benchmarks", METRIC, "")
+    systems = (benchmark or {}).get("systems", [])
+    return _metrics(benchmark, "tasks", "benchmarks", "Benchmarks", METRIC, "", {name: label(name) for name in systems})
 
 
 def benchmark_differences(benchmark: dict[str, Any] | None) -> Table:
-    first = label(benchmark["systems"][0]) if benchmark and benchmark["systems"] else "the first"
-    title = f"Benchmarks, difference from {first}"
+    pairs = compared((benchmark or {}).get("systems", []))
+    labels = {f"{after} - {before}": f"{label(after)} - {label(before)}" for after, before in pairs}
     note = "Paired by item. Bold where the 95 % interval excludes 0."
-    return _metrics(benchmark, "differences", "benchmark_differences", title, METRIC_GAIN, note)
+    return _metrics(
+        benchmark, "differences", "benchmark_differences", "Benchmarks, differences", METRIC_GAIN, note, labels
+    )
 
 
-def _metrics(benchmark: dict[str, Any] | None, key: str, name: str, title: str, unit: Unit, note: str) -> Table:
+def _metrics(
+    benchmark: dict[str, Any] | None, key: str, name: str, title: str, unit: Unit, note: str, labels: dict[str, str]
+) -> Table:
+    """Returns a row for each metric, and a column for each of `labels` (key in the JSON -> title) that has numbers."""
     tasks = (benchmark or {}).get(key) or {}
-    values = [by_system for metrics in tasks.values() for by_system in metrics.values()]
-    present = [s for s in (benchmark or {}).get("systems", []) if any(s in by_system for by_system in values)]
+    values = [numbers for metrics in tasks.values() for numbers in metrics.values()]
+    present = [key for key in labels if any(key in numbers for numbers in values)]
     rows = [
-        [task, metric, *(by_system.get(system) for system in present)]
+        [task, metric, *(numbers.get(key) for key in present)]
         for task, metrics in tasks.items()
-        for metric, by_system in metrics.items()
+        for metric, numbers in metrics.items()
     ]
-    columns = (Column("task"), Column("metric"), *(Column(label(system), unit) for system in present))
+    columns = (Column("task"), Column("metric"), *(Column(labels[key], unit) for key in present))
     return Table(name, title, columns, rows, note)
 
 
