@@ -10,7 +10,8 @@ model or data, leaves its keys out:
     mc1_difference, mc2_difference   TruthfulQA: our number minus that of lm-eval's own task on the same rows
     crows_difference                 CrowS-Pairs: likewise, of pct_stereotype; crows_likelihood_difference of the other
     truth_auc, truth_accuracy        likeness to TruthfulQA's references, against its human labels
-    seconds_three_systems            three systems on 500 sandbox prompts with two judges
+    seconds_three_systems            base, SFT and RLHF of --run (a finished sandbox run), 500 prompts, two judges:
+                                     wall time; seconds_fourth_system adds SFT's greedy answers
     coverage                         statistic, design -> prompts -> share of 95 % intervals that hold the true value
     toxicity_auc                     scorer -> file of --toxicity_rows -> area under the ROC curve (toxicity_auc.py)
 """
@@ -20,7 +21,10 @@ import csv
 import json
 import random
 import runpy
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +175,28 @@ def _mean(values: Sequence[float | None]) -> float:
     return sum(value for value in values if value is not None) / len(values)
 
 
+def three_systems(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the seconds of recipes/evaluate.py from a new folder, and of a second call with one more system."""
+    if not args.run.joinpath("ppo").exists():
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {f"{stage}_model_path": args.run.absolute() / stage for stage in ("sft", "reward", "ppo")}
+        paths |= {"output_dir": folder, "recipe_dir": folder}
+        options = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+        command = [sys.executable, "recipes/evaluate.py", "--config", "recipes/sandbox/evaluate.yaml", *options]
+        command += ["--dataset_eval_size", "500", "--systems", "base", "sft", "ppo"]
+        return {
+            "seconds_three_systems": _seconds(command),
+            "seconds_fourth_system": _seconds([*command, "sft,temperature=0"]),
+        }
+
+
+def _seconds(command: Sequence[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=HERE.parent, stdout=subprocess.DEVNULL)
+    return round(time.perf_counter() - start, 1)
+
+
 def toxicity_auc(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the AUC of each toxicity scorer on each file of labeled rows, see toxicity_auc.py."""
     hh = args.data / "hh_rlhf" / "harmless-base.part1.jsonl.gz"
@@ -186,6 +212,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "truthfulqa": truthfulqa,
     "crows_pairs": crows_pairs,
     "truth": truth,
+    "three_systems": three_systems,
     "toxicity_auc": toxicity_auc,
 }
 
@@ -200,6 +227,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the simulation.")
     parser.add_argument("--model", help="Folder or Hub id of the model of truthfulqa and crows_pairs.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Folder of published data.")
+    parser.add_argument("--run", type=Path, default=Path("runs/sandbox"), help="Folder of a finished sandbox run.")
     parser.add_argument("--limit", type=int, help="Items of each task, at most. Default: all.")
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences in a forward pass.")
     parser.add_argument("--toxicity_rows", nargs="+", type=Path, help="Labeled rows. Default: those in --data.")
