@@ -38,7 +38,7 @@ LAUNCH = $(VENV)/bin/python accelerate_configs/launch.py --quiet --config_file a
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark compare inspect notebook push
+.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark chat compare inspect notebook push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -112,6 +112,9 @@ benchmark: $(INSTALLED) ## truth, bias and regressions of each stage: make bench
 
 compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
 	@$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt="$$PROMPT" $(ARGS)
+
+chat: $(INSTALLED) ## talk with base, SFT and RLHF in the terminal
+	@$(VENV)/bin/python recipes/chat.py $(RUN) $(ARGS)
 
 inspect: $(INSTALLED) ## what the stages were trained with, and what differs from another run (ARGS=runs/other)
 	@$(VENV)/bin/python recipes/inspect.py $(RUN) $(ARGS)

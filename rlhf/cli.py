@@ -38,19 +38,28 @@ REMOVED = {
 }
 
 
-def parse(*dataclass_types: type, args: list[str] | None = None, options: Options | None = None) -> tuple:
+def parse(
+    *dataclass_types: type,
+    args: list[str] | None = None,
+    options: Options | None = None,
+    positional: str | None = None,
+) -> tuple:
     """Reads `--config file.yaml` and the command line, which overrides it, into one instance per dataclass.
 
     Args:
         dataclass_types: dataclasses without a field in common, e.g. `DataArguments, SFTArguments, ModelConfig`.
         args: command line without the program's name; `sys.argv[1:]` if None.
         options: fields that the recipe does not obey; the help says so.
+        positional: option that a first word without dashes is the value of, as in `chat.py runs/mine`.
 
     Raises:
         InputError: unknown key or option, value of the wrong type, missing or malformed file, an option that the recipe
             refuses, or a combination of values that a dataclass refuses in `__post_init__`.
     """
-    args = _separate_config(list(sys.argv[1:] if args is None else args))
+    args = list(sys.argv[1:] if args is None else args)
+    if positional is not None and args and not args[0].startswith("-"):
+        args = [f"--{positional}", *args]
+    args = _separate_config(args)
     config = args[args.index("--config") + 1] if "--config" in args else None
     parser = _Parser(dataclass_types, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
     parser.config_file = config

@@ -1,0 +1,104 @@
+"""Talks with the models of a run in the terminal: base, SFT and RLHF on one conversation.
+
+    python recipes/chat.py runs/mine
+
+Answers come token by token, sampled as PPO sampled them and ended by its stop tokens. /sft, /base and /ppo switch the
+model, /compare lets all answer the last message, /reward shows the reward model's scores, /save keeps the conversation
+as a row to train on; /help lists the commands. A folder of one stage, a merged model and names on the Hub do as well.
+Messages may also come from a pipe, one a line.
+"""
+
+import signal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from transformers.utils import logging as hf_logging
+from trl import ModelConfig
+
+from rlhf.cli import parse, run
+from rlhf.data.prompt_style import resolve_style
+from rlhf.data.text_rewards import is_adapter
+from rlhf.errors import InputError, require_at_least
+from rlhf.generation.score_options import policy_options
+from rlhf.inference.chat import Chat
+from rlhf.inference.terminal import Terminal
+from rlhf.models.adapter_files import CONFIG, adapter_folder
+from rlhf.models.stages import load_adapters, stage_folders, trained_style
+from rlhf.options import READ_ADAPTERS
+from rlhf.runs.checks import check_model_options
+from rlhf.runs.contract import read_contract
+from rlhf.runs.model_card import STAGES
+
+
+@dataclass
+class ChatArguments:
+    run: str = field(
+        metadata={"help": "Folder of a run, such as runs/mine, or of one stage; a whole model; or a Hub id."}
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of sampling; 0 is greedy. None: PPO's, or 1 without PPO."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer, at most."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
+
+    def __post_init__(self):
+        require_at_least(self, 0, "temperature")
+        require_at_least(self, 1, "max_new_tokens")
+
+
+def main() -> None:
+    args, model_args = parse(ChatArguments, ModelConfig, options=READ_ADAPTERS, positional="run")
+    check_model_options(model_args)
+    adapters = adapters_of(args.run)
+    if not adapters and not model_args.model_name_or_path:
+        model_args = replace(model_args, model_name_or_path=args.run)
+    stop_when_terminated()
+
+    # One base with all adapters
+    hf_logging.disable_progress_bar()
+    print(f"Loading {args.run}: {', '.join(['base', *adapters])} ...", flush=True)
+    shared, tokenizer = load_adapters(model_args, adapters)
+    style = resolve_style(None, trained_style(adapters.values()), tokenizer)
+    options = policy_options(adapters.get("ppo"))
+    temperature = options.temperature if args.temperature is None else args.temperature
+    chat = Chat(shared, tokenizer, style, temperature, args.max_new_tokens, args.seed)
+
+    # Conversation
+    sampling = f"sampled at temperature {temperature:g}" if temperature else "greedy"
+    form = "" if style == "chat" else " Each message is a prompt of plain text and stands alone, as in its training."
+    print(
+        f"Ready. {chat.system} answers, {sampling}, in at most "
+        f"{args.max_new_tokens} tokens.{form}\nType a message, or /help for the commands.\n",
+        flush=True,
+    )
+    Terminal(chat).run()
+
+
+def adapters_of(name: str) -> dict[str, str]:
+    """Returns stage -> folder or Hub id of the adapters of a run; of one adapter; {} for a whole model.
+
+    Raises:
+        InputError: the folder holds nothing of these.
+    """
+    folder = Path(name).expanduser()
+    if any((folder / stage / CONFIG).exists() for stage in STAGES):
+        return stage_folders(folder)
+    if is_adapter(name):
+        contract = read_contract(adapter_folder(name))
+        return {contract.stage if contract else "adapter": name}
+    if folder.is_dir() and not (folder / "config.json").exists() and not list(folder.glob("*.gguf")):
+        raise InputError(
+            f"{name} holds neither finished stages nor a model. Pass the folder of a run, such as runs/mine."
+        )
+    return {}
+
+
+def stop_when_terminated() -> None:
+    """Lets a signal to terminate, and the end of a pipe that reads the answers, end the program without a word."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""A finished run in use: chat, merged models, files for llama.cpp."""
