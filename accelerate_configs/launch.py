@@ -1,20 +1,78 @@
 """`accelerate launch`, which waits for a stage that is stopped with Ctrl-C instead of printing a traceback.
 
-python accelerate_configs/launch.py --config_file accelerate_configs/cpu.yaml recipes/sft.py --config my.yaml
+With `--quiet` it prints no traceback of its own either when a stage has failed, and ends with the stage's exit code.
+
+    python accelerate_configs/launch.py --config_file accelerate_configs/cpu.yaml recipes/sft.py --config my.yaml
+
+On several machines it is started once on each, and reads from the environment what differs between them:
+
+    NNODES          number of machines; without it, or 1, the launch is on this machine alone
+    NODE_RANK       number of this machine, from 0
+    MASTER_ADDR     name or address of machine 0
+    MASTER_PORT     a free port of machine 0; 29500 by default
+    NPROC_PER_NODE  processes on each machine; by default one for each GPU of this one
+
+The names are PyTorch's. Options of the launcher itself (`--num_machines`, `--machine_rank`, ...) take precedence.
 """
 
+import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from accelerate.commands.launch import main
+
+
+def machine_options(environment: Mapping[str, str]) -> list[str]:
+    """Returns the launcher's options for the machines that the environment names; none for one machine.
+
+    Raises:
+        ValueError: a variable is missing or not a number, or the machines have no GPU and no NPROC_PER_NODE.
+    """
+    machines = _number(environment, "NNODES", default=1)
+    if machines <= 1:
+        return []
+    rank = _number(environment, "NODE_RANK")
+    if not 0 <= rank < machines:
+        raise ValueError(f"NODE_RANK is {rank}, and there are {machines} machines. Number them from 0.")
+    address = environment.get("MASTER_ADDR")
+    if not address:
+        raise ValueError(f"NNODES is {machines}, and MASTER_ADDR is not set. Set it to the address of machine 0.")
+    port, processes = _number(environment, "MASTER_PORT", default=29500), _number(environment, "NPROC_PER_NODE", 0)
+    if not processes:
+        import torch
+
+        processes = torch.cuda.device_count()
+    if not processes:
+        raise ValueError("There is no GPU on this machine. Set NPROC_PER_NODE to its number of processes.")
+    options = {"num_machines": machines, "machine_rank": rank, "main_process_ip": address, "main_process_port": port}
+    return [f"--{name}={value}" for name, value in {**options, "num_processes": machines * processes}.items()]
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name) or default
+    if text is None:
+        raise ValueError(f"NNODES is {environment['NNODES']}, and {name} is not set. Set it on each machine.")
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text}. Set it to a whole number.") from None
+
 
 if __name__ == "__main__":
     # The stage gets the signal as well, and says how to go on. A function, because a child inherits SIG_IGN.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
+        sys.argv[1:1] = machine_options(os.environ)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
         main()
-    except Exception as error:
-        if type(error).__name__ != "SignalException":  # torch's launcher of several processes has stopped them
+    except Exception as error:  # of torch's launcher of several processes
+        if type(error).__name__ == "ChildFailedError" and "--quiet" in sys.argv:
+            sys.exit(error.get_first_failure()[1].exitcode)  # pyright: ignore[reportAttributeAccessIssue]
+        if type(error).__name__ != "SignalException":  # it has stopped them
             raise
         sys.exit(130)

@@ -35,6 +35,7 @@ from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, read_result, write_result
 from rlhf.runs.checks import check_model_options
 from rlhf.runs.hub import publish_run
+from rlhf.runs.machines import require_shared
 from rlhf.runs.processes import process_state
 from rlhf.sft.select_checkpoint import ChoiceArguments, choose_checkpoint, score_checkpoints
 
@@ -54,6 +55,7 @@ def main() -> None:
     started, folder = time.monotonic(), run_args.sft_path
     if choice.reward_model_path is None:
         raise InputError("reward_model_path is missing; by validation loss, recipes/sft.py has chosen already. Set it.")
+    require_shared(folder, "sft_path")
     result = read_result(folder)
     if not result["epochs"]:
         raise InputError(

@@ -48,6 +48,7 @@ TRAINING = Options(
         "accelerator_config": "the batch sizes rely on its defaults",
         "parallelism_config": "models are divided by FSDP or ZeRO-3 only: ACCELERATE=fsdp, ACCELERATE=zero3",
         **_each("fsdp fsdp_config deepspeed", "it is a choice of the launch: ACCELERATE=fsdp, ACCELERATE=zero3"),
+        "save_on_each_node": "the first process writes for all machines, which share output_dir",
         "dataloader_drop_last": "it would drop validation rows, too",
         "enable_jit_checkpoint": "its checkpoints would not be atomic",
         **_each("hub_strategy hub_always_push", "the final files are uploaded once, at the end of the stage"),

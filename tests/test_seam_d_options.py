@@ -60,7 +60,7 @@ TRAINER = words("""
     logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
     run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps
     eval_delay per_device_eval_batch_size prediction_loss_only eval_on_start eval_accumulation_steps
-    save_only_model save_strategy save_steps save_on_each_node save_total_limit load_best_model_at_end
+    save_only_model save_strategy save_steps save_total_limit load_best_model_at_end
     metric_for_best_model greater_is_better ignore_data_skip restore_callback_states_from_checkpoint
     full_determinism seed data_seed use_cpu dataloader_num_workers dataloader_pin_memory
     dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context

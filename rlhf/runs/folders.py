@@ -14,6 +14,7 @@ from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process, resolved_config, start_run
 from rlhf.runs.contract import Contract
 from rlhf.runs.decisive_options import FREE
+from rlhf.runs.machines import require_shared
 from rlhf.runs.resume import check_resume, complete_checkpoints, find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,11 @@ def find_start(args: TrainingArguments, *configs: Any, overwrite: bool) -> str |
     """Returns the checkpoint that a stage goes on from, or None; call it before the first file is written.
 
     Raises:
-        InputError: there is no such checkpoint, or another run is in the folder (`check_folder`).
+        InputError: there is no such checkpoint, another run is in the folder (`check_folder`), or machines of the
+            launch have different folders of this name.
     """
     assert args.output_dir is not None, "TrainingArguments replaces None"
+    require_shared(args.output_dir)
     checkpoint = find_checkpoint(args)
     check_folder(args.output_dir, *configs, resume=goes_on(checkpoint, args.output_dir), overwrite=overwrite)
     return checkpoint
