@@ -1,8 +1,8 @@
-"""`accelerate launch`, which waits for a stage that is stopped with Ctrl-C instead of printing a traceback.
-
-With `--quiet` it prints no traceback of its own either when a stage has failed, and ends with the stage's exit code.
+"""`accelerate launch`, with the exit code of the stage. Ctrl-C waits for the stage, and prints no traceback.
 
     python accelerate_configs/launch.py --config_file accelerate_configs/cpu.yaml recipes/sft.py --config my.yaml
+
+`rlhf <stage>` and `make <stage>` run it (rlhf/command.py).
 
 On several machines it is started once on each, and reads from the environment what differs between them:
 
@@ -15,8 +15,10 @@ On several machines it is started once on each, and reads from the environment w
 The names are PyTorch's. Options of the launcher itself (`--num_machines`, `--machine_rank`, ...) take precedence.
 """
 
+import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -59,10 +61,33 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
         raise ValueError(f"{name} is {text}. Set it to a whole number.") from None
 
 
+def exit_code(error: Exception) -> int:
+    """Returns the exit code of a stage that has failed: 130 after Ctrl-C, 128 + n after signal n.
+
+    Raises:
+        Exception: the error itself, if it is the launcher's own.
+    """
+    kind = type(error).__name__  # torch.distributed's, which one process need not import
+    if kind == "SignalException":  # the launcher of several processes has stopped them
+        return 130
+    if isinstance(error, subprocess.CalledProcessError):
+        code = error.returncode
+    elif kind == "ChildFailedError":
+        code = error.get_first_failure()[1].exitcode  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        raise error
+    if code < 0:
+        hint = ", often for lack of memory" if -code == signal.SIGKILL else ""
+        print(f"The stage was ended by {signal.Signals(-code).name}{hint}.", file=sys.stderr)
+        return 128 - code
+    return code
+
+
 if __name__ == "__main__":
     # The stage gets the signal as well, and says how to go on. A function, because a child inherits SIG_IGN.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a failing stage has said what is wrong
     try:
         sys.argv[1:1] = machine_options(os.environ)
     except ValueError as error:
@@ -70,9 +95,5 @@ if __name__ == "__main__":
         sys.exit(2)
     try:
         main()
-    except Exception as error:  # of torch's launcher of several processes
-        if type(error).__name__ == "ChildFailedError" and "--quiet" in sys.argv:
-            sys.exit(error.get_first_failure()[1].exitcode)  # pyright: ignore[reportAttributeAccessIssue]
-        if type(error).__name__ != "SignalException":  # it has stopped them
-            raise
-        sys.exit(130)
+    except Exception as error:
+        sys.exit(exit_code(error))

@@ -108,7 +108,7 @@ class BenchmarkArguments:
 
 
 def main() -> None:
-    args, model_args = parse(BenchmarkArguments, ModelConfig, options=READ_ADAPTERS)
+    args, model_args = parse(BenchmarkArguments, ModelConfig, options=READ_ADAPTERS, positional="run")
     check_model_options(model_args)
     folder = Path(args.output_dir or f"{args.run}/benchmark")
     adapters = named_adapters(args)

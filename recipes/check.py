@@ -1,7 +1,7 @@
 """Runs all stages of a recipe on a model of two layers and a few rows, so that nothing fails hours later.
 
-    make check RECIPE=smollm2-135m
-    python recipes/check.py --recipe recipes/mine --processes 8
+    rlhf check smollm2-135m
+    rlhf check recipes/mine --accelerate fsdp
 
 First reads the YAML of every stage as it is: options, packages, batches over all processes, lengths, the output
 folder. Then runs the stages one after another, each on the result of the one before, with the recipe's own options but
@@ -34,6 +34,8 @@ from rlhf.models.short_base import save_short_base
 from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.batches import divide_batch
 from rlhf.runs.checks import check_model_options, check_training
+from rlhf.runs.installation import find_recipe
+from rlhf.runs.launch import read_launch
 
 RECIPES = Path(__file__).parent
 STAGES = ("sft", "reward", "choose", "ppo", "evaluate")
@@ -51,18 +53,21 @@ FEW_ROWS = {"dataset_size": 4, "dataset_eval_size": 2}
 
 @dataclass
 class CheckArguments:
-    recipe: str = field(metadata={"help": "Folder with the YAMLs of the stages, such as recipes/sandbox."})
-    processes: int = field(default=1, metadata={"help": "Processes of the launch, which the batches must fit."})
+    recipe: str = field(metadata={"help": "Name of a recipe, or folder with the YAMLs of the stages."})
+    accelerate: str | None = field(
+        default=None,
+        metadata={"help": "Launch whose number of processes the batches must fit, as for a stage. None: by the GPUs."},
+    )
+    processes: int | None = field(default=None, metadata={"help": "Number of processes, instead of accelerate."})
 
     def __post_init__(self):
         require_at_least(self, 1, "processes")
-        if not Path(self.recipe).is_dir():
-            raise InputError(f"recipe {self.recipe} is not a folder. Pass one with sft.yaml, reward.yaml and ppo.yaml.")
 
 
 def main() -> None:
-    (args,) = rlhf.cli.parse(CheckArguments)
-    yamls = {stage: Path(args.recipe) / f"{stage}.yaml" for stage in STAGES}
+    (args,) = rlhf.cli.parse(CheckArguments, positional="recipe")
+    recipe, processes = find_recipe(args.recipe), args.processes or read_launch(args.accelerate)[1]["num_processes"]
+    yamls = {stage: recipe / f"{stage}.yaml" for stage in STAGES}
     stages = {stage: path for stage, path in yamls.items() if path.exists()}
     failed = False
     with tempfile.TemporaryDirectory(prefix="rlhf-check-") as folder:
@@ -72,7 +77,7 @@ def main() -> None:
             if missing:
                 print(f"{stage:<10} not checked: {' and '.join(missing)} failed")
                 continue
-            error = failure(lambda stage=stage, path=path: check_stage(stage, path, Path(folder), args.processes))
+            error = failure(lambda stage=stage, path=path: check_stage(stage, path, Path(folder), processes))
             failed |= error is not None
             print(f"{stage:<10} {f'ok, {time.monotonic() - started:.0f} s' if error is None else f'error: {error}'}")
     if failed:

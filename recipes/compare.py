@@ -52,7 +52,7 @@ class CompareArguments:
 
 
 def main() -> None:
-    args, model_args = parse(CompareArguments, ModelConfig, options=READ_ADAPTERS)
+    args, model_args = parse(CompareArguments, ModelConfig, options=READ_ADAPTERS, positional="run")
     check_model_options(model_args)
     given = {"sft": args.sft_model_path, "ppo": args.ppo_model_path, "reward": args.reward_model_path}
     adapters = {name: path for name, path in given.items() if path}

@@ -26,7 +26,7 @@ class PushArguments:
 
 
 def main() -> None:
-    (args,) = parse(PushArguments)
+    (args,) = parse(PushArguments, positional="run_folder")
     stages = find_stages(Path(args.run_folder))
     check_agreement(stages)
     evaluation = card_text(stages["ppo"]) if "ppo" in stages else None

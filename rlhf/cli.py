@@ -9,14 +9,15 @@ import os
 import signal
 import sys
 import warnings
-from argparse import Action, ArgumentError, Namespace
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from trl import TrlParser
 
 from rlhf.errors import InputError
+from rlhf.help_page import help_page, wrapped
 from rlhf.noise import quiet_libraries
 from rlhf.options import Options
 
@@ -46,11 +47,13 @@ def parse(
 ) -> tuple:
     """Reads `--config file.yaml` and the command line, which overrides it, into one instance per dataclass.
 
+    `--help` prints the own options and exits, `--help-all` all of them.
+
     Args:
         dataclass_types: dataclasses without a field in common, e.g. `DataArguments, SFTArguments, ModelConfig`.
         args: command line without the program's name; `sys.argv[1:]` if None.
         options: fields that the recipe does not obey; the help says so.
-        positional: option that a first word without dashes is the value of, as in `chat.py runs/mine`.
+        positional: option whose name may be left out if it comes first: `rlhf compare runs/mine` sets `run`.
 
     Raises:
         InputError: unknown key or option, value of the wrong type, missing or malformed file, an option that the recipe
@@ -58,10 +61,13 @@ def parse(
     """
     args = list(sys.argv[1:] if args is None else args)
     if positional is not None and args and not args[0].startswith("-"):
-        args = [f"--{positional}", *args]
+        args.insert(0, f"--{positional}")
     args = _separate_config(args)
     config = args[args.index("--config") + 1] if "--config" in args else None
     parser = _Parser(dataclass_types, allow_abbrev=False)  # pyright: ignore[reportArgumentType]
+    parser.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, default=SUPPRESS, dest=SUPPRESS, help="Show all options and exit."
+    )
     parser.config_file = config
     if options is not None:
         parser.leave_out(options)
@@ -122,6 +128,14 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+class _HelpAll(Action):
+    """Prints argparse's own help, which has all options."""
+
+    def __call__(self, parser: ArgumentParser, *args: Any) -> NoReturn:
+        print(ArgumentParser.format_help(parser), end="")
+        parser.exit()
+
+
 class _Parser(TrlParser):
     """TrlParser that checks a value in the YAML as it checks the same value on the command line."""
 
@@ -136,6 +150,11 @@ class _Parser(TrlParser):
                 action.help = f"Not an option of this recipe: {reason}."
             elif reason := options.without_effect.get(action.dest):
                 action.help = f"Without effect: {reason}."
+
+    def format_help(self) -> str:
+        hidden = {**self.options.refused, **self.options.without_effect}
+        types = [cast(type, kind) for kind in self.dataclass_types]
+        return wrapped(help_page(sys.argv[0], types, self._actions, hidden))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)

@@ -11,16 +11,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room is a package or a loose module of rlhf/. It imports only rooms of earlier lines, so no stage imports another.
 ORDER = (
-    ("errors", "noise", "options", "plots", "statistics", "tensors"),
+    ("errors", "help_page", "noise", "options", "plots", "statistics", "tensors"),
     ("cli",),
     ("runs", "sandbox"),
     ("models",),
     ("generation",),
     ("data",),
     ("sft", "reward", "ppo", "evaluation", "inference"),
+    ("command",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-LOOSE = {*ORDER[0], *ORDER[1]}
+LOOSE = {*ORDER[0], *ORDER[1], *ORDER[-1]}
 IMPORT_THE_SANDBOX = {"data", "evaluation"}
 
 MODULES = {
