@@ -14,12 +14,12 @@ from trl import ModelConfig
 
 from rlhf.data.encode import Prompt, encode_prompt_and_completions
 from rlhf.errors import InputError, first_line
-from rlhf.models.adapter_files import adapter_folder, base_model_name, check_reward_adapter
+from rlhf.models.adapter_files import CALIBRATION, adapter_folder, base_model_name, check_reward_adapter
 from rlhf.models.contracts import with_revision_of
 from rlhf.models.frozen_reward import classifier_token_scores, freeze_reward
 from rlhf.models.loading import context_length
 from rlhf.models.peft_layers import unwrap_peft
-from rlhf.models.reward_model import load_reward_model
+from rlhf.models.reward_model import add_calibration, load_reward_model
 from rlhf.models.stages import load_adapter_tokenizer
 from rlhf.models.stop_tokens import add_stop_ids, eos_ids
 
@@ -128,6 +128,9 @@ def load_text_reward(
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise InputError(f"reward model {name} lacks the weights {missing}; pass a trained sequence classifier.")
+    folder = Path(name).expanduser()
+    if (folder / CALIBRATION).exists():  # a merged reward model, whose head has lost its bias
+        add_calibration(model, folder)
     return TextRewardModel(model, tokenizer, Path(name).name)
 
 

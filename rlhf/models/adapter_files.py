@@ -229,7 +229,12 @@ def read_calibration(name: str | Path) -> float:
 
     Without calibration.json, as in checkpoints and in adapters trained with TRL alone, it is 0, which is said once.
     """
-    path = adapter_folder(name) / CALIBRATION
+    return read_bias(adapter_folder(name))
+
+
+def read_bias(folder: Path) -> float:
+    """Returns the bias of an adapter or a merged model in a folder; see `read_calibration`."""
+    path = folder / CALIBRATION
     if not path.exists():
         say_once(
             f"{path.parent} has no {CALIBRATION}: its scores are raw, so 0 is not the mean score of demonstrations; "
