@@ -1,6 +1,6 @@
 """Prints as JSON how much the labelers of a data set agree with each other.
 
-    python recipes/agreement.py --dataset_name path/to/comparisons.jsonl
+    rlhf agreement --dataset_name path/to/comparisons.jsonl
 
 Reads every split of the source: comparisons with a `labeler_id`, or votes. `pairwise_agreement` is the share of pairs
 of labelers with the same verdict on the same two completions, with its 95 % interval clustered by prompt.

@@ -1,11 +1,11 @@
 """Measures truthfulness, toxicity, bias and regressions of base, SFT and RLHF on one base, without merging adapters.
 
-    make benchmark RECIPE=smollm2-135m ARGS="--tasks truthfulqa crows_pairs winogender hellaswag"
+    rlhf benchmark runs/smollm2-135m --tasks truthfulqa crows_pairs winogender hellaswag
 
 The systems are the base and the stages of the run that have finished. Other adapters of the same base are named on the
 command line, and data may lie in local files in its published format:
 
-    python recipes/benchmark.py --systems base sft=runs/a/sft dpo=me/adapter --output_dir runs/a/benchmark
+    rlhf benchmark --systems base sft=runs/a/sft dpo=me/adapter --output_dir runs/a/benchmark
         --tasks truthfulqa=mc_task.json rte --data_dir data
 
 Writes to `output_dir`: benchmark.json (estimates, differences from the first system paired by item, notes on each

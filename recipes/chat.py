@@ -1,6 +1,6 @@
 """Talks with the models of a run in the terminal: base, SFT and RLHF on one conversation.
 
-    python recipes/chat.py runs/mine
+    rlhf chat runs/mine
 
 Answers come token by token, sampled as PPO sampled them and ended by its stop tokens. /sft, /base and /ppo switch the
 model, /compare lets all answer the last message, /reward shows the reward model's scores, /save keeps the conversation

@@ -1,7 +1,7 @@
 """Chooses the SFT epoch whose answers to validation prompts the reward model scores highest (arXiv 2203.02155, 3.5).
 
-    python recipes/choose.py --config recipes/sandbox/choose.yaml    # one CPU
-    python recipes/choose.py --sft_path runs/mine/sft --reward_model_path runs/mine/reward --dataset_name me/data
+    rlhf choose --config recipes/sandbox/choose.yaml    # one CPU
+    rlhf choose --sft_path runs/mine/sft --reward_model_path runs/mine/reward --dataset_name me/data
 
 On several GPUs, `accelerate launch --config_file accelerate_configs/multi_gpu.yaml` takes the place of `python`.
 

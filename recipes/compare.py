@@ -1,10 +1,10 @@
 """Prints the answers of base, SFT and RLHF to one instruction.
 
-    make compare PROMPT="Say this politely: Give me the glove." RECIPE=sandbox
+    rlhf compare runs/sandbox --prompt "Say this politely: Give me the glove."
 
 Decodes greedily unless --temperature is given. For adapters in other folders or on the Hub:
 
-    python recipes/compare.py --prompt "..." --sft_model_path me/sft --ppo_model_path me/rlhf
+    rlhf compare --prompt "..." --sft_model_path me/sft --ppo_model_path me/rlhf
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class CompareArguments:
     def __post_init__(self):
         if not self.prompt.strip():
             raise InputError(
-                'The prompt is empty. Pass one: make compare PROMPT="Say this politely: Give me the glove."'
+                'The prompt is empty. Pass one: rlhf compare runs/mine --prompt "Say this politely: Give me the glove."'
             )
         if self.temperature < 0:
             raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive.")

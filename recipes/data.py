@@ -1,7 +1,7 @@
 """Prepares a data set of prompts, with a card, from raw prompts (arXiv 2203.02155, section 3.2, appendix A.2).
 
-    make data RECIPE=sandbox
-    python recipes/data.py --dataset_name path/to/prompts --model_name_or_path me/model --output_dir runs/mine/data
+    rlhf data sandbox
+    rlhf data --dataset_name path/to/prompts --model_name_or_path me/model --output_dir runs/mine/data
 
 Reads any source that stages read, and splits its conversations as they do. Writes to output_dir: prompts/ with train,
 validation and test as Parquet files (a dataset_name for PPO), card.md, result.json with the card's numbers, and

@@ -1,7 +1,7 @@
 """Lets systems answer the same held-out prompts, lets judges compare the answers, and writes the report.
 
-    make evaluate RECIPE=sandbox
-    make evaluate ARGS="--systems sft ppo small=HuggingFaceTB/SmolLM2-135M-Instruct theirs=answers.jsonl"
+    rlhf evaluate sandbox
+    rlhf evaluate sandbox --systems sft ppo small=HuggingFaceTB/SmolLM2-135M-Instruct theirs=answers.jsonl
 
 Without --systems these are base, SFT and RLHF of the run, sampled and greedy; `rlhf/evaluation/systems.py` has all
 forms. Every answer is kept in `output_dir`/answers as it comes: a killed evaluation goes on, and a further system or

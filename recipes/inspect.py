@@ -1,7 +1,7 @@
 """Prints what an adapter was trained with (contract.json), or what differs between two.
 
-    python recipes/inspect.py runs/sandbox
-    python recipes/inspect.py runs/sandbox/sft runs/mine/sft
+    rlhf inspect runs/sandbox
+    rlhf inspect runs/sandbox/sft runs/mine/sft
 
 A folder is a stage's, one of its checkpoints, a run's with sft/, reward/ and ppo/ in it, or an adapter's on the Hub.
 Loads no model.

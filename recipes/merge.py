@@ -1,6 +1,6 @@
 """Adds an adapter's weights to its base: a model folder that transformers, vLLM and llama.cpp load by themselves.
 
-    python recipes/merge.py runs/mine/ppo --output_dir models/mine
+    rlhf merge runs/mine/ppo --output_dir models/mine
 
 The folder holds safetensors, tokenizer, chat template and a generation config with PPO's temperature and stop tokens. A
 base in 4 or 8 bits, or in a GGUF file, is written dequantized. A reward model becomes a sequence classifier with its

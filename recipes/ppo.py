@@ -1,6 +1,7 @@
 """PPO from the SFT model against the reward model (arXiv 2203.02155, section 3.5).
 
-    make ppo RECIPE=sandbox
+    rlhf ppo sandbox
+    rlhf ppo mine --accelerate fsdp --kl_coef 0.05
     accelerate launch recipes/ppo.py --config recipes/sandbox/ppo.yaml --total_episodes 1024
 
 One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model

@@ -1,6 +1,7 @@
 """Trains the sandbox's base model on the sandbox's documents, from random weights or from those of another base.
 
     make pretrain    # pretrain.yaml, then pretrain_stage2.yaml from its weights: one CPU
+    rlhf pretrain sandbox    # the first of them
     python recipes/pretrain.py --config recipes/sandbox/pretrain.yaml --use_cpu false    # one GPU
 
 Reads no data: the documents are drawn from a seed. Writes to output_dir the weights in bfloat16, the tokenizer,

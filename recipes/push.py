@@ -1,6 +1,6 @@
 """Uploads finished stages to the Hugging Face Hub, to private repositories unless --public is given.
 
-    python recipes/push.py --run_folder runs/sandbox --hub_id your-name/model --dry_run
+    rlhf push runs/sandbox --hub_id your-name/model --dry_run
 
 Reads the folder of a stage or of a whole run; writes nothing on this machine. If the RLHF adapter was evaluated
 (summary.json beside its folder), its model card has the tables of the report.

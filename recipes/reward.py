@@ -1,7 +1,7 @@
 """Reward model from human rankings (arXiv 2203.02155, section 3.5), on TRL's RewardTrainer with LoRA.
 
     accelerate launch recipes/reward.py --config recipes/sandbox/reward.yaml --sft_model_path runs/sandbox/sft
-    make reward ARGS="--cross_validate labelers"
+    rlhf reward sandbox --cross_validate labelers
 
 Writes to output_dir the adapter with its score head, calibration.json, the tokenizer, and result.json with pairwise
 accuracy overall, by K, by labeler group and by margin, the calibration of the margins and the length bias; report.md

@@ -1,8 +1,7 @@
 """Supervised fine-tuning on demonstrations (arXiv 2203.02155, section 3.5), with TRL's SFTTrainer and LoRA.
 
-    python recipes/sft.py --config recipes/sandbox/sft.yaml --learning_rate 1e-3    # one CPU
-    make sft RECIPE=qwen3-1.7b ACCELERATE=single_gpu    # one GPU
-    make sft RECIPE=qwen3-1.7b ACCELERATE=multi_gpu    # eight GPUs: the same run
+    rlhf sft sandbox --learning_rate 1e-3    # one CPU
+    rlhf sft qwen3-1.7b    # on one GPU, or in one process on each of several: the same run
 
 Reads a base model and demonstrations. Writes to output_dir the adapter of the chosen epoch, the tokenizer, every
 epoch's checkpoint, metrics.jsonl, and result.json with the validation loss of every epoch. The lowest loss chooses the

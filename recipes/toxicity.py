@@ -1,6 +1,6 @@
 """Scores files of continuations of RealToxicityPrompts, without a model.
 
-    python recipes/toxicity.py --files gpt2.jsonl ours=runs/a/benchmark/continuations/ppo.jsonl --output toxicity.json
+    rlhf toxicity --files gpt2.jsonl ours=runs/a/benchmark/continuations/ppo.jsonl --output toxicity.json
 
 Prints the toxicity of each system and its difference from the first one, paired by prompt, with scorer, version and
 hash of its weights; and how well our scores agree with the scores that rows bring. docs/evaluation.md has the formats.

@@ -80,7 +80,7 @@ def test_finished_stages_of_a_run_are_found(run):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("sandbox", "runs/sandbox does not exist. Run `make demo`"), ("mine", "Run `make sft RECIPE=mine`")],
+    [("sandbox", "runs/sandbox does not exist. Run `rlhf demo`"), ("mine", "Run `rlhf sft mine`")],
 )
 def test_missing_run_names_the_target_that_makes_it(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
@@ -175,7 +175,7 @@ def test_compare_takes_adapters_from_anywhere_and_passes_its_options_on(run, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "runs/nowhere", "--prompt", "Hello."], "Run `make sft RECIPE=nowhere`"),
+        (["--run", "runs/nowhere", "--prompt", "Hello."], "Run `rlhf sft nowhere`"),
         (["--run", "runs/nowhere", "--prompt", ""], "The prompt is empty"),
         (["--prompt", "Hello.", "--temperature", "-1"], "temperature is -1.0"),
         (["--prompt", "Hello.", "--sft_model_path", "./nowhere"], "Adapter folder ./nowhere does not exist"),

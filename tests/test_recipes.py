@@ -97,7 +97,7 @@ def test_the_head_of_a_recipe_says_how_to_run_it(recipe, stage):
             break
         head.append(line)
     text = "\n".join(head)
-    assert f"#   make {stage} RECIPE={recipe} ACCELERATE=" in text
+    assert f"#   rlhf {stage} {recipe}\n" in text
     assert "# Hardware: " in text and "Expected result: " in text
 
 

@@ -82,6 +82,8 @@ def test_commands_of_the_pages_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"(?:^|`|\s)make ([a-z]+)\b(?=[^\n]*$)", "\n".join(_code(text)), flags=re.MULTILINE):
         assert target in makefile_targets(), f"{page}: make {target}"
+    for command in re.findall(r"(?<!from )\brlhf ([a-z]+)\b", "\n".join(_code(text))):
+        assert command in SCRIPTS, f"{page}: rlhf {command}"
     for path in re.findall(r"\b(?:recipes|accelerate_configs|examples|benchmarks)/[\w./-]+\w", text):
         assert (ROOT / path).exists() or path.startswith("recipes/mine"), f"{page}: {path}"  # mine: the reader's own
 

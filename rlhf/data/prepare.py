@@ -32,7 +32,7 @@ TOO_LONG, PERSONAL, DUPLICATE, TOO_MANY = REASONS = (
 
 @dataclass
 class PrepareArguments:
-    """Options of `make data`; the defaults are the paper's where it names them."""
+    """Options of `rlhf data`; the defaults are the paper's where it names them."""
 
     output_dir: str = field(metadata={"help": "Folder for the prepared prompts and their card."})
     model_name_or_path: str = field(metadata={"help": "Model whose tokenizer counts the tokens of a prompt."})

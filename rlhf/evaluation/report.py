@@ -52,7 +52,7 @@ def write_report(recipe_dir: str | Path, rows: list[AnswerRow] | None = None) ->
     folder = Path(recipe_dir)
     summary, benchmark = read_numbers(folder)
     if summary is None and benchmark is None:
-        raise InputError(f"{folder} holds no summary.json and no benchmark.json. Run make evaluate first.")
+        raise InputError(f"{folder} holds no summary.json and no benchmark.json. Run `rlhf evaluate` first.")
     rows = read_answers(folder) if rows is None else rows
     summary = summary or NOTHING
     report = sections(summary, benchmark, rows, read_stages(folder))
@@ -68,7 +68,7 @@ def read_numbers(recipe_dir: Path) -> tuple[dict[str, Any] | None, dict[str, Any
     summary, benchmark = _read(recipe_dir / "summary.json"), _read(recipe_dir / "benchmark.json")
     benchmark = benchmark or _read(recipe_dir / "benchmark" / "benchmark.json") or (summary or {}).get("benchmarks")
     if summary is not None and "judges" not in summary:
-        raise InputError(f"{recipe_dir / 'summary.json'} is of an older version. Run make evaluate again.")
+        raise InputError(f"{recipe_dir / 'summary.json'} is of an older version. Run `rlhf evaluate` again.")
     return summary, benchmark
 
 

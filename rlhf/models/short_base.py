@@ -1,4 +1,4 @@
-"""A base of two narrow layers with random weights: what `make check` runs the stages on, in seconds."""
+"""A base of two narrow layers with random weights: what `rlhf check` runs the stages on, in seconds."""
 
 import copy
 from pathlib import Path

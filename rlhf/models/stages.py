@@ -33,7 +33,7 @@ def stage_folders(run: str | Path) -> dict[str, str]:
     finished = [name for name in ("sft", "ppo", "reward") if (run / name / "adapter_config.json").exists()]
     if not {"sft", "ppo"} & set(finished):
         problem = "has no finished SFT stage" if run.is_dir() else "does not exist"
-        target = "make demo" if run.name == "sandbox" else f"make sft RECIPE={run.name}"
+        target = "rlhf demo" if run.name == "sandbox" else f"rlhf sft {run.name}"
         raise InputError(f"Run folder {run} {problem}. Run `{target}` to create it.")
     return {name: str(run / name) for name in finished}
 

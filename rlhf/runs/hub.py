@@ -113,7 +113,7 @@ def push_run(
         InputError: hub_id, the folder or its adapter is missing, or the Hub refuses or cannot be reached.
     """
     if not hub_id:
-        raise InputError("The Hub id is missing. Pass one, as in make push HUB_ID=your-name/model-name.")
+        raise InputError("The Hub id is missing. Pass one, as in --hub_id your-name/model-name.")
     stages = find_stages(Path(run_folder))
     single = Path(run_folder) in stages.values()
     pushes = {stage: Push(hub_id if single else f"{hub_id}-{stage}", private) for stage in stages}
@@ -131,7 +131,7 @@ def push_run(
 def find_stages(folder: Path) -> dict[str, Path]:
     """Returns {stage: folder} of the finished stages: `folder` itself, or else its subfolders sft, reward and ppo."""
     if not folder.is_dir():
-        raise InputError(f"Run folder {folder} does not exist. Train a stage first, e.g. make sft.")
+        raise InputError(f"Run folder {folder} does not exist. Train a stage first, e.g. `rlhf sft <recipe>`.")
     if (folder / ADAPTER[0]).exists():
         stages = {_stage_of(folder): folder}
     else:

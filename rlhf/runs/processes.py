@@ -31,7 +31,7 @@ def use_one_device(args: "TrainingArguments") -> None:
     """
     if args.n_gpu > 1:
         logger.warning(
-            "one process uses one of the %d GPUs that it sees; ACCELERATE=multi_gpu starts a process for each",
+            "one process uses one of the %d GPUs that it sees; --accelerate multi_gpu starts a process for each",
             args.n_gpu,
         )
         args._n_gpu = 1
