@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from small_stages import ROOT, options_of
 
@@ -120,3 +121,55 @@ def test_machines_with_folders_of_their_own_are_refused(small_run, tmp_path):
         assert "Traceback" not in output
     assert not any((tmp_path / name / "runs" / "ppo").exists() for name in ("a", "b"))
     assert [path for name in ("a", "b") for path in (tmp_path / name / "runs").iterdir()] == []
+
+
+# ---- The examples, with a stub in the place of `rlhf`, which prints its arguments
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Puts stubs of Slurm's commands on the path; the stub of `rlhf` prints the machines and its arguments."""
+    stubs = {
+        "scontrol": "echo node-a; echo node-b",
+        "srun": 'shift; for rank in 0 1; do SLURM_NODEID=$rank "$@"; done',
+        "launcher": 'echo "$NNODES $NODE_RANK $MASTER_ADDR ${MASTER_PORT:-} $*"',
+    }
+    for name, script in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("RLHF", str(tmp_path / "launcher"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def printed(command: list, **environment: str) -> list[str]:
+    return subprocess.check_output(list(map(str, command)), env=os.environ | environment, text=True).splitlines()
+
+
+def test_slurm_starts_the_stage_on_each_machine_and_resumes_after_a_requeue(commands):
+    script = ["bash", ROOT / "examples" / "slurm" / "stage.sbatch", "ppo", "mine", "--kl_coef", "0.05"]
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "70007"}
+    stage = "ppo mine --kl_coef 0.05"
+    expected = [f"2 {rank} node-a 30007 {stage} --accelerate multi_node" for rank in (0, 1)]
+    assert printed(script, **slurm) == expected
+    assert printed(script, **slurm, ACCELERATE="fsdp")[0].endswith("--accelerate fsdp")
+    assert printed(script, **slurm, SLURM_RESTART_COUNT="1") == expected  # stopped before a checkpoint
+    (commands / "runs" / "mine" / "ppo" / "checkpoint-8").mkdir(parents=True)
+    assert printed(script, **slurm) == expected
+    assert f"{stage} --resume_from_checkpoint true" in printed(script, **slurm, SLURM_RESTART_COUNT="1")[0]
+
+
+def test_skypilot_starts_the_stage_on_each_machine(commands):
+    task = yaml.safe_load((ROOT / "examples" / "skypilot.yaml").read_text())
+    sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
+    sky |= task["envs"] | {
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+        "SHARED": str(commands / "shared"),
+        "ARGS": "--a b",
+    }
+    expected = "2 1 10.0.0.1  sft llama-3.2-1b --accelerate multi_node --a b"
+    assert printed(["bash", "-c", task["run"]], **sky) == [expected]
+    assert (commands / "runs").resolve() == (commands / "shared" / "runs").resolve()
+    for variable in ("STAGE", "RECIPE", "ACCELERATE"):
+        assert task["envs"][variable]

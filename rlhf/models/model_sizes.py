@@ -1,0 +1,116 @@
+"""Sizes of a model, and how a stage is run: what the formulas of rlhf/models/memory.py need to know."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+from rlhf.errors import InputError
+
+Precision = Literal["float32", "bfloat16", "nf4", "nf4-nested"]
+Sharding = Literal["ddp", "fsdp", "zero3"]
+KNOWN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types of Llama's form
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder of Llama's form.
+
+    Attributes:
+        tied: one matrix is embedding and unembedding.
+        qk_norm: queries and keys are normalized, as in Qwen3.
+        biases: of one layer.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool = False
+    qk_norm: bool = False
+    biases: int = 0
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """K."""
+        return self.key_heads * self.head_size
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the linear layers of one layer: 2 H Q + 2 H K + 3 H I."""
+        return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.intermediate)
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of embedding and unembedding: V H, or 2 V H if they are not tied."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def norms(self) -> int:
+        """Weights of the norms, and biases: L (2 H + 2 head size if queries and keys are normalized + biases) + H."""
+        return self.layers * (2 * self.hidden + 2 * self.head_size * self.qk_norm + self.biases) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_weights + self.embeddings + self.norms
+
+
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """Returns the sizes in a model's configuration.
+
+    Raises:
+        InputError: the model is not of Llama's form.
+    """
+    config = config.get_text_config()
+    if config.model_type not in KNOWN:
+        raise InputError(
+            f"The memory of {config.model_type} is not known, only that of {', '.join(KNOWN)}. Measure a short run."
+        )
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(
+        config.num_hidden_layers, config.hidden_size, config.intermediate_size, heads, key_heads, head_size,
+        config.vocab_size, tied=config.tie_word_embeddings, qk_norm=config.model_type == "qwen3",
+        biases=(heads + 2 * key_heads) * head_size if config.model_type == "qwen2" else 0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stage is run.
+
+    Attributes:
+        base: dtype of the frozen weights; embeddings and norms of a 4-bit base are bfloat16.
+        sharding: `fsdp` and `zero3` divide weights, gradients and optimizer states by the processes.
+        autocast: the recipes' `bf16: true`.
+        checkpointing: the recipes' `gradient_checkpointing: true`; layers are computed again in backward.
+    """
+
+    base: Precision = "bfloat16"
+    sharding: Sharding = "ddp"
+    processes: int = 1
+    autocast: bool = True
+    checkpointing: bool = True
+    rank: int = 16
+
+    @property
+    def product(self) -> int:
+        """e."""
+        return 4 if self.base == "float32" and not self.autocast else 2
+
+    @property
+    def stream(self) -> int:
+        """s."""
+        return 4 if self.base == "float32" else 2
+
+    @property
+    def quantized(self) -> bool:
+        return self.base.startswith("nf4")
