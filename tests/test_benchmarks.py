@@ -64,3 +64,13 @@ def test_function_reward_trains_each_setting_from_the_same_start(monkeypatch, ca
         1.0,
         -0.5,
     ]
+
+
+def test_memory_compares_each_setting_with_the_formula(monkeypatch, capsys):
+    options = "--stages reward --base float32 --rows 2 --tokens 16 --layers 1 --hidden_size 72 --vocabulary 64"
+    monkeypatch.setattr(sys, "argv", ["memory.py", *options.split()])
+    runpy.run_path(str(ROOT / "benchmarks" / "memory.py"), run_name="__main__")
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [(row["autocast"], row["checkpointing"]) for row in results] == [(a, c) for a in (0, 1) for c in (0, 1)]
+    for row in results:
+        assert row["measured_mb"] > 0 and row["error"] == pytest.approx(row["formula_mb"] / row["measured_mb"] - 1)
