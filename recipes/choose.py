@@ -10,6 +10,7 @@ the chosen epoch's adapter, and to its result.json every epoch's reward-model sc
 a share of the prompts.
 """
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +35,11 @@ from rlhf.models.stages import trained_style
 from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, read_result, write_result
 from rlhf.runs.checks import check_model_options
+from rlhf.runs.console import duration, next_command, show, show_title
 from rlhf.runs.hub import publish_run
 from rlhf.runs.machines import require_shared
 from rlhf.runs.processes import process_state
-from rlhf.sft.select_checkpoint import ChoiceArguments, choose_checkpoint, score_checkpoints
+from rlhf.sft.select_checkpoint import ChoiceArguments, choice_text, choose_checkpoint, score_checkpoints
 
 
 @dataclass
@@ -70,6 +72,7 @@ def main() -> None:
     check_agreement({"sft": Path(folder), "reward": adapter_folder(choice.reward_model_path)})
     model_args = with_revision_of(model_args, folder)
 
+    show_title("choose", folder)
     tokenizer = load_tokenizer(folder)
     demonstrations = load_demonstrations(data_args, "validation")
     style = trained_style([folder, choice.reward_model_path])
@@ -80,10 +83,13 @@ def main() -> None:
     table = score_checkpoints(result["epochs"], folder, base, tokenizer, demonstrations, choice)
     if not is_first_process():
         return
-    result |= choose_checkpoint(folder, table)
-    write_result(folder, result | {"choice_seconds": time.monotonic() - started})
+    result |= choose_checkpoint(folder, table) | {"choice_seconds": time.monotonic() - started}
+    write_result(folder, result)
     publish_run(folder, "sft")
-    print(f"{folder}: chose {result['chosen']} by {result['chosen_by']}")
+    show("result", choice_text(result))
+    show("time", duration(result["choice_seconds"]))
+    if command := next_command("choose", sys.argv):
+        show("next", command)
 
 
 if __name__ == "__main__":

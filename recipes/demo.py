@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from rlhf.runs.console import show
 from rlhf.runs.processes import process_state
 
 RECIPES = Path(__file__).parent
@@ -25,8 +26,6 @@ def main() -> None:
     state, seconds = process_state(), {}
     for stage, recipe in STAGES.items():
         started, config = time.monotonic(), RECIPES / "sandbox" / f"{stage}.yaml"
-        if state.is_main_process:
-            print(f"\n=== rlhf {stage} sandbox ===", flush=True)
         sys.argv = [str(RECIPES / recipe), "--config", str(config)]
         if stage in ("sft", "reward", "ppo"):
             sys.argv += ["--overwrite_output_dir", "true"]
@@ -35,8 +34,8 @@ def main() -> None:
         seconds[stage] = time.monotonic() - started
     if state.is_main_process:
         seconds["total"] = sum(seconds.values())
-        print("\n" + "\n".join(f"{stage:<10} {spent:5.0f} s" for stage, spent in seconds.items()))
-        print(f"The report is {Path('runs/sandbox/report.html').resolve()}")
+        show("seconds", ", ".join(f"{stage} {spent:.0f}" for stage, spent in seconds.items()))
+        show("report", str(Path("runs/sandbox/report.html").resolve()))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from rlhf.options import READ_ADAPTERS
 from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
 from rlhf.runs.checks import check_model_options
+from rlhf.runs.console import duration, say, show, show_title
 from rlhf.runs.hub import write_model_card
 
 
@@ -162,13 +163,17 @@ def main() -> None:
     start_run(output_dir, args, data_args, model_args, stage="evaluate")
 
     # Prompts
+    show_title("evaluate", output_dir)
     prompts, seen = load_asked(args, data_args, run, local)
     files = {s.name: read_completions(s, prompts["prompt"][:]) for s in systems if s.kind == "file"}
 
     distinct = len({prompt_key(prompt) for prompt in prompts["prompt"][:]})
     if distinct > 1 and is_first_process():
         smallest = detectable_difference(distinct, win_rate_deviation())
-        print(f"{distinct} distinct prompts detect a win rate that differs from 50 % by {100 * smallest:.1f} points.")
+        show(
+            "prompts",
+            f"{distinct} distinct; they detect a win rate that differs from 50 % by {100 * smallest:.1f} points",
+        )
 
     # Answers and verdicts
     rows = answer_all(systems, local, files, prompts, run, output_dir, batch_size=args.batch_size, seed=args.seed)
@@ -201,8 +206,9 @@ def main() -> None:
     report = write_report(recipe_dir, rows)
     if tables := card_text(recipe_dir / "ppo"):
         write_model_card(recipe_dir / "ppo", "ppo", tables)
-    print(f"\n{as_text(summary)}")
-    print(f"\nThe report is {report}, the numbers are in {recipe_dir / 'summary.json'}.")
+    say("", as_text(summary), "")
+    show("time", duration(seconds))
+    show("files", f"{report}, the numbers in {recipe_dir / 'summary.json'}")
 
 
 def with_options(options: PolicyOptions, args: EvaluateArguments) -> PolicyOptions:

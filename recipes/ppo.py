@@ -42,6 +42,7 @@ from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.options import PPO
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.config import TRL_MODEL
+from rlhf.ppo.metrics import change_text
 from rlhf.ppo.networks import zero_head
 from rlhf.ppo.optimization import check_ppo_training
 from rlhf.ppo.ptx import resolve_ptx_coef
@@ -50,8 +51,10 @@ from rlhf.ppo.rollout import encode_prompts, longest_prompt
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_trainer
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
 from rlhf.runs.checks import check_model_options, check_training
+from rlhf.runs.console import show_end, show_rows, show_title
 from rlhf.runs.folders import RunFolderArguments, begin, clear_folder, find_start
 from rlhf.runs.hub import publish_run, resolve_push
+from rlhf.runs.progress import watch
 
 
 @dataclass
@@ -105,6 +108,7 @@ def main() -> None:
     push = resolve_push(args)
 
     # Prompts and pretraining text
+    show_title("ppo", args.output_dir)
     tokenizer = load_adapter_tokenizer(model_args, sft)
     add_stop_ids(tokenizer, [] if args.stop_token_id is None else [args.stop_token_id])
     train = load_prompts(data_args, "train", args.output_dir)
@@ -132,6 +136,8 @@ def main() -> None:
         prompts[split] = drop_long_rows(
             rows, lengths, limit, name, data_args.on_bad_rows, args.output_dir, option="max_prompt_length"
         )
+    lengths, held_out = [len(ids) for ids in prompts["train"]["input_ids"]], len(prompts.get("validation", ()))
+    show_rows(data_args.dataset_name, len(lengths), held_out, lengths, limit, args.output_dir)
     show_prompt(tokenizer, prompts["train"][0]["input_ids"])
     pretraining = open_sources(text_args, data_args, args.output_dir)
     encoded = {"train": prompts["train"]} | (text_rows(pretraining) if pretraining else {})
@@ -163,6 +169,7 @@ def main() -> None:
         callbacks=[MetricsCallback(args.output_dir)],
     )
     trainer.contract = contract
+    watch(trainer, "ppo", base_name)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
@@ -172,7 +179,9 @@ def main() -> None:
     if test is not None:
         result |= {name: value for name, value in trainer.evaluate().items() if name.startswith("eval_")}
     result["steps_taken"] = trainer.steps_taken
-    write_result(args.output_dir, {**result, "seconds": round(time.monotonic() - started, 1)})
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_result(args.output_dir, result)
+    show_end(change_text(logs), args.output_dir, result["seconds"], "ppo")
     trainer.accelerator.wait_for_everyone()
     publish_run(args.output_dir, "ppo", push)
 

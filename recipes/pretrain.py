@@ -18,7 +18,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, Tra
 
 from rlhf.cli import parse, run
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.console import show, show_end, show_title
 from rlhf.runs.processes import use_one_device
+from rlhf.runs.progress import watch
 from rlhf.sandbox import datasets as sandbox
 from rlhf.sandbox.base_model import architecture, pack, train_tokenizer
 
@@ -48,6 +50,7 @@ def main() -> None:
     set_seed(args.seed)
 
     # Data
+    show_title("pretrain", str(folder))
     options = {"seed": args.documents_seed, "graded_share": args.graded_share}
     sizes = {"train": args.n_documents, "validation": 500}
     rows = {split: sandbox.pretraining(split, size, **options) for split, size in sizes.items()}
@@ -69,6 +72,8 @@ def main() -> None:
         eval_dataset=rows["validation"],
         callbacks=[MetricsCallback(folder)],
     )
+    show("rows", f"{len(blocks['train']):,} blocks of {args.block_size} tokens, {len(blocks['validation']):,} held out")
+    watch(trainer, "pretrain", args.continue_from or "random weights")
     train_loss = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).training_loss
     validation_loss = trainer.evaluate()["eval_loss"]
 
@@ -78,7 +83,10 @@ def main() -> None:
         model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         result = {"train_loss": train_loss, "validation_loss": validation_loss, "n_tokens": blocks["train"].numel()}
-        write_result(folder, result | {"seconds": time.monotonic() - started})
+        result["seconds"] = time.monotonic() - started
+        write_result(folder, result)
+        text = f"loss {train_loss:.3f} in training, {validation_loss:.3f} on held-out documents"
+        show_end(text, str(folder), result["seconds"], "pretrain")
 
 
 if __name__ == "__main__":

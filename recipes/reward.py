@@ -46,13 +46,15 @@ from rlhf.reward.cross_validation import cross_validate, cross_validation_text
 from rlhf.reward.folds import FinishedFolds, rows_digest
 from rlhf.reward.initialization import check_sft_start, load_reward_start
 from rlhf.reward.ranks import first_ordered, warn_of_odd_ranks
-from rlhf.reward.report import write_report
+from rlhf.reward.report import accuracy_text, write_report
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.runs.artifacts import MetricsCallback, is_first_process, resolved_config, start_run, write_result
 from rlhf.runs.checks import check_model_options, check_training
+from rlhf.runs.console import show_end, show_rows, show_title
 from rlhf.runs.contract import read_contract
 from rlhf.runs.folders import RunFolderArguments, begin, find_start
 from rlhf.runs.hub import publish_run, resolve_push
+from rlhf.runs.progress import watch
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ def main() -> None:
     push = resolve_push(args)
 
     # Data
+    show_title("reward", args.output_dir)
     sft = None if args.sft_model_path is None else adapter_folder(args.sft_model_path)
     tokenizer = load_adapter_tokenizer(model_args, sft, args.eos_token)
     rows, trained_on = {}, None
@@ -99,6 +102,9 @@ def main() -> None:
     if sft is not None:
         check_style(sft, read_contract(sft), prompt_style(trained_on), data_args.dataset_name)
 
+    lengths = [max(map(len, ids)) for ids in rows["train"]["completions_ids"]]
+    held_out = len(rows["validation"])
+    show_rows(data_args.dataset_name, len(lengths), held_out, lengths, args.max_length, args.output_dir)
     show_comparison(tokenizer, rows["train"][first_ordered(rows["train"]["ranks"])])
     if args.cross_validate:
         run_folds(args, model_args, data_args, tokenizer, rows, started)
@@ -126,9 +132,10 @@ def main() -> None:
     report = trainer.report()
     if is_first_process():
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), **report, "calibration": calibration}
-        result["steps_taken"] = trainer.steps_taken
-        write_result(args.output_dir, result | {"seconds": time.monotonic() - started})
+        result |= {"steps_taken": trainer.steps_taken, "seconds": time.monotonic() - started}
+        write_result(args.output_dir, result)
         write_report(args.output_dir, report)
+        show_end(accuracy_text(report), args.output_dir, result["seconds"], "reward")
     trainer.accelerator.wait_for_everyone()
     publish_run(args.output_dir, "reward", push)
 
@@ -137,7 +144,7 @@ def make_trainer(
     args: KWiseRewardConfig, model_args: ModelConfig, tokenizer, train: Dataset, evaluation: Dataset, callbacks: list
 ) -> KWiseRewardTrainer:
     set_seed(args.seed)  # the head is random
-    return KWiseRewardTrainer(
+    trainer = KWiseRewardTrainer(
         load_reward_start(model_args, tokenizer, args.sft_model_path),
         args,
         train_dataset=train,
@@ -145,6 +152,8 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    watch(trainer, "reward", str(model_args.model_name_or_path))
+    return trainer
 
 
 def run_folds(

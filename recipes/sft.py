@@ -39,12 +39,15 @@ from rlhf.models.loading import (
 from rlhf.options import SFT
 from rlhf.runs.artifacts import MetricsCallback, write_result
 from rlhf.runs.checks import check_model_options, check_training
+from rlhf.runs.console import show_end, show_rows, show_title
 from rlhf.runs.folders import RunFolderArguments, begin, find_start
 from rlhf.runs.hub import publish_run, resolve_push
+from rlhf.runs.progress import watch
 from rlhf.sft.select_checkpoint import (
     ChoiceArguments,
     check_choice,
     checkpoint_table,
+    choice_text,
     choose_checkpoint,
     score_checkpoints,
 )
@@ -84,6 +87,7 @@ def main() -> None:
     push = resolve_push(args)
 
     # Data
+    show_title("sft", folder)
     tokenizer = load_tokenizer(base_name, model_args.model_revision, args.eos_token)
     demonstrations = {split: load_demonstrations(data_args, split, folder) for split in ("train", "validation")}
     for split, dataset in demonstrations.items():
@@ -99,6 +103,8 @@ def main() -> None:
         trained_on = short_rows(trained_on, lengths, args.max_length) if split == "train" else trained_on
         name = f"{data_args.dataset_name} ({split} split)"
         rows[split] = drop_long_rows(dataset, lengths, args.max_length, name, data_args.on_bad_rows, folder)
+    lengths = [len(ids) for ids in rows["train"]["input_ids"]]
+    show_rows(data_args.dataset_name, len(lengths), len(rows["validation"]), lengths, args.max_length, folder)
     show_demonstration(tokenizer, rows["train"][0])
     train, text = rows["train"], open_sources(text_args, data_args, folder)
     if text is not None:
@@ -121,6 +127,7 @@ def main() -> None:
         callbacks=[MetricsCallback(folder)],
     )
     trainer.contract = contract
+    watch(trainer, "sft", str(model_args.model_name_or_path))
     train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
     trainer.save_model(folder)
 
@@ -134,7 +141,9 @@ def main() -> None:
         result = {"train_loss": train_loss, "n_train": len(rows["train"]), "n_validation": len(rows["validation"])}
         result |= {"n_text_blocks": len(train) - len(rows["train"]), "steps_taken": trainer.steps_taken}
         result |= choose_checkpoint(folder, table)
-        write_result(folder, result | {"seconds": time.monotonic() - started})
+        result["seconds"] = time.monotonic() - started
+        write_result(folder, result)
+        show_end(choice_text(result), folder, result["seconds"], "sft")
     trainer.accelerator.wait_for_everyone()
     publish_run(folder, "sft", push)
 

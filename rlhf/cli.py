@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
 import yaml
+from tqdm.auto import tqdm
 from trl import TrlParser
 
 from rlhf.errors import InputError
@@ -106,7 +107,7 @@ def run(main: Callable[[], Any]) -> None:
         gc.set_threshold(*THRESHOLDS)
     with contextlib.suppress(ValueError):  # not in the main thread, where Python allows no handler
         signal.signal(signal.SIGTERM, _interrupt)
-    log, stderr = logging.getLogger("rlhf"), logging.StreamHandler()  # the root logger prints warnings alone
+    log, stderr = logging.getLogger("rlhf"), _AboveBars()  # the root logger prints warnings alone
     log.addHandler(stderr)
     log.setLevel(logging.INFO)
     try:
@@ -134,6 +135,14 @@ class _HelpAll(Action):
     def __call__(self, parser: ArgumentParser, *args: Any) -> NoReturn:
         print(ArgumentParser.format_help(parser), end="")
         parser.exit()
+
+
+class _AboveBars(logging.StreamHandler):
+    """Writes the log to stderr, and moves a progress bar that is shown below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
 
 
 class _Parser(TrlParser):

@@ -81,12 +81,6 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_seam_f22_a_finished_stage_says_where_its_results_are(tmp_path, caplog):
-    with caplog.at_level("INFO", logger="rlhf"):
-        write_result(tmp_path, {"loss": 1.0})
-    assert caplog.messages == [f"finished: the results are in {tmp_path}"]
-
-
 def log(callback, step, first=True, **logs):
     state = TrainerState(global_step=step, epoch=step / 10, is_world_process_zero=first)
     callback.on_log(None, state, TrainerControl(), logs=logs)

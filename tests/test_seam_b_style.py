@@ -136,17 +136,21 @@ def test_seam_b11_each_stage_shows_its_first_encoded_row(capsys):
     tokenizer = family_tokenizer("gemma-2")
     rows = in_prompt_style(demonstrations(), data_args(), tokenizer, "train")
     show_demonstration(tokenizer, tokenize_demonstrations(rows, tokenizer)[0])
-    prompt = "<bos><start_of_turn>user\nName a fruit.<end_of_turn>\n<start_of_turn>model\n"
-    shown = capsys.readouterr().out
-    assert f"tokens) ---\n{prompt}\n--- completion, loss on each token (" in shown
-    assert "tokens) ---\nA pear.<end_of_turn>\n---\n" in shown and "ends with <eos> or <end_of_turn>" in shown
+    prompt = "<bos><start_of_turn>user⏎Name a fruit.<end_of_turn>⏎<start_of_turn>model⏎"
+    shown = unwrapped(capsys.readouterr().out)
+    assert f"tokens): {prompt} completion, loss on each token (" in shown
+    assert "tokens): A pear.<end_of_turn>" in shown and "ends with <eos> or <end_of_turn>" in shown
     rows = in_prompt_style(comparisons(), data_args(), tokenizer, "train")
     show_comparison(tokenizer, tokenize_comparisons(rows, tokenizer)[0])
-    shown = capsys.readouterr().out
+    shown = unwrapped(capsys.readouterr().out)
     best, worst = shown.index("A pear.<end_of_turn>"), shown.index("A stone.<end_of_turn>")
-    assert shown.index("best completion") < best < shown.index("worst completion") < worst
+    assert shown.index("best, score at") < best < shown.index("worst, score at") < worst
     show_prompt(tokenizer, encode_prompt(tokenizer, USER))
-    assert prompt in capsys.readouterr().out
+    assert prompt in unwrapped(capsys.readouterr().out)
+
+
+def unwrapped(shown: str) -> str:
+    return " ".join(shown.split())
 
 
 # --- E1: compare and the card ask in the form that was trained ----------------------------------------------------

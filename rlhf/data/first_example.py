@@ -6,14 +6,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.models.stop_tokens import stop_token_texts
-from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.console import show
+
+HEAD, TAIL = 200, 120  # characters of a longer text that are shown
+NEW_LINE = "⏎"
 
 
 def show_demonstration(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> None:
     """Prints a row of `tokenize_demonstrations`: its prompt, and the completion on which the loss is."""
     size = row["completion_mask"].index(1) if 1 in row["completion_mask"] else len(row["input_ids"])
     prompt, completion = row["input_ids"][:size], row["input_ids"][size:]
-    _show("First demonstration", tokenizer, ("prompt, no loss", prompt), ("completion, loss on each token", completion))
+    _show(tokenizer, ("prompt, no loss", prompt), ("completion, loss on each token", completion))
 
 
 def show_comparison(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> None:
@@ -21,23 +24,25 @@ def show_comparison(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> 
     ranks, size = row["ranks"], row["prompt_length"]
     best, worst = ranks.index(min(ranks)), ranks.index(max(ranks))
     _show(
-        "First comparison",
         tokenizer,
         ("prompt", row["completions_ids"][best][:size]),
-        ("best completion, score and loss at its last token", row["completions_ids"][best][size:]),
-        ("worst completion, score and loss at its last token", row["completions_ids"][worst][size:]),
+        ("best, score at its last token", row["completions_ids"][best][size:]),
+        ("worst, score at its last token", row["completions_ids"][worst][size:]),
     )
 
 
 def show_prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
     """Prints an encoded prompt, and the tokens that end an answer."""
-    _show("First prompt", tokenizer, ("prompt, after which the policy samples", ids))
+    _show(tokenizer, ("prompt, after which the policy samples", ids))
 
 
-def _show(title: str, tokenizer: PreTrainedTokenizerBase, *parts: tuple[str, Sequence[int]]) -> None:
-    if not is_first_process():
-        return
-    lines = [f"{title}, as it is encoded (an answer ends with {' or '.join(stop_token_texts(tokenizer))}):"]
-    for name, ids in parts:
-        lines.append(f"--- {name} ({len(ids)} tokens) ---\n{tokenizer.decode(list(ids))}")
-    print("\n".join(lines) + "\n---", flush=True)
+def _show(tokenizer: PreTrainedTokenizerBase, *parts: tuple[str, Sequence[int]]) -> None:
+    """Prints the parts as facts, one line each; the ends of their own lines are marked."""
+    lines = [f"{name} ({len(ids)} tokens): {shortened(str(tokenizer.decode(list(ids))))}" for name, ids in parts]
+    show("first row", "\n".join([*lines, f"an answer ends with {' or '.join(stop_token_texts(tokenizer))}"]))
+
+
+def shortened(text: str) -> str:
+    """Returns a text in one line, with `NEW_LINE` at the ends of its lines and without the middle of a long one."""
+    line = text.replace("\n", NEW_LINE)
+    return line if len(line) <= HEAD + TAIL else f"{line[:HEAD]} […] {line[-TAIL:]}"

@@ -154,7 +154,7 @@ class _Calls:
             max_retries=self.server.retries,
             http_client=http,
         )
-        with tqdm(total=len(conversations), desc=self.server.owner, unit="call", leave=False) as bar:
+        with tqdm(total=len(conversations), desc=self.server.owner, unit="call", leave=False, disable=None) as bar:
             async with client:
                 workers = min(self.server.concurrency, len(conversations))
                 await asyncio.gather(*(self._work(client, todo, bar) for _ in range(workers)))

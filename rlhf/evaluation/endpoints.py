@@ -69,7 +69,7 @@ async def _ask_all(server: ChatServer, system: System, missing: Mapping[int, Pro
     from openai import AsyncOpenAI
 
     waiting = iter(missing.items())
-    bar = tqdm(total=len(missing), desc=system.name, unit="answer", leave=False)
+    bar = tqdm(total=len(missing), desc=system.name, unit="answer", leave=False, disable=None)
     client = AsyncOpenAI(base_url=server.url, api_key=server.secret, max_retries=server.retries, timeout=server.timeout)
 
     async def work() -> None:

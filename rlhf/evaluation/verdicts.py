@@ -76,7 +76,7 @@ class ScoringJudge:
         keys = [content_key(self.identity, prompt_key(prompt), *answer) for prompt, *answer in rows]
         new = list({key: i for i, key in enumerate(keys) if key not in self.kept}.values())
         hide = not new or not is_first_process()
-        with tqdm(total=len(new), desc=f"judge {self.name}", unit="answer", leave=False, disable=hide) as bar:
+        with tqdm(total=len(new), desc=f"judge {self.name}", unit="answer", leave=False, disable=hide or None) as bar:
             for start in range(0, len(new), CHUNK):
                 chunk = new[start : start + CHUNK]
                 verdicts = self._verdicts([rows[i] for i in chunk])

@@ -70,7 +70,7 @@ def sample(
         if supports_continuous_batching(lm) and not sharded
         else partial(decode_in_batches, pad_id=pad_id)
     )
-    bar = tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=not progress)
+    bar = tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=None if progress else True)
     with nullcontext() if sharded else fast_decode_linears(lm), bar:
         responses = decode_all(lm, prompts, choose, stop_ids, length, batch_size, on_finished=bar.update)
     lm.train(was_training)

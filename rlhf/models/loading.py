@@ -32,6 +32,7 @@ from rlhf.models.lora_targets import check_lora_values, linear_layers, names_or_
 from rlhf.models.positions import cache_argument
 from rlhf.models.stop_tokens import KEY as STOP_TOKENS
 from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, stop_token_texts
+from rlhf.noise import quiet_gguf
 from rlhf.runs.processes import process_state
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,8 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
         # The compute dtype of 4-bit weights. bitsandbytes has no "auto"; bfloat16 is QLoRA's choice.
         compute = model_args if dtype != "auto" else replace(model_args, dtype="bfloat16")
         kwargs["quantization_config"] = get_quantization_config(compute)
+    if gguf_file is not None:
+        quiet_gguf()
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # no table about the new head; other missing weights are logged below
     try:

@@ -192,6 +192,16 @@ class Meter:
             self._rollout[name].append(value)
 
 
+def change_text(logs: list[dict[str, Any]]) -> str:
+    """Returns what the run changed, first log to last, for the console."""
+    if not logs:
+        return "nothing was logged"
+    first, last = logs[0], logs[-1]
+    text = f"reward {first['objective/score']:.2f} to {last['objective/score']:.2f}"
+    text += f", KL {last['objective/kl']:.2f} nats, length {first['rollout/length']:.0f} to "
+    return text + f"{last['rollout/length']:.0f} tokens, {100 * last['rollout/eos_rate']:.0f} % ended"
+
+
 def append_samples(
     path: Path,
     tokenizer: PreTrainedTokenizerBase,

@@ -59,6 +59,14 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def accuracy_text(report: dict[str, Any]) -> str:
+    """Returns the accuracy with its interval in words, for the console."""
+    if report["accuracy"] is None:
+        return "no held-out pair that the labelers did not tie, so the accuracy is unknown"
+    accuracy, low, high = (f"{100 * report[name]:.1f}" for name in ("accuracy", "low", "high"))
+    return f"accuracy {accuracy} % (95 % interval {low} to {high}) on {report['n_pairs']:,} held-out pairs"
+
+
 def accuracy_cells(accuracy: dict[str, Any]) -> list[str]:
     """Cells of a `clustered_accuracy`: accuracy, interval, pairs and prompts."""
     if accuracy["accuracy"] is None:

@@ -135,7 +135,6 @@ def write_result(output_dir: str | Path, result: dict[str, Any]) -> None:
     if is_first_process():
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         _write_json(Path(output_dir) / "result.json", result)
-        logger.info("finished: the results are in %s", output_dir)
 
 
 def read_result(output_dir: str | Path) -> dict[str, Any]:

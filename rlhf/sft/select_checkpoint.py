@@ -139,6 +139,20 @@ def choose_checkpoint(run_folder: str | Path, table: Sequence[dict[str, Any]]) -
     return {"chosen": best["checkpoint"], "chosen_by": criterion, "epochs": list(table)}
 
 
+def choice_text(result: dict[str, Any]) -> str:
+    """Returns which epoch `choose_checkpoint` chose and why, for people."""
+    if result["chosen"] is None:
+        return "the last weights: no epoch was evaluated and saved, so none could be chosen"
+    table = result["epochs"]
+    row = next(row for row in table if row["checkpoint"] == result["chosen"])
+    text = f"epoch {row['epoch']:g} of {table[-1]['epoch']:g} ({result['chosen']}) has the "
+    if result["chosen_by"] == "eval_loss":
+        last = "" if row is table[-1] else f"; the last epoch has {table[-1]['eval_loss']:.3f}"
+        return text + f"lowest validation loss, {row['eval_loss']:.3f}{last}"
+    low, high = (row["rm_score"] + sign * 1.96 * row["rm_score_se"] for sign in (-1, 1))
+    return text + f"highest reward, {row['rm_score']:.2f} (95 % interval {low:.2f} to {high:.2f})"
+
+
 def score_checkpoints(
     table: Sequence[dict[str, Any]],
     run_folder: str | Path,
