@@ -13,6 +13,7 @@ import torch
 from small_stages import run_recipe
 from toys import bpe_model, bpe_tokenizer, save_adapter, save_toy
 from transformers import LlamaForSequenceClassification
+from trl import ModelConfig
 
 from rlhf.errors import InputError
 from rlhf.evaluation import harness, published_data
@@ -293,6 +294,30 @@ def test_a_model_may_judge(tmp_path):
         assert truth.name in judge.about
 
 
+def test_a_causal_judge_compares_the_tokens_in_which_yes_and_no_differ(tmp_path):
+    """Of many tokenizers both words begin with one token for the space, whose probability says nothing."""
+    causal = save_toy(tmp_path / "causal")
+    tokenizer = bpe_tokenizer()
+    ids = [tokenizer(f"Q: {MOON.text}\nA: Of rock\nTrue:{word}")["input_ids"] for word in (" yes", " no")]
+    same = next(i for i, (yes, no) in enumerate(zip(*ids, strict=False)) if yes != no)
+    assert tokenizer.convert_ids_to_tokens(ids[0][:same])[-1] == "Ġ"  # of this tokenizer, too
+    model = type(bpe_model()).from_pretrained(causal)
+    logits = model(torch.tensor([ids[0][:same]])).logits[0, -1]
+    expected = logits[[ids[0][same], ids[1][same]]].softmax(-1)[0].item()
+    judge = load_truth_judge(str(causal), None)
+    [found] = judge.truth.probabilities([MOON], ["Of rock"])
+    assert found == pytest.approx(expected, abs=1e-6) and found != 0.5
+    judge.truth.longest = 12  # the end of the text, which asks, stays
+    assert judge.truth.probabilities([MOON], ["Of rock " * 50]) == judge.truth.probabilities([MOON], ["Of rock " * 60])
+
+
+def test_a_judge_without_safetensors_is_one_sentence(tmp_path):
+    causal = save_toy(tmp_path / "causal")
+    (causal / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"weights of judge .* cannot be loaded"):
+        load_truth_judge(str(causal), None).judge([MOON], ["Of rock"])
+
+
 def test_a_judge_with_flags_may_judge():
     class Flags(ScoringJudge):
         def judge(self, prompts, responses, ended):
@@ -368,6 +393,17 @@ def test_recipe_writes_a_table_of_base_and_adapter(run_folder, capsys):
     assert diff["base"]["mean"] != pytest.approx(diff["sft"]["mean"])
     change = result["differences"]["crows_pairs"]["likelihood_diff"]["sft"]
     assert change["mean"] == pytest.approx(diff["sft"]["mean"] - diff["base"]["mean"])
+
+
+def test_an_adapter_of_another_scale_is_measured_again(run_folder, load_recipe):
+    identity, base = load_recipe("benchmark").identity, {"name": "x", "digest": "y", "weights": "z"}
+    before = identity(base, ModelConfig(), str(run_folder / "sft"))
+    config = run_folder / "sft" / "adapter_config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"base_model_name_or_path": "moved"}))
+    assert identity(base, ModelConfig(), str(run_folder / "sft")) == before
+    config.write_text(json.dumps(content | {"lora_alpha": 1}))
+    assert identity(base, ModelConfig(), str(run_folder / "sft")) != before
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """A file of completions made elsewhere, matched with the prompts that are asked.
 
 Each line is a JSON object with `prompt` (text or messages) and `response` or `completion` (text or one assistant
-message), and optionally `ended` and `tokens`. The lines of completions.jsonl and of answers are read, too.
+message), and optionally `ended` and `tokens`. Of a file with the answers of several systems, such as completions.jsonl,
+the system takes those of its own name.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 from rlhf.data.encode import Prompt, completion_text, prompt_text
 from rlhf.errors import InputError
+from rlhf.evaluation.scored_rows import SYSTEM, first_value
 from rlhf.evaluation.systems import System
 
 RESPONSES = ("response", "completion", "output", "answer")
@@ -28,7 +30,7 @@ def read_completions(system: System, prompts: Sequence[Prompt]) -> list[dict[str
     """
     path = Path(system.source).expanduser()
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for number, row in enumerate(_rows(system, path), start=1):
+    for number, row in _own_rows(system, path):
         answer = _answer(system, row, f"{path}, line {number}")
         answers[_key(row["prompt"])].append(answer)
     missing = [i for i, prompt in enumerate(prompts) if _key(prompt) not in answers]
@@ -47,6 +49,25 @@ def read_completions(system: System, prompts: Sequence[Prompt]) -> list[dict[str
         found.append(answers[key][min(asked[key], len(answers[key]) - 1)])
         asked[key] += 1
     return found
+
+
+def _own_rows(system: System, path: Path) -> list[tuple[int, Any]]:
+    """Returns (line, row) of the rows of one system.
+
+    Raises:
+        InputError: the rows name several systems, and none is this one.
+    """
+    rows = list(enumerate(_rows(system, path), start=1))
+    named = [first_value(row, SYSTEM) if isinstance(row, dict) else None for _, row in rows]
+    known = list(dict.fromkeys(str(name) for name in named if name is not None))
+    if len(known) < 2:
+        return rows
+    if system.name not in known:
+        raise InputError(
+            f"System {system.name}: {path} has the answers of {', '.join(known[:SHOWN])}. Take the name of one of "
+            f"them: {known[-1]}={path}."
+        )
+    return [row for row, name in zip(rows, named, strict=True) if str(name) == system.name]
 
 
 def _rows(system: System, path: Path) -> list[Any]:
