@@ -497,6 +497,18 @@ def test_cells_that_a_spreadsheet_would_run_are_defused(text, cell):
     assert list(csv.reader(csv_text(table).splitlines())) == [[cell], [cell]]
 
 
+def test_control_characters_do_not_make_a_binary_file_of_the_report(bare):
+    page, text, tables = write(bare, make_summary(), rows=make_rows(text="a\x00b\x1bc\td"))
+    assert "a\ufffdb\ufffdc\td" in page and "a\ufffdb\ufffdc\td" in text
+    assert tables["answers"][1][3] == "a\ufffdb\ufffdc\td"
+
+
+def test_a_judge_that_has_judged_nothing_is_named():
+    summary = make_summary({"people": scoring_judge(win_rate={}, mean=None), "llm": pairwise_judge()})
+    sentence = "Anything by the judge “people”: it has judged none of these answers."
+    assert sentence in not_measured(summary, None)
+
+
 def test_half_a_surrogate_pair_does_not_stop_the_report(bare):
     page, _, _ = write(bare, make_summary(), rows=make_rows(text="half \ud800 a pair"))
     assert "half ? a pair" in page

@@ -1,5 +1,6 @@
 """Systems from their specs, what is refused before a model is loaded, and answers that are kept."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -311,6 +312,24 @@ def test_of_a_file_with_several_systems_the_one_of_this_name_counts(tmp_path):
     assert read_completions(replace(system, name="ppo"), PROMPTS)[1]["response"] == "ppo Why"
     one = write_answers(tmp_path / "one.jsonl", rows[5:])  # a single system may have any name
     assert read_completions(one, PROMPTS)[1]["response"] == "ppo Why"
+
+
+def test_a_table_of_completions_is_read(tmp_path):
+    table = tmp_path / "theirs.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "response", "ended", "tokens"])
+        message = [{"role": "user", "content": "Why"}]
+        writer.writerows([["Name a fruit", "An apple", "False", "3"], [message, "", "", ""]])
+    system = parse_system(str(table))
+    assert (system.kind, system.name) == ("file", "theirs")
+    assert read_completions(system, ["Why", "Name a fruit"]) == [
+        {"response": "", "ended": True, "tokens": None},
+        {"response": "An apple", "ended": False, "tokens": 3},
+    ]
+    table.write_text("prompt,response\nWhy,a,b\n")
+    with pytest.raises(InputError, match=r"System theirs: .*theirs\.csv, line 2: 3 cells under 2 columns"):
+        read_completions(system, ["Why"])
 
 
 @pytest.mark.parametrize(

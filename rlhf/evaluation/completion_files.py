@@ -1,8 +1,8 @@
 """A file of completions made elsewhere, matched with the prompts that are asked.
 
-Each line is a JSON object with `prompt` (text or messages) and `response` or `completion` (text or one assistant
-message), and optionally `ended` and `tokens`. Of a file with the answers of several systems, such as completions.jsonl,
-the system takes those of its own name.
+Each line is a JSON object, or a row of a CSV or Parquet file, with `prompt` (text or messages) and `response` or
+`completion` (text or one assistant message), and optionally `ended` and `tokens`. Of a file with the answers of several
+systems, such as completions.jsonl, the system takes those of its own name.
 """
 
 import json
@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.cells import read_cells
+from rlhf.data.checks import RowError
 from rlhf.data.encode import Prompt, completion_text, prompt_text
+from rlhf.data.files import SourceRow, read_rows
 from rlhf.errors import InputError
 from rlhf.evaluation.scored_rows import SYSTEM, first_value
 from rlhf.evaluation.systems import System
@@ -71,6 +74,8 @@ def _own_rows(system: System, path: Path) -> list[tuple[int, Any]]:
 
 
 def _rows(system: System, path: Path) -> list[Any]:
+    if not path.name.endswith((".json", ".jsonl")):
+        return [_read(system, row) for row in read_rows(path)]
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
@@ -89,6 +94,22 @@ def _rows(system: System, path: Path) -> list[Any]:
     if not rows:
         raise InputError(f"System {system.name}: {path} is empty. Give it one line for each prompt.")
     return rows
+
+
+def _read(system: System, row: SourceRow) -> dict[str, Any]:
+    """Returns a row of a table, whose cells may spell messages, numbers and truth values; an empty answer is text."""
+    try:
+        if row.fault:
+            raise RowError(row.fault)
+        content = read_cells(row.content)
+    except RowError as error:
+        raise InputError(f"System {system.name}: {row.file}, {row.place}: {error}.") from error
+    content = {name: "" if name in RESPONSES and value is None else value for name, value in content.items()}
+    if isinstance(ended := content.get("ended"), str):
+        content["ended"] = {"true": True, "false": False}.get(ended.lower(), ended)
+    if isinstance(tokens := content.get("tokens"), str) and tokens.isdecimal():
+        content["tokens"] = int(tokens)
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _parsed(system: System, line: str, place: str) -> Any:

@@ -237,7 +237,12 @@ def not_measured(summary: Summary, benchmark: dict[str, Any] | None) -> list[str
 def _missing_judges(judges: dict[str, dict[str, Any]]) -> list[str]:
     if not judges:
         return ["Quality: no judge read the answers."]
-    found, known = [], " ".join(f"{name} {judge['about']}" for name, judge in judges.items())
+    found = [
+        f"Anything by the judge “{name}”: it has judged none of these answers."
+        for name, judge in judges.items()
+        if not judge.get("win_rate") and not judge.get("mean")
+    ]
+    known = " ".join(f"{name} {judge['about']}" for name, judge in judges.items())
     if all(judge.get("optimized") for judge in judges.values()):
         found.append("Quality by a judge that PPO was not trained to please: every verdict here is the reward’s own.")
     if not re.search(r"(?i)\bpeople\b", known):
