@@ -113,6 +113,9 @@ def main() -> None:
     folder = Path(args.output_dir or f"{args.run}/benchmark")
     adapters = named_adapters(args)
     tasks = [task for spec in args.tasks for task in prepare(spec, args, folder)]
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"Task {twice} is named twice. Name it once; other data of it need another output_dir.")
     start_run(folder, args, model_args, stage="benchmark")
 
     stages = {name: path for name, path in adapters.items() if path}

@@ -406,6 +406,21 @@ def test_an_adapter_of_another_scale_is_measured_again(run_folder, load_recipe):
     assert identity(base, ModelConfig(), str(run_folder / "sft")) != before
 
 
+def test_tasks_of_the_same_systems_stay_in_the_table(tmp_path, caplog):
+    def measured(task, systems, digest="x"):
+        scores = {name: ItemScores([0.0, 1.0, 1.0], range(3)) for name in systems}
+        tasks = [Task(task, f"note {digest}", {}, lambda *_: {"acc": scores})]
+        return run_tasks(tasks, None, None, dict.fromkeys(systems), dict.fromkeys(systems, digest), tmp_path)
+
+    measured("one", ["base", "sft"])
+    both = measured("two", ["base", "sft"])
+    assert list(both["tasks"]) == list(both["differences"]) == list(both["notes"]) == ["one", "two"]
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == both and "leaves out" not in caplog.text
+    assert "| one | acc |" in table(both)
+    assert list(measured("two", ["base", "sft"], "changed")["tasks"]) == ["two"]  # of other weights
+    assert "benchmark.json leaves out one, which other systems or weights were measured on" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -425,6 +440,13 @@ def test_mistakes_are_said_before_a_model_is_loaded(changes, message, run_folder
         run_recipe("benchmark", options)
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_a_task_that_is_named_twice_is_refused(run_folder, load_recipe, monkeypatch):
+    task = f"crows_pairs={run_folder / 'data' / 'crows_pairs'}"
+    monkeypatch.setattr("sys.argv", ["x", "--run", str(run_folder), "--tasks", task, task])
+    with pytest.raises(InputError, match="Task crows_pairs is named twice"):
+        load_recipe("benchmark").main()
 
 
 def test_a_task_that_does_not_exist_is_named(run_folder, capsys, monkeypatch):
