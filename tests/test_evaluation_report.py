@@ -351,6 +351,13 @@ def test_with_the_optimized_reward_alone_the_report_says_so(bare):
     assert tables["win_rates"][1][:2] == ["RLHF", "reward"]
 
 
+def test_a_reward_that_only_chose_answers_is_not_said_to_have_trained_ppo(bare):
+    judge = scoring_judge(optimized=True, win_rate={"sft_best": estimate(0.9)}, mean={"sft": estimate(0.1)}, gain=None)
+    _, text, _ = write(bare, make_summary({"reward": judge}, systems=("sft", "sft_best")), rows=make_rows())
+    assert "A system was trained or its answers chosen to please exactly this judge" in text
+    assert "Quality by a judge that no system was optimized to please" in text and "PPO was" not in text
+
+
 def test_what_was_measured_is_not_on_the_list():
     people = scoring_judge()
     summary = make_summary({"people": people, "llm": pairwise_judge()}, over_runs={"a": {}})
