@@ -97,7 +97,7 @@ def _code(text: str) -> list[str]:
 # ---- Recipes
 
 
-TOOLS = ("agreement", "toxicity")  # on any data, no stages
+TOOLS = ("agreement", "toxicity", "truth")  # on any data, no stages
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name not in TOOLS])
