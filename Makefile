@@ -69,9 +69,9 @@ check: $(INSTALLED) ## run all stages of RECIPE on a short model first, in secon
 	@$(VENV)/bin/python recipes/check.py --recipe recipes/$(RECIPE) $(ARGS) --processes \
 		$$(sed -n 's/^num_processes: *//p' accelerate_configs/$(ACCELERATE).yaml)
 
-test: $(TESTED) ## all tests but those of 43 more architectures, without network or GPU
+test: $(TESTED) ## all tests but those of 43 more architectures and browsers, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 \
-		-m "not architectures" $(ARGS)
+		-m "not architectures and not browser" $(ARGS)
 
 test-all: $(TESTED) ## all tests
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
