@@ -17,7 +17,7 @@ ORDER = (
     ("models",),
     ("generation",),
     ("data",),
-    ("sft", "reward", "ppo", "evaluation"),
+    ("sft", "reward", "ppo", "evaluation", "labeling"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 LOOSE = {*ORDER[0], *ORDER[1]}
