@@ -282,3 +282,39 @@ def test_flags_of_a_file_are_asked_and_others_refused(store: Store, tmp_path: Pa
     rating = {"rating": 4, "flags": {"opinion": True}, "notes": ""}
     refused = anna.send(path, ranked(0, 1, ratings=[rating, rating]))
     assert refused.status_code == 422 and "opinion" in refused.json()["error"]
+
+
+def test_an_admin_invites_with_a_link_that_is_shown_once(store: Store):
+    admin = Browser(store, "root", role="admin")
+    page = admin.form("/admin/labelers", name="<i>Ben</i>", role="labeler", screened="on").text
+    [link] = re.findall(r'id="link" value="([^"]+)"', page)
+    assert link.startswith("http://testserver/login?token=") and "&lt;i&gt;Ben" in page and "<i>" not in page
+    assert link not in admin.get("/admin").text
+    ben = TestClient(create_app(store, []))
+    assert ben.post("/login", data={"token": link.partition("=")[2]}).status_code == 200
+    assert people.find_labeler(store, "<i>Ben</i>").screening == "pending"
+    assert "There is a labeler" in admin.form("/admin/labelers", name="<i>Ben</i>").text
+
+
+def test_an_admin_revokes_and_lets_in_again(store: Store):
+    admin, ben = Browser(store, "root", role="admin"), Browser(store, "ben")
+    number = people.find_labeler(store, "ben").id
+    assert admin.form(f"/admin/labelers/{number}/revoke").status_code == 303
+    assert ben.get("/history").status_code == 303 and "revoked" in admin.get("/admin").text
+    assert 'id="link"' in admin.form(f"/admin/labelers/{number}/link").text
+    assert admin.form("/admin/labelers/999/revoke").status_code == 404
+    own = people.find_labeler(store, "root").id
+    assert "cannot revoke yourself" in admin.form(f"/admin/labelers/{own}/revoke").text
+
+
+def test_an_admin_grades_the_demonstrations_of_screening(store: Store):
+    add(store, Item("demonstration", "Write a haiku.", gold={"demonstration": "An old silent pond"}))
+    admin, anna = Browser(store, "root", role="admin"), Browser(store, screened=True)
+    path = anna.task()
+    anna.send(path, {"demonstration": "A pond.", "revision": 0})
+    page = admin.get("/admin").text
+    assert "A pond." in page and "An old silent pond" in page
+    action = path.replace("/task/", "/admin/demonstrations/")
+    assert admin.form(action, grade="8").status_code == 422 == admin.form(action).status_code
+    assert admin.form(action, grade="7").status_code == 303
+    assert people.find_labeler(store, "anna").screening == "passed" and "A pond." not in admin.get("/admin").text

@@ -5,7 +5,7 @@ import time
 from starlette.responses import RedirectResponse, Response
 
 from rlhf.errors import InputError
-from rlhf.labeling import people, progress, screening
+from rlhf.labeling import people, screening
 from rlhf.labeling.calls import Call
 from rlhf.labeling.items import TaskNotFound
 from rlhf.labeling.pages import prompt_line
@@ -14,11 +14,6 @@ from rlhf.labeling.pages import prompt_line
 def overview(call: Call) -> Response:
     """Shows how far the work is, who does it, and how well they agree."""
     return _overview(call)
-
-
-def progress_csv(call: Call) -> Response:
-    """Returns the table of labelers as CSV."""
-    raise NotImplementedError
 
 
 def invite(call: Call) -> Response:
@@ -55,8 +50,8 @@ def grade(call: Call) -> Response:
 def _overview(call: Call, name: str = "", token: str = "") -> Response:
     link = f"{call.origin}/login?token={token}" if token else ""
     to_grade = [one | {"prompt": prompt_line(one["prompt"])} for one in screening.ungraded_demonstrations(call.store)]
-    numbers = progress.overview(call.store, now=time.time())
-    return call.page("admin.html", numbers=numbers, to_grade=to_grade, flags=call.flags, invited=name, link=link)
+    labelers = people.labelers(call.store)
+    return call.page("admin.html", labelers=labelers, to_grade=to_grade, invited=name, link=link)
 
 
 def _name(call: Call) -> str:
@@ -70,7 +65,6 @@ def _name(call: Call) -> str:
 
 ROUTES = (
     ("/admin", overview, "GET"),
-    ("/admin/progress.csv", progress_csv, "GET"),
     ("/admin/labelers", invite, "POST"),
     ("/admin/labelers/{id:int}/link", new_link, "POST"),
     ("/admin/labelers/{id:int}/revoke", revoke, "POST"),

@@ -124,7 +124,7 @@ def log_out(call: Call) -> Response:
 
 
 def session_keys(call: Call) -> Response:
-    """Returns the CSRF key, for a page that was opened before its labeler logged in again. Other sites cannot read it."""
+    """Returns the CSRF key, for a page from before its labeler logged in again. Other sites cannot read the answer."""
     return JSONResponse({"csrf": call.csrf})
 
 
@@ -160,7 +160,7 @@ def save_draft(call: Call) -> Response:
 
 def undo(call: Call) -> Response:
     """Opens her last judged task again, or the one of `key`."""
-    task = queue.reopen(call.store, call.labeler.id, call.form().get("key") or None, now=time.time())
+    task = queue.reopen(call.store, call.labeler.id, call.form().get("key") or None)
     return RedirectResponse(f"/task/{task.key}" if task else "/", 303)
 
 
