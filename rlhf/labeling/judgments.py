@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf.labeling import screening
@@ -139,7 +139,7 @@ def _by_index(judgment: Judgment, shown: list[int]) -> dict[str, Any]:
         ranks = _sorted_back(dense_ranks([rank for rank in judgment.ranks if rank is not None]), shown)
     ratings = None
     if judgment.ratings is not None:
-        ratings = _sorted_back([asdict(rating) for rating in judgment.ratings], shown)
+        ratings = _sorted_back([vars(rating) for rating in judgment.ratings], shown)
     return {
         "ranks": None if ranks is None else json.dumps(ranks),
         "ratings": None if ratings is None else json.dumps(ratings, ensure_ascii=False, sort_keys=True),

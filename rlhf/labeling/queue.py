@@ -32,7 +32,7 @@ UNFINISHED = f"""
     order by t.expires desc
 """
 WALK = f"""
-    select i.id, i.place, i.kind, i.completions, i.wanted > i.judged + ({LEASES.format(item="i.id")}) as is_free
+    select i.id, i.place, i.wanted > i.judged + ({LEASES.format(item="i.id")}) as is_free
     from items i indexed by wanting
     where i.wanted > i.judged and {{part}}
         and not exists (select 1 from tasks t where t.item = i.id and t.labeler = :labeler)
@@ -41,7 +41,7 @@ WALK = f"""
 # SQLite uses one column of (place, id) >= (:place, :item), so this takes two queries.
 WALKS = [WALK.format(part=part) for part in ("i.place = :place and i.id >= :item", "i.place > :place")]
 GOLD = """
-    select i.id, i.place, i.completions from items i indexed by gold_items
+    select i.id, i.place from items i indexed by gold_items
     where i.gold is not null and not exists (select 1 from tasks t where t.item = i.id and t.labeler = ?)
     order by i.place, i.id
 """
@@ -96,7 +96,8 @@ def _next(db: sqlite3.Connection, labeler: sqlite3.Row, now: float) -> str | Non
 
 def _lease(db: sqlite3.Connection, item: sqlite3.Row, labeler: int, now: float, counted: bool) -> str:
     key = secrets.token_urlsafe(16)
-    shown = list(range(len(json.loads(item["completions"]))))
+    [k] = db.execute("select json_array_length(completions) from items where id = ?", (item["id"],)).fetchone()
+    shown = list(range(k))
     random.SystemRandom().shuffle(shown)
     db.execute(
         "insert into tasks (key, item, labeler, shown, expires, started, counted) values (?, ?, ?, ?, ?, ?, ?)",
