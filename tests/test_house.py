@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A room is a package or a loose module of rlhf/. It imports only rooms of earlier lines, so no stage imports another.
 ORDER = (
     ("errors", "noise", "options", "plots", "statistics", "tensors"),
-    ("cli",),
+    ("agreement", "cli"),
     ("runs", "sandbox"),
     ("models",),
     ("generation",),

@@ -5,6 +5,8 @@ The paper asked for 75 % agreement on flags and on rankings, and 6 of 7 for demo
 """
 
 import json
+import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
@@ -15,6 +17,11 @@ from rlhf.labeling.items import LIKERT
 from rlhf.labeling.store import Store
 
 ANSWERED = "select count(*) from judgments j join items i on i.id = j.item where j.labeler = ? and i.gold is not null"
+
+GRADED = """
+    select j.labeler, j.ranks, j.ratings, j.skipped, j.grade, i.kind, i.gold
+    from judgments j join items i on i.id = j.item where i.gold is not null
+"""
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,11 @@ class Grade:
 def grade(store: Store, labeler_id: int) -> Grade:
     """Returns the agreement of a labeler with all gold items that she has judged."""
     with store.read() as db:
-        rows = db.execute(
-            "select i.kind, i.gold, j.* from judgments j join items i on i.id = j.item "
-            "where j.labeler = ? and i.gold is not null",
-            (labeler_id,),
-        ).fetchall()
+        return grade_rows(db.execute(f"{GRADED} and j.labeler = ?", (labeler_id,)).fetchall())
+
+
+def grade_rows(rows: Sequence[sqlite3.Row]) -> Grade:
+    """Returns the grade of one labeler's rows of `GRADED`."""
     pairs: list[bool] = []
     flags: list[bool] = []
     grades: list[int | None] = []

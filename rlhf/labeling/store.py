@@ -81,7 +81,7 @@ class Store:
     def read(self) -> Iterator[sqlite3.Connection]:
         """Gives a connection that reads the last commit, or in a transaction of this thread, what it has written.
 
-        Read what is needed and compute outside: other readers wait.
+        For short queries: other readers wait.
         """
         if self._writer == threading.get_ident():
             yield self._db
@@ -92,6 +92,17 @@ class Store:
                 yield self._reader
             finally:
                 self._reader.execute("commit")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Gives a connection of its own that reads the last commit, for long queries: nobody waits for it."""
+        db = _connect(self.path)
+        try:
+            db.execute("pragma query_only = on")
+            db.execute("begin")
+            yield db
+        finally:
+            db.close()
 
     def setting(self, name: str, default: Any = None) -> Any:
         """Returns the value of a setting, or `default`."""
