@@ -45,7 +45,7 @@ def test_the_conversation_decides_what_is_held_out(tmp_path):
 
 
 def test_held_out_labelers_make_no_training_data(tmp_path):
-    rows = [ranking(i, "ann" if i % 2 else "fay", labeler_group="training" if i % 2 else "heldout") for i in range(100)]
+    rows = [ranking(i) if i % 2 else ranking(i, "fay", labeler_group="heldout") for i in range(100)]
     args = DataArguments(str(write_store(tmp_path / "labels.db", comparison=rows)))
     groups = {split: set(load_comparisons(args, split)["labeler_group"]) for split in ("train", "validation")}
     assert groups == {"train": {"training"}, "validation": {"training", "heldout"}}
@@ -168,7 +168,7 @@ def test_files_that_are_no_label_store_are_refused(tmp_path):
     assert "none.db does not exist" in refusal("none.db")
     assert "other.db is a database without the view label_rows, so no label store" in refusal("other.db")
     assert "empty.db is a database without the view label_rows" in refusal("empty.db")
-    assert "text.db is no readable SQLite database (file is not a database)" in refusal("text.db")
+    assert "text.db is not a readable SQLite database (file is not a database)" in refusal("text.db")
     assert "damaged.db cannot be read" in refusal("damaged.db") or "malformed" in refusal("damaged.db")
 
 

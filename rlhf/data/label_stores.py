@@ -117,7 +117,11 @@ def _prompts(path: Path) -> Iterator[SourceRow]:
 
 
 def _of_group(read: Callable[[], Iterator[SourceRow]], held_out: bool) -> Iterator[SourceRow]:
-    return (row for row in read() if (row.content.get("labeler_group") == HELD_OUT) == held_out)
+    """Yields the rows of held-out labelers, or those of all others, who are the group training."""
+    for row in read():
+        group = row.content.get("labeler_group") or "training"
+        if (group == HELD_OUT) == held_out:
+            yield replace(row, content=row.content | {"labeler_group": group} if row.content else {})
 
 
 def _open(path: Path) -> sqlite3.Connection:
