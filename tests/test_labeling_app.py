@@ -1,15 +1,13 @@
 """The labelers' pages over HTTP: log-in, tasks, drafts, judgments, undo, history, administration."""
 
-import json
 import re
 import sqlite3
-from collections.abc import Sequence
-from html import unescape
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("starlette")
+from label_pages import Browser, ranked
 from starlette.testclient import TestClient
 
 from rlhf.errors import InputError
@@ -17,7 +15,7 @@ from rlhf.labeling import people, queue, screening
 from rlhf.labeling.app import create_app
 from rlhf.labeling.guard import FailedLogIns
 from rlhf.labeling.items import Item
-from rlhf.labeling.pages import Flag, read_flags
+from rlhf.labeling.pages import read_flags
 from rlhf.labeling.store import Store
 
 QUESTION = Item(
@@ -35,46 +33,6 @@ def store(tmp_path: Path):
 
 def add(store: Store, *items: Item, **options) -> None:
     queue.add_batch(store, "batch", items or [QUESTION, SECOND, TO_WRITE], **options)
-
-
-class Browser:
-    """A labeler's browser: keeps cookies, and sends what the page's script sends."""
-
-    def __init__(
-        self,
-        store: Store,
-        name: str = "anna",
-        role: str = "labeler",
-        screened: bool = False,
-        new: bool = True,
-        flags: Sequence[Flag] | None = None,
-    ):
-        app = create_app(store, read_flags() if flags is None else flags)
-        self.client = TestClient(app, follow_redirects=False)
-        token = people.add_labeler(store, name, role, screened) if new else people.new_link(store, name)
-        assert self.client.post("/login", data={"token": token}).headers["location"] == "/"
-        self.csrf = self.get("/session").json()["csrf"]
-
-    def get(self, path: str):
-        return self.client.get(path, follow_redirects=path == "/")
-
-    def form(self, path: str, **fields: str):
-        return self.client.post(path, data={"csrf": self.csrf, **fields})
-
-    def send(self, path: str, content: object, method: str = "POST", csrf: str | None = None):
-        return self.client.request(method, path, json=content, headers={"X-CSRF": csrf or self.csrf})
-
-    def task(self) -> str:
-        """Returns the path of the task that the first page leads to."""
-        return self.get("/").url.path
-
-    def draft(self, path: str) -> dict | None:
-        [draft] = re.findall(r'data-draft="([^"]*)"', self.get(path).text)
-        return json.loads(unescape(draft))
-
-
-def ranked(*ranks: int, revision: int = 0, **more: object) -> dict:
-    return {"ranks": list(ranks), "revision": revision, **more}
 
 
 def test_a_link_logs_in_once_and_looking_at_it_does_not_use_it_up(store: Store):

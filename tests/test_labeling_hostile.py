@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("starlette")
 from hypothesis import given
 from hypothesis import strategies as st
+from label_pages import Browser, ranked
 from starlette.testclient import TestClient
 
 from rlhf.labeling import people, queue
@@ -18,7 +19,6 @@ from rlhf.labeling.guard import MAX_BODY
 from rlhf.labeling.items import Item
 from rlhf.labeling.safe_text import LONGEST, shown, shown_line, shown_plain
 from rlhf.labeling.store import Store
-from tests.test_labeling_app import Browser, ranked
 
 TAGS = "p br em strong s code pre span ul ol li blockquote hr h4 h5 h6 table thead tbody tr th td"
 ALLOWED_TAGS = frozenset(TAGS.split(" "))

@@ -72,6 +72,7 @@ async function send(method, url, body, signal) {
     }
     if (signal?.aborted) return null;
     if (answer?.status === 401) {
+      setSaved("failed");
       trouble("You are logged out. Your work is kept in this page. Open a new log-in link in another tab, then press “Try now”.");
       await pause(Infinity);
       renewed = false;
@@ -94,7 +95,7 @@ function setSaved(state) {
   const sign = byId("saved");
   if (!sign) return;
   sign.dataset.state = state;
-  sign.textContent = { clean: "", saving: "Saving…", saved: "Saved", failed: "Not saved yet", sent: "Submitted" }[state];
+  sign.textContent = { clean: "", saving: "Saving…", saved: "Saved", failed: "Not saved yet", sending: "Submitting…", sent: "Submitted" }[state];
 }
 
 // ---- A task
@@ -372,9 +373,10 @@ function startTask() {
     clearTimeout(timer);
     keepHere();
     abort.abort(); // a draft must not come after the answer
-    const buttons = all("#submit, #skip-submit, #review");
-    for (const button of buttons) button.setAttribute("aria-disabled", "true");
-    setSaved("saving");
+    const dialog = problem.closest("dialog");
+    dialog.close();
+    main.inert = true; // what is changed now would be lost
+    setSaved("sending");
     await saving;
     const answer = await send("POST", `/task/${key}`, () => judgment);
     if (answer.ok) {
@@ -386,7 +388,8 @@ function startTask() {
     }
     submitting = false;
     abort = new AbortController();
-    for (const button of buttons) button.removeAttribute("aria-disabled");
+    main.inert = false;
+    dialog.showModal();
     setSaved("failed");
     problem.textContent = answer.content.error || "The answer was refused. Reload the page and try again.";
   }
@@ -403,12 +406,11 @@ function startTask() {
     submit({ skipped, notes: notes.value, seconds: Math.round(seconds), revision }, byId("skip-problem"));
   });
   byId("review").addEventListener("click", review);
-  byId("skip").addEventListener("click", () => byId("skip-dialog").showModal());
+  byId("skip").addEventListener("click", () => { if (!submitting) byId("skip-dialog").showModal(); });
   byId("help").addEventListener("click", () => byId("help-dialog").showModal());
   for (const button of all("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
   for (const dialog of all("dialog")) {
-    dialog.addEventListener("cancel", (event) => { if (submitting) event.preventDefault(); });
-    dialog.addEventListener("click", (event) => { if (event.target === dialog && !submitting) dialog.close(); });
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   }
 
   // -- Dragging: onto a row is its rank, a tie if another is there; onto the edge of a row that is taken is between
