@@ -12,6 +12,7 @@ from typing import Any
 from rlhf.errors import InputError
 
 KINDS = ("comparison", "demonstration")
+ROLES = ("system", "user", "assistant")
 MAX_COMPLETIONS = 9  # the paper's K; ranks are typed as one digit
 MAX_NOTES = 10_000  # characters
 MAX_TEXT = 100_000  # characters of a demonstration
@@ -209,8 +210,10 @@ def _check_prompt(prompt: Any) -> None:
     if isinstance(prompt, str):
         return check_text(prompt, "prompt", None)
     messages = isinstance(prompt, list) and prompt and all(isinstance(one, dict) for one in prompt)
-    if not messages or any(one.get("role") not in ("system", "user", "assistant") for one in prompt):
-        raise InputError("prompt is neither text nor messages with role and content. Write one of these.")
+    if not messages or any(set(one) != {"role", "content"} or one["role"] not in ROLES for one in prompt):
+        raise InputError(
+            "prompt is neither text nor messages with role (system, user, assistant) and content. Write one of these."
+        )
     for i, message in enumerate(prompt):
         check_text(message.get("content"), f"message {i} of the prompt", None, may_be_blank=i < len(prompt) - 1)
     if prompt[-1]["role"] != "user":

@@ -39,6 +39,14 @@ SHARED = """
     where j.ranks is not null and l.screening in ('none', 'passed')
         and j.item in (select item from judgments where ranks is not null group by item having count(*) > 1)
 """
+ITEMS = """
+    select b.name as batch, b.priority, i.kind, i.prompt, json_array_length(i.completions) as completions,
+        i.wanted, i.judged, coalesce(s.skipped, 0) as skipped, i.gold is not null as gold
+    from items i join batches b on b.id = i.batch
+        left join (select item, count(*) as skipped from judgments where skipped is not null group by item) s
+        on s.item = i.id
+    order by i.place, i.id
+"""
 
 
 def overview(store: Store, *, now: float | None = None) -> dict[str, Any]:
@@ -79,6 +87,20 @@ def overview(store: Store, *, now: float | None = None) -> dict[str, Any]:
         "flags": flags,
         "ratings": ratings,
     }
+
+
+def item_rows(store: Store) -> list[dict[str, Any]]:
+    """Returns a row for each item, in the order of the queue, as CSV cells.
+
+    Returns:
+        batch, priority, kind, prompt (JSON, or its text), completions, wanted, judged, skipped and gold.
+    """
+    with store.snapshot() as db:
+        rows = [dict(row) for row in db.execute(ITEMS)]
+    for row in rows:
+        prompt = json.loads(row["prompt"])
+        row["prompt"] = prompt if isinstance(prompt, str) else row["prompt"]
+    return rows
 
 
 def _speed(work: list[sqlite3.Row], now: float) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import time
 from itertools import chain
 
 from rlhf.labeling import screening
-from rlhf.labeling.batches import add_batch
+from rlhf.labeling.batches import add_batch, find_item
 from rlhf.labeling.items import Task
 from rlhf.labeling.judgments import history, record, reopen, submit
 from rlhf.labeling.store import Store
 from rlhf.labeling.tasks import LEASE_SECONDS, as_task, find_task, save_draft, task_row
 
-__all__ = ["add_batch", "find_task", "history", "next_task", "record", "reopen", "save_draft", "submit"]
+__all__ = ["add_batch", "find_item", "find_task", "history", "next_task", "record", "reopen", "save_draft", "submit"]
 
 LEASES = "select count(*) from tasks t where t.item = {item} and t.revision = 0 and t.counted = 1 and t.expires > :now"
 UNFINISHED = f"""

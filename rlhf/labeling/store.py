@@ -18,7 +18,7 @@ from rlhf.errors import InputError, first_line
 
 VERSION = 1  # of schema.sql
 APPLICATION = 0x524C4846  # "RLHF" in the file's header: it is a label store
-BUSY_SECONDS = 5  # wait for another process that writes
+BUSY_SECONDS = 30  # wait for another process that writes, which may add a large batch
 # Pages of the log after which it is copied into the file. A judgment writes ten; a copy costs two fsyncs.
 CHECKPOINT_PAGES = 4000
 SCHEMA = Path(__file__).parent / "schema.sql"
@@ -186,7 +186,9 @@ class _Log:
                 self.changed.notify_all()
 
     def close(self) -> None:
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
 
 
 def _connect(path: Path) -> sqlite3.Connection:
