@@ -7,8 +7,8 @@
 Makes items, keeps them in the store (labels.db in the run's folder), prints a link that logs in once, and serves the
 page until Ctrl-C. A store that is there goes on. Items are completions of systems (`rlhf/evaluation/systems.py` has all
 forms), a file of completions, prompts to answer, or, for a first look, the comparisons of the recipe's reward stage. A
-killed run repeats no answer. --invite, --revoke, --import_rankings and --export do their work and end; the
-server may run meanwhile. All stages read the store as it is: `dataset_name: runs/mine/labels.db`, and
+killed run repeats no answer. --invite, --revoke, --import_rankings and --export do their work and end; the server may
+run meanwhile. All stages read the store as it is: `dataset_name: runs/mine/labels.db`, and
 `--judges people=runs/mine/labels.db`.
 """
 

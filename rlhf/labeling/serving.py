@@ -13,7 +13,7 @@ from rlhf.labeling.arguments import LabelArguments
 from rlhf.labeling.store import Store
 
 if TYPE_CHECKING:  # its packages are an extra
-    from rlhf.labeling.pages import Flag  # pyright: ignore[reportMissingImports]
+    from rlhf.labeling.pages import Flag
 
 PACKAGES = ("starlette", "uvicorn", "jinja2", "markdown_it")
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -29,7 +29,7 @@ def check_packages() -> None:
 
 def find_flags(path: str | None) -> "list[Flag]":
     """Returns the flags of a file, or those of the paper. Raises InputError for a file that cannot be read."""
-    from rlhf.labeling.pages import read_flags  # pyright: ignore[reportMissingImports]
+    from rlhf.labeling.pages import read_flags
 
     return read_flags(path) if path else read_flags()
 
@@ -65,7 +65,7 @@ def serve(store: Store, flags: "Sequence[Flag]", args: LabelArguments, listening
     """Serves the pages until they are interrupted."""
     import uvicorn
 
-    from rlhf.labeling.app import create_app  # pyright: ignore[reportMissingImports]
+    from rlhf.labeling.app import create_app
 
     https = args.address.startswith("https://")
     if args.host not in LOCAL and not https:
