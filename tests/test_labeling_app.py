@@ -1,5 +1,6 @@
 """The labelers' pages over HTTP: log-in, tasks, drafts, judgments, undo, history, administration."""
 
+import csv
 import re
 import sqlite3
 from pathlib import Path
@@ -276,3 +277,34 @@ def test_an_admin_grades_the_demonstrations_of_screening(store: Store):
     assert admin.form(action, grade="8").status_code == 422 == admin.form(action).status_code
     assert admin.form(action, grade="7").status_code == 303
     assert people.find_labeler(store, "anna").screening == "passed" and "A pond." not in admin.get("/admin").text
+
+
+def test_the_admin_page_shows_progress_agreement_gold_and_flags(store: Store):
+    add(store, SECOND, labelers_per_item=2)
+    admin, anna, ben = Browser(store, "root", role="admin"), Browser(store), Browser(store, "ben")
+    rating = {"rating": 6, "flags": {"opinion": True, "hallucination": False}, "notes": ""}
+    for browser in (anna, ben):
+        path = browser.task()
+        page = browser.get(path).text
+        ranks = (0, 1) if page.index("One.") < page.index("Two.") else (1, 0)
+        assert browser.send(path, ranked(*ranks, ratings=[rating, rating], seconds=95)).json()["new"]
+    page = admin.get("/admin").text
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    for part in (
+        "Items complete 1 of 1",
+        "Judgments 2",
+        "Time per item 1:35",
+        "Pairwise agreement 100 %",
+        "Opinion 4 4",
+    ):
+        assert part in text, part
+
+
+def test_the_csv_of_labelers_runs_nothing_in_a_spreadsheet(store: Store):
+    admin = Browser(store, "root", role="admin")
+    people.add_labeler(store, '=HYPERLINK("https://evil.example","x")')
+    response = admin.get("/admin/progress.csv")
+    rows = list(csv.DictReader(response.text.splitlines()))
+    assert response.headers["content-type"].startswith("text/csv")
+    assert [row["name"] for row in rows] == ["root", '\'=HYPERLINK("https://evil.example","x")']
+    assert {"median_seconds", "last_hour", "gold_rankings"} <= rows[0].keys()

@@ -374,7 +374,7 @@ def test_different_judgments_at_once_keep_one_and_refuse_the_others(store: Store
     assert sorted(statuses) == [200, 409, 409]
 
 
-@pytest.mark.parametrize("path", ["/admin"])
+@pytest.mark.parametrize("path", ["/admin", "/admin/progress.csv"])
 def test_admin_pages_are_for_admins(store: Store, path: str):
     anna = Browser(store)
     refused = anna.get(path)

@@ -1,14 +1,16 @@
 """Pages of the admin: progress, labelers and their links, demonstrations to grade."""
 
 import time
+from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
 from rlhf.errors import InputError
-from rlhf.labeling import people, screening
+from rlhf.labeling import people, progress, screening
 from rlhf.labeling.calls import Call
+from rlhf.labeling.import_export import csv_text
 from rlhf.labeling.items import TaskNotFound
-from rlhf.labeling.pages import prompt_line
+from rlhf.labeling.pages import ago, prompt_line
 
 
 def overview(call: Call) -> Response:
@@ -20,7 +22,8 @@ def invite(call: Call) -> Response:
     """Adds a labeler and shows her link. It is shown once: the store has its hash only."""
     form = call.form()
     name, role = form.get("name", "").strip(), form.get("role", "labeler")
-    token = people.add_labeler(call.store, name, role, screened=form.get("screened") == "on", now=time.time())
+    screened, held_out = (form.get(choice) == "on" for choice in ("screened", "held_out"))
+    token = people.add_labeler(call.store, name, role, screened, held_out, now=time.time())
     return _overview(call, name=name, token=token)
 
 
@@ -47,11 +50,28 @@ def grade(call: Call) -> Response:
     return RedirectResponse("/admin#demonstrations", 303)
 
 
+def progress_csv(call: Call) -> Response:
+    """Returns the table of labelers as CSV. Names that a spreadsheet would run as formulas are quoted."""
+    labelers = progress.overview(call.store, now=time.time())["labelers"]
+    flat = [{name: value for name, value in one.items() if name != "gold"} | _prefixed(one["gold"]) for one in labelers]
+    text = csv_text(list(flat[0]), [list(one.values()) for one in flat])  # an admin is always there
+    headers = {"Content-Disposition": 'attachment; filename="labelers.csv"'}
+    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _prefixed(gold: dict[str, Any]) -> dict[str, Any]:
+    return {f"gold_{name}": value for name, value in gold.items()}
+
+
 def _overview(call: Call, name: str = "", token: str = "") -> Response:
+    now = time.time()
     link = f"{call.origin}/login?token={token}" if token else ""
     to_grade = [one | {"prompt": prompt_line(one["prompt"])} for one in screening.ungraded_demonstrations(call.store)]
-    labelers = people.labelers(call.store)
-    return call.page("admin.html", labelers=labelers, to_grade=to_grade, invited=name, link=link)
+    numbers = progress.overview(call.store, now=now)
+    for one in numbers["labelers"]:
+        one["ago"] = "–" if one["last"] is None else ago(now - one["last"])
+    labels = {flag.name: flag.label for flag in call.flags}
+    return call.page("admin.html", numbers=numbers, labels=labels, to_grade=to_grade, invited=name, link=link)
 
 
 def _name(call: Call) -> str:
@@ -65,6 +85,7 @@ def _name(call: Call) -> str:
 
 ROUTES = (
     ("/admin", overview, "GET"),
+    ("/admin/progress.csv", progress_csv, "GET"),
     ("/admin/labelers", invite, "POST"),
     ("/admin/labelers/{id:int}/link", new_link, "POST"),
     ("/admin/labelers/{id:int}/revoke", revoke, "POST"),
