@@ -38,7 +38,7 @@ LAUNCH = $(VENV)/bin/python accelerate_configs/launch.py --quiet --config_file a
 STAGE  = $(LAUNCH) recipes/$(1).py --config recipes/$(RECIPE)/$(2).yaml $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark compare inspect notebook push
+.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark label compare inspect notebook push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,7 +50,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo 'error: no python3.11 on the path; give one with PYTHON=...' >&2; exit 2; fi
 	@echo 'Installing into $(VENV), once; it takes a few minutes.'
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet -e '.[data]' -c constraints.txt
+	@$(VENV)/bin/python -m pip install --quiet -e '.[data,label]' -c constraints.txt
 	@touch $@
 
 # What tests and ruff need besides.
@@ -69,9 +69,9 @@ check: $(INSTALLED) ## run all stages of RECIPE on a short model first, in secon
 	@$(VENV)/bin/python recipes/check.py --recipe recipes/$(RECIPE) $(ARGS) --processes \
 		$$(sed -n 's/^num_processes: *//p' accelerate_configs/$(ACCELERATE).yaml)
 
-test: $(TESTED) ## all tests but those of 43 more architectures, without network or GPU
+test: $(TESTED) ## all tests but those of 43 more architectures and browsers, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 \
-		-m "not architectures" $(ARGS)
+		-m "not architectures and not browser" $(ARGS)
 
 test-all: $(TESTED) ## all tests
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
@@ -109,6 +109,9 @@ evaluate: $(INSTALLED) ## answers of any systems, verdicts of any judges, number
 
 benchmark: $(INSTALLED) ## truth, bias and regressions of each stage: make benchmark ARGS="--tasks truthfulqa crows_pairs"
 	$(LAUNCH) recipes/benchmark.py --run $(RUN) $(ARGS)
+
+label: $(INSTALLED) ## people rank completions in a browser: make label ARGS="--systems sft ppo --prompts FILE --k 4"
+	@$(VENV)/bin/python recipes/label.py --run $(RUN) --recipe recipes/$(RECIPE) $(ARGS)
 
 compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
 	@$(VENV)/bin/python recipes/compare.py --run $(RUN) --prompt="$$PROMPT" $(ARGS)
