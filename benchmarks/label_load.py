@@ -28,6 +28,7 @@ from pathlib import Path
 from rlhf.labeling import people
 from rlhf.labeling.import_export import export_jsonl
 from rlhf.labeling.items import Item
+from rlhf.labeling.progress import item_rows
 from rlhf.labeling.queue import add_batch
 from rlhf.labeling.store import Store
 
@@ -219,6 +220,9 @@ def main(labelers: int, judgments: int, kills: int, think: float, folder: Path) 
         "memory_mb": round(server.peak),
     }
     with Store(path) as store:
+        began = time.monotonic()
+        result["listed"] = len(item_rows(store))
+        result["list_seconds"] = round(time.monotonic() - began, 2)
         began = time.monotonic()
         result["exported"] = export_jsonl(store, folder / "export")["comparisons"]
         result["export_seconds"] = round(time.monotonic() - began, 2)

@@ -225,7 +225,7 @@ def touch_drag(page: Page, chip: str, slot: str) -> None:
         point = {"x": x + (to_x - x) * share, "y": y + (to_y - y) * share}
         session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_timeout(500)  # the browser takes an earlier tap for a part of the gesture
+    page.wait_for_timeout(500)  # a tap at once would be a part of the gesture
 
 
 def test_from_log_in_to_export_by_touch_on_a_phone(browser, server):
@@ -234,9 +234,9 @@ def test_from_log_in_to_export_by_touch_on_a_phone(browser, server):
         page.tap("#login")
         item_is(page, 1)
         texts = page.eval_on_selector_all("article.completion", "(all) => all.map((a) => a.dataset.text)")
+        touch_drag(page, "#chip-2", "#slot-3")
         page.tap("#ranks-0 label:nth-of-type(2)")
         page.tap("#ranks-1 label:nth-of-type(1)")
-        touch_drag(page, "#chip-2", "#slot-3")
         assert [letters(page, rank) for rank in (1, 2, 3)] == ["B", "A", "C"]
         page.tap("#rate-1")
         page.tap("#quality-1 label:nth-of-type(7)")
