@@ -224,8 +224,11 @@ def touch_drag(page: Page, chip: str, slot: str) -> None:
     for share in (0.2, 0.4, 0.6, 0.8, 1):
         point = {"x": x + (to_x - x) * share, "y": y + (to_y - y) * share}
         session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+    page.wait_for_timeout(500)  # a finger rests before it lets go; else it is a fling, and the next tap ends the fling
+    session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": to_x, "y": to_y}]})
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_timeout(500)  # a tap at once would be a part of the gesture
+    expect(page.locator(f"{slot} {chip}")).to_be_visible()
+    page.wait_for_timeout(500)
 
 
 def test_from_log_in_to_export_by_touch_on_a_phone(browser, server):
