@@ -2,6 +2,7 @@
 
 import csv
 import re
+import socket
 import sqlite3
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from starlette.testclient import TestClient
 from rlhf.errors import InputError
 from rlhf.labeling import people, queue, screening
 from rlhf.labeling.app import create_app
+from rlhf.labeling.arguments import LabelArguments
 from rlhf.labeling.guard import FailedLogIns
 from rlhf.labeling.items import Item
 from rlhf.labeling.pages import read_flags
+from rlhf.labeling.serving import listen
 from rlhf.labeling.store import Store
 
 QUESTION = Item(
@@ -308,3 +311,11 @@ def test_the_csv_of_labelers_runs_nothing_in_a_spreadsheet(store: Store):
     assert response.headers["content-type"].startswith("text/csv")
     assert [row["name"] for row in rows] == ["root", '\'=HYPERLINK("https://evil.example","x")']
     assert {"median_seconds", "last_hour", "gold_rankings"} <= rows[0].keys()
+
+
+def test_answers_leave_at_once_and_not_after_40_ms():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    listening = listen(LabelArguments(run="runs/x", port=port))
+    with listening, socket.create_connection(("127.0.0.1", port)), listening.accept()[0] as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

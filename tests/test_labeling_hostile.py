@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("starlette")
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from label_pages import Browser, ranked
 from starlette.testclient import TestClient
@@ -75,6 +75,7 @@ def test_hostile_texts_become_text(text: str):
         check_is_harmless(str(html))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.sampled_from([*HOSTILE, *"<>&\"'`*_[]()!|#-\n \\~", "\0", "\ud800", "http://a.b", "> ", "1. "])).map(
         "".join

@@ -192,28 +192,39 @@ def test_an_item_whose_judgment_becomes_a_skip_is_there_for_those_who_passed_it(
     assert rows(store, "select judged from items where id = 1") == [(1,)]
 
 
+def steps(store: Store, labeler: int) -> int:
+    """Returns the number of instructions that SQLite's virtual machine runs for the next task, in tens."""
+    count = 0
+
+    def tick():
+        nonlocal count
+        count += 1
+
+    store._db.set_progress_handler(tick, 10)
+    queue.next_task(store, labeler, now=0.0)
+    store._db.set_progress_handler(None, 0)
+    return count
+
+
+def test_a_walk_does_not_grow_with_the_items(tmp_path):
+    """The first labeler meets a free item at once, the second one that is held."""
+    counts = []
+    for items in (20, 500):
+        with new_store(tmp_path / str(items), items=items) as store:
+            counts.append((steps(store, 1), steps(store, 2)))
+    assert counts[1][0] < counts[0][0] + 10
+    assert counts[1][1] < counts[0][1] + 10
+
+
 def test_a_walk_does_not_grow_with_the_items_that_she_has_judged(tmp_path):
-    """Items for three labelers of which she has judged 200 must not be looked at again."""
-
-    def steps(store):
-        count = 0
-
-        def tick():
-            nonlocal count
-            count += 1
-
-        store._db.set_progress_handler(tick, 10)  # a call every ten instructions of SQLite's virtual machine
-        queue.next_task(store, 1, now=0.0)
-        store._db.set_progress_handler(None, 0)
-        return count
-
+    """Items for three labelers of which she has judged 200 are not looked at again."""
     with new_store(tmp_path, items=300, labelers_per_item=3) as store:
         for _ in range(5):
             judge(store, 1)
-        few = steps(store)
+        few = steps(store, 1)
         for _ in range(200):
             judge(store, 1)
-        assert steps(store) < few + 10
+        assert steps(store, 1) < few + 10
 
 
 # ---- Drafts

@@ -139,8 +139,9 @@ def submit(call: Call) -> Response:
     labeler, now = call.labeler.id, time.time()
     judgment = read_judgment(call.json())
     names = [flag.name for flag in call.flags]
-    is_new = queue.submit(call.store, call.request.path_params["key"], labeler, judgment, flags=names, now=now)
-    task = queue.next_task(call.store, labeler, now=now)
+    with call.store.write():  # one transaction: one wait for the disk
+        is_new = queue.submit(call.store, call.request.path_params["key"], labeler, judgment, flags=names, now=now)
+        task = queue.next_task(call.store, labeler, now=now)
     return JSONResponse({"next": f"/task/{task.key}" if task else "/", "new": is_new})
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,9 @@ def export_argilla(store: Store, path: str | Path) -> dict[str, int]:
     those that are true) and notes_1; demonstration; notes. The id of a user is a UUID made of the labeler's name, which
     is in the record's metadata.
     """
-    from rlhf.data.encode import prompt_text  # here: the server needs this module's CSV, and no tokenizers
-
     with store.read() as db:
         rows = db.execute(JUDGED).fetchall()
-    records = [_record(list(group), prompt_text) for _, group in groupby(rows, key=lambda row: row["digest"])]
+    records = [_record(list(group)) for _, group in groupby(rows, key=lambda row: row["digest"])]
     _write(Path(path).expanduser(), json.dumps(records, ensure_ascii=False, indent=1) + "\n")
     return {"records": len(records)}
 
@@ -126,7 +124,7 @@ def _judgment(item: Item, row: Mapping[str, Any], completions: list[str]) -> Jud
     return Judgment(ranks=[row["ranks"][i] for i in order], ratings=ratings)
 
 
-def _record(judged: list[Mapping[str, Any]], prompt_text: Callable[[Any], str]) -> dict[str, Any]:
+def _record(judged: list[Mapping[str, Any]]) -> dict[str, Any]:
     first = judged[0]
     completions = json.loads(first["completions"])
     names = [f"completion_{i}" for i in range(1, len(completions) + 1)]
@@ -142,12 +140,19 @@ def _record(judged: list[Mapping[str, Any]], prompt_text: Callable[[Any], str]) 
         metadata["completion_sources"] = json.loads(first["sources"])
     return {
         "id": first["digest"],
-        "fields": {"prompt": prompt_text(prompt), **dict(zip(names, completions, strict=True))},
+        "fields": {"prompt": _prompt_text(prompt), **dict(zip(names, completions, strict=True))},
         "metadata": metadata,
         "suggestions": {},
         "responses": responses,
         "vectors": {},
     }
+
+
+def _prompt_text(prompt: str | list[dict[str, str]]) -> str:
+    """Returns what `rlhf.data.encode.prompt_text` does, whose module takes seconds to load tokenizers."""
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return prompt if isinstance(prompt, str) else prompt[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
 
 
 def _answers(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

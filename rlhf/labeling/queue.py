@@ -13,7 +13,7 @@ import random
 import secrets
 import sqlite3
 import time
-from itertools import chain
+from typing import Any
 
 from rlhf.labeling import screening
 from rlhf.labeling.batches import add_batch, find_item
@@ -31,15 +31,18 @@ UNFINISHED = f"""
     where t.labeler = :labeler and t.revision = 0
     order by t.expires desc
 """
-WALK = f"""
+# The first item from a place on that she has not had. One row is asked for, not a list, because Python would hand its
+# global lock to another thread at each row.
+FIRST = f"""
     select i.id, i.place, i.wanted > i.judged + ({LEASES.format(item="i.id")}) as is_free
     from items i indexed by wanting
     where i.wanted > i.judged and {{part}}
-        and not exists (select 1 from tasks t where t.item = i.id and t.labeler = :labeler)
-    order by i.place, i.id
+        and not exists (select 1 from tasks t where t.item = i.id and t.labeler = :labeler) {{free}}
+    order by i.place, i.id limit 1
 """
 # SQLite uses one column of (place, id) >= (:place, :item), so this takes two queries.
-WALKS = [WALK.format(part=part) for part in ("i.place = :place and i.id >= :item", "i.place > :place")]
+PARTS = ("i.place = :place and i.id >= :item", "i.place > :place")
+FREE, FREE_OR_HELD = ([FIRST.format(part=part, free=free) for part in PARTS] for free in ("and is_free", ""))
 GOLD = """
     select i.id, i.place from items i indexed by gold_items
     where i.gold is not null and not exists (select 1 from tasks t where t.item = i.id and t.labeler = ?)
@@ -78,20 +81,24 @@ def _unfinished(db: sqlite3.Connection, labeler: int, now: float) -> str | None:
 
 
 def _next(db: sqlite3.Connection, labeler: sqlite3.Row, now: float) -> str | None:
-    start = {"place": labeler["next_place"], "item": labeler["next_item"]}
-    found = held = None
-    values = start | {"labeler": labeler["id"], "now": now}
-    for row in chain.from_iterable(db.execute(walk, values) for walk in WALKS):
-        if row["is_free"]:
-            found = row
-            break
-        held = held or row  # another labeler has it, and may not finish: the next walk starts here
-    key = None if found is None else _lease(db, found, labeler["id"], now, counted=True)
-    begin = held or found
-    if begin is not None and (begin["place"], begin["id"]) != tuple(start.values()):
-        place = (begin["place"], begin["id"], labeler["id"])
-        db.execute("update labelers set next_place = ?, next_item = ? where id = ?", place)
-    return key
+    values = {"place": labeler["next_place"], "item": labeler["next_item"], "labeler": labeler["id"], "now": now}
+    begin = _first(db, FREE_OR_HELD, values)
+    if begin is None:
+        return None
+    if (begin["place"], begin["id"]) != (values["place"], values["item"]):
+        # An item that another labeler holds stays the beginning: she may not finish it.
+        values |= {"place": begin["place"], "item": begin["id"]}
+        db.execute("update labelers set next_place = :place, next_item = :item where id = :labeler", values)
+    free = begin if begin["is_free"] else _first(db, FREE, values)
+    return None if free is None else _lease(db, free, labeler["id"], now, counted=True)
+
+
+def _first(db: sqlite3.Connection, queries: list[str], values: dict[str, Any]) -> sqlite3.Row | None:
+    for query in queries:
+        row = db.execute(query, values).fetchone()
+        if row is not None:
+            return row
+    return None
 
 
 def _lease(db: sqlite3.Connection, item: sqlite3.Row, labeler: int, now: float, counted: bool) -> str:
