@@ -24,7 +24,7 @@ RLHF  = $(VENV)/bin/python -m rlhf.command
 STAGE = @$(RLHF) $(1) $(RECIPE) $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark chat compare inspect notebook push
+.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark label chat compare inspect notebook push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo 'error: no python3.11 on the path; give one with PYTHON=...' >&2; exit 2; fi
 	@echo 'Installing into $(VENV), once; it takes a few minutes.'
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet -e '.[data]' -c constraints.txt
+	@$(VENV)/bin/python -m pip install --quiet -e '.[data,label]' -c constraints.txt
 	@touch $@
 
 # What tests and ruff need besides.
@@ -50,9 +50,9 @@ demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about 
 check: $(INSTALLED) ## run all stages of RECIPE on a short model first, in seconds
 	$(call STAGE,check)
 
-test: $(TESTED) ## all tests but those of 43 more architectures, without network or GPU
+test: $(TESTED) ## all tests but those of 43 more architectures and browsers, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 \
-		-m "not architectures" $(ARGS)
+		-m "not architectures and not browser" $(ARGS)
 
 test-all: $(TESTED) ## all tests
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 $(ARGS)
@@ -91,6 +91,9 @@ evaluate: $(INSTALLED) ## answers of any systems, verdicts of any judges, number
 
 benchmark: $(INSTALLED) ## truth, bias and regressions of each stage: make benchmark ARGS="--tasks truthfulqa crows_pairs"
 	@$(RLHF) benchmark $(RUN) $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(ARGS)
+
+label: $(INSTALLED) ## people rank completions in a browser: make label ARGS="--systems sft ppo --prompts FILE --k 4"
+	@$(RLHF) label --run $(RUN) --recipe recipes/$(RECIPE) $(ARGS)
 
 compare: $(INSTALLED) ## what base, SFT and RLHF answer: make compare PROMPT="..."
 	@$(RLHF) compare $(RUN) --prompt="$$PROMPT" $(ARGS)

@@ -28,7 +28,7 @@ import torch
 
 from rlhf.data.files import read_rows
 from rlhf.errors import InputError
-from rlhf.evaluation.toxicity_files import auc
+from rlhf.evaluation.scored_rows import auc
 from rlhf.evaluation.toxicity_scorers import load_toxicity_scorer
 
 TEXT = ("text", "comment", "comment_text", "tweet", "test_case")

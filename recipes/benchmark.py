@@ -30,13 +30,13 @@ from rlhf.evaluation.regressions import prepare_regressions
 from rlhf.evaluation.report import write_report
 from rlhf.evaluation.toxicity import CONTINUATIONS, prepare_toxicity
 from rlhf.evaluation.truthfulness import prepare_truthfulness
-from rlhf.models.adapter_files import adapter_folder
+from rlhf.models.adapter_files import adapter_config_digest, adapter_digest, adapter_folder
 from rlhf.models.loading import resolve_model_name
 from rlhf.models.stages import load_shared_base, load_stage_tokenizer, stage_folders
 from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, start_run
 from rlhf.runs.checks import check_model_options
-from rlhf.runs.digests import base_identity, file_digest, json_digest
+from rlhf.runs.digests import base_identity, json_digest
 
 # Task -> function from TaskArguments to one task or several. All other names are tasks of lm-eval.
 PREPARE: dict[str, Callable[[TaskArguments], Task | list[Task]]] = {
@@ -113,6 +113,9 @@ def main() -> None:
     folder = Path(args.output_dir or f"{args.run}/benchmark")
     adapters = named_adapters(args)
     tasks = [task for spec in args.tasks for task in prepare(spec, args, folder)]
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"Task {twice} is named twice. Name it once; other data of it need another output_dir.")
     start_run(folder, args, model_args, stage="benchmark")
 
     stages = {name: path for name, path in adapters.items() if path}
@@ -185,11 +188,12 @@ def prepare(spec: str, args: BenchmarkArguments, folder: Path) -> list[Task]:
 
 
 def identity(base: dict[str, str | None], model_args: ModelConfig, adapter: str | None) -> str:
-    """Returns a digest of what decides on a system's scores: its weights and the precision of the base."""
-    weights = sorted(adapter_folder(adapter).glob("adapter_model.*")) if adapter else []
+    """Returns a digest of what decides on a system's scores: its adapter, and the precision of the base."""
+    folder = adapter_folder(adapter) if adapter else None
+    weights = [adapter_digest(folder), adapter_config_digest(folder)] if folder else []
     precision = [model_args.dtype, model_args.load_in_4bit, model_args.load_in_8bit]
     known = {key: value for key, value in base.items() if key != "name"} if base["weights"] else base
-    return json_digest([known, precision, [file_digest(path) for path in weights]])
+    return json_digest([known, precision, weights])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from huggingface_hub import HfApi
 from transformers.utils import logging as hf_logging
 
 import rlhf.cli
+from rlhf.data.label_stores import is_label_store
 from rlhf.errors import InputError, require_at_least
 from rlhf.models.loading import load_config
 from rlhf.models.short_base import save_short_base
@@ -171,7 +172,7 @@ def data(settings: dict[str, Any], prefix: str, kind: str, folder: Path) -> dict
     """Returns the options of the source: its own if it is on this machine, else those of a file of made-up rows."""
     option = f"{prefix}_name" if prefix != "calibration_dataset" else prefix
     names = settings[option] if isinstance(settings[option], list) else [settings[option]]
-    if all(name == "sandbox" or Path(name).exists() for name in names):
+    if all(name == "sandbox" or Path(name).exists() or is_label_store(name) for name in names):
         return {}
     row = {
         "demonstrations": {"completion": "It is blue."},

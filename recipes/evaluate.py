@@ -14,7 +14,7 @@ answers a share of the prompts.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,6 +51,8 @@ from rlhf.runs.checks import check_model_options
 from rlhf.runs.console import duration, say, show, show_title
 from rlhf.runs.hub import write_model_card
 
+DEFAULT_BASELINE = "sft"
+
 
 @dataclass
 class EvaluateArguments:
@@ -75,9 +77,12 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Judges of the answers, one-line specs. None: gold for the sandbox, and the reward model."},
     )
-    baseline: str = field(
-        default="sft",
-        metadata={"help": "System that the others are compared with; a greedy one with its greedy answers, if any."},
+    baseline: str | None = field(
+        default=None,
+        metadata={
+            "help": "System that the others are compared with; a greedy one with its greedy answers, if any. None: "
+            "sft, else the first system."
+        },
     )
     recipe_dir: str | None = field(
         default=None,
@@ -155,6 +160,7 @@ def main() -> None:
         resolve(system, options.temperature, args.max_new_tokens, args.reward_model_path)
         for system in parse_systems(specs)
     ]
+    baseline = baseline_of(args.baseline, [system.name for system in systems])
     local = {s.name: local_system(s, run, data_args.prompt_style) for s in systems if s.kind == "model"}
     for system in systems:
         if system.kind == "endpoint":
@@ -177,7 +183,6 @@ def main() -> None:
 
     # Answers and verdicts
     rows = answer_all(systems, local, files, prompts, run, output_dir, batch_size=args.batch_size, seed=args.seed)
-    baseline = args.baseline if args.baseline in {s.name for s in systems} else systems[0].name
     entries = judge_answers(rows, judges, baseline)
     if not is_first_process():
         return
@@ -218,6 +223,13 @@ def with_options(options: PolicyOptions, args: EvaluateArguments) -> PolicyOptio
     if args.missing_eos_penalty is not None:
         options = replace(options, missing_eos_penalty=args.missing_eos_penalty, missing_eos_reward=None)
     return options
+
+
+def baseline_of(baseline: str | None, names: Sequence[str]) -> str:
+    """Returns the system that the others are compared with."""
+    if baseline is not None and baseline not in names:
+        raise InputError(f"baseline {baseline} is no system that answers. Choose from {', '.join(names)}.")
+    return baseline or (DEFAULT_BASELINE if DEFAULT_BASELINE in names else names[0])
 
 
 def judges_of(args: EvaluateArguments, dataset_name: str, run: Run, local: Mapping[str, LocalSystem]) -> list[Judge]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlhf.cli import parse, run
 from rlhf.evaluation.benchmark import table, write_json
+from rlhf.evaluation.scored_rows import agreement_text
 from rlhf.evaluation.toxicity_files import read_continuations, score_continuations
 from rlhf.evaluation.toxicity_scorers import load_toxicity_scorer
 
@@ -36,10 +37,7 @@ def main() -> None:
     result = score_continuations([row for spec in args.files for row in read_continuations(spec)], scorer)
     print(f"{table(result)}\n\n{result['notes']['toxicity']}")
     if published := result["published"]:
-        correlations = published["rank_correlation"].items()
-        numbers = {"AUC for continuations with a published toxicity of at least 0.5": published["auc"]}
-        numbers |= {f"Rank correlation with the published means, {kind} prompts": one for kind, one in correlations}
-        print("".join(f"{name}: {value:.3f}\n" for name, value in numbers.items() if value is not None))
+        print(agreement_text(published, "continuations with a published toxicity of at least 0.5"))
     if args.output:
         write_json(Path(args.output), result)
 

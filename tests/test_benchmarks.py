@@ -50,6 +50,19 @@ def test_evaluation_runs_the_parts_it_is_asked_for(monkeypatch, capsys):
     assert all(0 <= share <= 1 for cells in result["coverage"].values() for share in cells.values())
 
 
+def test_label_load_finds_each_judgment_once_after_a_kill(monkeypatch, capsys):
+    pytest.importorskip("starlette")
+    options = "--labelers 4 --judgments 60 --kills 1 --think 0"
+    monkeypatch.setattr(sys, "argv", ["label_load.py", *options.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / "label_load.py"), run_name="__main__")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert ended.value.code == 0
+    assert result["acknowledged"] == result["stored"] == result["exported"] == 60
+    assert result["lost"] == result["changed"] == result["doubled"] == 0 and result["integrity"] == "ok"
+    assert len(result["seconds_down"]) == 1
+
+
 def test_function_reward_trains_each_setting_from_the_same_start(monkeypatch, capsys, toy_folder):
     options = f"--cpu --model {toy_folder} --rates 1e-3 1e-2 --episodes 8 --batch_size 4 --mini_batch_size 2"
     monkeypatch.setattr(sys, "argv", ["function_reward.py", *options.split()])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.evaluation.agreement import agreement_report, krippendorff_alpha, pairwise_agreement, verdicts
+from rlhf.agreement import krippendorff_alpha, pairwise_agreement
+from rlhf.evaluation.agreement import agreement_report, verdicts
 
 
 def ranked(labeler, ranks, prompt="Q", completions=("a", "b", "c")):

@@ -13,6 +13,7 @@ import torch
 from small_stages import run_recipe
 from toys import bpe_model, bpe_tokenizer, save_adapter, save_toy
 from transformers import LlamaForSequenceClassification
+from trl import ModelConfig
 
 from rlhf.errors import InputError
 from rlhf.evaluation import harness, published_data
@@ -295,6 +296,30 @@ def test_a_model_may_judge(tmp_path):
         assert truth.name in judge.about
 
 
+def test_a_causal_judge_compares_the_tokens_in_which_yes_and_no_differ(tmp_path):
+    """Of many tokenizers both words begin with one token for the space, whose probability says nothing."""
+    causal = save_toy(tmp_path / "causal")
+    tokenizer = bpe_tokenizer()
+    ids = [tokenizer(f"Q: {MOON.text}\nA: Of rock\nTrue:{word}")["input_ids"] for word in (" yes", " no")]
+    same = next(i for i, (yes, no) in enumerate(zip(*ids, strict=False)) if yes != no)
+    assert tokenizer.convert_ids_to_tokens(ids[0][:same])[-1] == "Ġ"  # of this tokenizer, too
+    model = type(bpe_model()).from_pretrained(causal)
+    logits = model(torch.tensor([ids[0][:same]])).logits[0, -1]
+    expected = logits[[ids[0][same], ids[1][same]]].softmax(-1)[0].item()
+    judge = load_truth_judge(str(causal), None)
+    [found] = judge.truth.probabilities([MOON], ["Of rock"])
+    assert found == pytest.approx(expected, abs=1e-6) and found != 0.5
+    judge.truth.longest = 12  # the end of the text, which asks, stays
+    assert judge.truth.probabilities([MOON], ["Of rock " * 50]) == judge.truth.probabilities([MOON], ["Of rock " * 60])
+
+
+def test_a_judge_without_safetensors_is_one_sentence(tmp_path):
+    causal = save_toy(tmp_path / "causal")
+    (causal / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"weights of judge .* cannot be loaded"):
+        load_truth_judge(str(causal), None).judge([MOON], ["Of rock"])
+
+
 def test_a_judge_with_flags_may_judge():
     class Flags(ScoringJudge):
         def judge(self, prompts, responses, ended):
@@ -372,6 +397,32 @@ def test_recipe_writes_a_table_of_base_and_adapter(run_folder, capsys):
     assert change["mean"] == pytest.approx(diff["sft"]["mean"] - diff["base"]["mean"])
 
 
+def test_an_adapter_of_another_scale_is_measured_again(run_folder, load_recipe):
+    identity, base = load_recipe("benchmark").identity, {"name": "x", "digest": "y", "weights": "z"}
+    before = identity(base, ModelConfig(), str(run_folder / "sft"))
+    config = run_folder / "sft" / "adapter_config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"base_model_name_or_path": "moved"}))
+    assert identity(base, ModelConfig(), str(run_folder / "sft")) == before
+    config.write_text(json.dumps(content | {"lora_alpha": 1}))
+    assert identity(base, ModelConfig(), str(run_folder / "sft")) != before
+
+
+def test_tasks_of_the_same_systems_stay_in_the_table(tmp_path, caplog):
+    def measured(task, systems, digest="x"):
+        scores = {name: ItemScores([0.0, 1.0, 1.0], range(3)) for name in systems}
+        tasks = [Task(task, f"note {digest}", {}, lambda *_: {"acc": scores})]
+        return run_tasks(tasks, None, None, dict.fromkeys(systems), dict.fromkeys(systems, digest), tmp_path)
+
+    measured("one", ["base", "sft"])
+    both = measured("two", ["base", "sft"])
+    assert list(both["tasks"]) == list(both["differences"]) == list(both["notes"]) == ["one", "two"]
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == both and "leaves out" not in caplog.text
+    assert "| one | acc |" in table(both)
+    assert list(measured("two", ["base", "sft"], "changed")["tasks"]) == ["two"]  # of other weights
+    assert "benchmark.json leaves out one, which other systems or weights were measured on" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -391,6 +442,13 @@ def test_mistakes_are_said_before_a_model_is_loaded(changes, message, run_folder
         run_recipe("benchmark", options)
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_a_task_that_is_named_twice_is_refused(run_folder, load_recipe, monkeypatch):
+    task = f"crows_pairs={run_folder / 'data' / 'crows_pairs'}"
+    monkeypatch.setattr("sys.argv", ["x", "--run", str(run_folder), "--tasks", task, task])
+    with pytest.raises(InputError, match="Task crows_pairs is named twice"):
+        load_recipe("benchmark").main()
 
 
 def test_a_task_that_does_not_exist_is_named(run_folder, capsys, monkeypatch):

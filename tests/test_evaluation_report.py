@@ -360,6 +360,13 @@ def test_with_the_optimized_reward_alone_the_report_says_so(bare):
     assert tables["win_rates"][1][:2] == ["RLHF", "reward"]
 
 
+def test_a_reward_that_only_chose_answers_is_not_said_to_have_trained_ppo(bare):
+    judge = scoring_judge(optimized=True, win_rate={"sft_best": estimate(0.9)}, mean={"sft": estimate(0.1)}, gain=None)
+    _, text, _ = write(bare, make_summary({"reward": judge}, systems=("sft", "sft_best")), rows=make_rows())
+    assert "A system was trained or its answers chosen to please exactly this judge" in text
+    assert "Quality by a judge that no system was optimized to please" in text and "PPO was" not in text
+
+
 def test_what_was_measured_is_not_on_the_list():
     people = scoring_judge()
     summary = make_summary({"people": people, "llm": pairwise_judge()}, over_runs={"a": {}})
@@ -504,6 +511,18 @@ def test_cells_that_a_spreadsheet_would_run_are_defused(text, cell):
     assert defused(text) == cell
     table = Table("t", "T", (Column(text),), [[text]])
     assert list(csv.reader(csv_text(table).splitlines())) == [[cell], [cell]]
+
+
+def test_control_characters_do_not_make_a_binary_file_of_the_report(bare):
+    page, text, tables = write(bare, make_summary(), rows=make_rows(text="a\x00b\x1bc\td"))
+    assert "a\ufffdb\ufffdc\td" in page and "a\ufffdb\ufffdc\td" in text
+    assert tables["answers"][1][3] == "a\ufffdb\ufffdc\td"
+
+
+def test_a_judge_that_has_judged_nothing_is_named():
+    summary = make_summary({"people": scoring_judge(win_rate={}, mean=None), "llm": pairwise_judge()})
+    sentence = "Anything by the judge “people”: it has judged none of these answers."
+    assert sentence in not_measured(summary, None)
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_report(bare):

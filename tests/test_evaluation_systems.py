@@ -1,7 +1,9 @@
 """Systems from their specs, what is refused before a model is loaded, and answers that are kept."""
 
+import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -245,7 +247,19 @@ def test_a_changed_system_answers_anew_which_is_said(home, tmp_path, caplog):
     assert changed[5:] == before[5:]
     shutil.copy(home / "ppo" / "adapter_model.safetensors", tmp_path / "home" / "sft" / "adapter_model.safetensors")
     answered(toy_run(tmp_path / "home"), ["sft,temperature=0.5"], PROMPTS, folder)
-    assert "sft answers anew: its kept answers were made with another adapter" in caplog.text
+    assert "sft answers anew: its kept answers were made with another adapter\n" in caplog.text
+    config = tmp_path / "home" / "sft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1}))  # the same weights
+    answered(toy_run(tmp_path / "home"), ["sft,temperature=0.5"], PROMPTS, folder)
+    assert "sft answers anew: its kept answers were made with another adapter_config" in caplog.text
+
+
+def test_a_baseline_that_does_not_answer_is_refused(load_recipe):
+    baseline_of = load_recipe("evaluate").baseline_of
+    assert baseline_of(None, ["base", "sft"]) == "sft" and baseline_of(None, ["a", "b"]) == "a"
+    assert baseline_of("base", ["sft", "base"]) == "base"
+    with pytest.raises(InputError, match=r"baseline pp0 is no system that answers\. Choose from sft, ppo"):
+        baseline_of("pp0", ["sft", "ppo"])
 
 
 def test_an_answer_belongs_to_its_prompt(run, tmp_path):
@@ -288,6 +302,34 @@ def test_a_file_is_matched_by_the_prompts_in_any_order_and_form(run, tmp_path):
     assert by_system(both)["theirs"] == [answer["response"] for answer in found]
     once = write_answers(tmp_path / "once.jsonl", rows[:3] + rows[4:])
     assert [answer["response"] for answer in read_completions(once, PROMPTS)][3] == "answer 0"
+
+
+def test_of_a_file_with_several_systems_the_one_of_this_name_counts(tmp_path):
+    rows = [{"prompt": p, "system": name, "response": f"{name} {p}"} for name in ("base", "ppo") for p in PROMPTS]
+    system = write_answers(tmp_path / "completions.jsonl", rows)
+    with pytest.raises(InputError, match=r"has the answers of base, ppo. Take the name of one of them: ppo="):
+        read_completions(system, PROMPTS)
+    assert read_completions(replace(system, name="ppo"), PROMPTS)[1]["response"] == "ppo Why"
+    one = write_answers(tmp_path / "one.jsonl", rows[5:])  # a single system may have any name
+    assert read_completions(one, PROMPTS)[1]["response"] == "ppo Why"
+
+
+def test_a_table_of_completions_is_read(tmp_path):
+    table = tmp_path / "theirs.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "response", "ended", "tokens"])
+        message = [{"role": "user", "content": "Why"}]
+        writer.writerows([["Name a fruit", "An apple", "False", "3"], [message, "", "", ""]])
+    system = parse_system(str(table))
+    assert (system.kind, system.name) == ("file", "theirs")
+    assert read_completions(system, ["Why", "Name a fruit"]) == [
+        {"response": "", "ended": True, "tokens": None},
+        {"response": "An apple", "ended": False, "tokens": 3},
+    ]
+    table.write_text("prompt,response\nWhy,a,b\n")
+    with pytest.raises(InputError, match=r"System theirs: .*theirs\.csv, line 2: 3 cells under 2 columns"):
+        read_completions(system, ["Why"])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from toys import classifier, shared_base, word_tokenizer
 
 from rlhf.errors import InputError
 from rlhf.evaluation.benchmark import TaskArguments, run_tasks
+from rlhf.evaluation.scored_rows import auc
 from rlhf.evaluation.toxicity import ToxicityPrompt, prepare_toxicity, prompt_scores, read_prompts, select_prompts
-from rlhf.evaluation.toxicity_files import auc, read_continuations, score_continuations
+from rlhf.evaluation.toxicity_files import read_continuations, score_continuations
 from rlhf.evaluation.toxicity_scorers import LOCAL_FOLDER, LocalScorer, load_toxicity_scorer, toxic_label
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,6 +224,37 @@ def test_three_published_forms_give_the_same_continuations(tmp_path):
     ]
 
 
+def test_forms_that_people_publish_are_read(tmp_path):
+    """Perspective's objects, lists beside lists, cells that spell objects, a column for each model, other names."""
+
+    def found(rows, name="a.jsonl"):
+        return [
+            (r.system, r.prompt, r.text, r.published) for r in read_continuations(str(write(tmp_path / name, rows)))
+        ]
+
+    perspective = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.7, "type": "PROBABILITY"}}}}
+    published = {"text": "x", "toxicity": 0.2, "insult": 0.3, "profanity": 0.1}
+    row = {"filename": "f", "prompt": {"text": "p", "toxicity": 0.4}, "continuation": published}
+    assert found([row]) == [("a", "p", "x", 0.2)]
+    assert found([row | {"generations": [{"text": "y", "perspective": perspective}]}]) == [("a", "p", "y", 0.7)]
+    lists = {"prompt": "p", "completions": ["x", "y"], "toxicity": [0.1, 0.9], "model_name": "m"}
+    assert found([lists]) == [("m", "p", "x", 0.1), ("m", "p", "y", 0.9)]
+    # One number beside several continuations is that of the prompt, or a summary, and of none of them.
+    assert found([lists | {"toxicity": 0.4}]) == [("m", "p", "x", None), ("m", "p", "y", None)]
+    with pytest.raises(InputError, match="2 continuations have 1 scores of toxicity"):
+        found([lists | {"toxicity": [0.4]}])
+
+    table = tmp_path / "b.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Prompt", "gpt2", "gpt2 toxicity", "gpt-3 xl", "gpt-3 xl_TOXICITY", "note"])
+        writer.writerow([{"text": "p", "toxicity": 0.5}, "x", 0.1, "y", "", "n"])
+    assert [(r.system, r.prompt, r.text, r.published) for r in read_continuations(str(table))] == [
+        ("gpt2", "p", "x", 0.1),
+        ("gpt-3 xl", "p", "y", None),
+    ]
+
+
 def test_files_are_compared_by_prompt_and_with_published_scores(tmp_path, caplog):
     rows = [
         {"prompt": f"p{i}", "continuation": "x" * length, "system": system, "toxicity": toxicity}
@@ -263,7 +295,9 @@ def test_scoring_files_from_the_command_line(tmp_path, load_recipe, monkeypatch,
         ({"prompt": "p"}, "line 1: no continuation. Name its column one of"),
         ({"prompt": "p", "completions": [3]}, "which is no text"),
         ({"prompt": "p", "completions": [{"score": 1}]}, "has no text"),
-        ({"prompt": "p", "text": "x", "toxicity": "high"}, "toxicity is 'high'; it must be a number"),
+        ({"prompt": "p", "gpt2": "x"}, "a column for each model needs its scores beside it: gpt2, gpt2_toxicity"),
+        ({"prompt": "p", "text": "x", "toxicity": 70}, "toxicity is 70; it must be a number from 0 to 1"),
+        ({"prompt": "p", "text": "x", "toxicity": "high"}, "toxicity is 'high'; it must be a number from 0 to 1"),
     ],
 )
 def test_bad_rows_of_files(tmp_path, row, message):

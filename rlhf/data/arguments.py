@@ -22,12 +22,12 @@ class DataArguments:
     Args:
         dataset_name: name on the Hub (`trl-lib/ultrafeedback_binarized`), file of a Hub repository
             (`OpenAssistant/oasst1/2023-04-12_oasst_ready.trees.jsonl.gz`), local file or folder (json, jsonl, csv,
-            parquet), or `sandbox`.
+            parquet), a store of `make label` (labels.db), or `sandbox`.
         dataset_seed: seed that draws the rows of the sandbox; its world stays the same. Other sources ignore it.
     """
 
     dataset_name: str = field(
-        metadata={"help": "Hub name, Hub file (owner/name/path), local file or folder, or sandbox."}
+        metadata={"help": "Hub name, Hub file (owner/name/path), local file or folder, labels.db, or sandbox."}
     )
     dataset_config: str | None = field(
         default=None,

@@ -24,6 +24,7 @@ from rlhf.data.columns import Renaming, log_unread, refuse_unread
 from rlhf.data.files import SourceRow
 from rlhf.data.formats import FORMATS, detect
 from rlhf.data.formats.base import Format
+from rlhf.data.label_stores import find_label_splits, is_label_store
 from rlhf.data.schemas import OPTIONAL_COLUMNS, Row, RowError
 from rlhf.data.scratch import once_per_machine, write_rows
 from rlhf.data.selection import Selection, may_serve, own_splits
@@ -203,6 +204,8 @@ def find_rows(kind: str, args: DataArguments) -> Splits:
     """
     if args.dataset_name == "sandbox":
         return {split: partial(_sandbox_rows, kind, split, args) for split in SPLITS}
+    if is_label_store(args.dataset_name):
+        return find_label_splits(args.dataset_name, kind)
     # For OpenAssistant, dataset_config is the language and no configuration on the Hub.
     chooses_language = args.dataset_format is not None and FORMATS[args.dataset_format].language is not None
     return find_splits(args.dataset_name, None if chooses_language else args.dataset_config)

@@ -99,12 +99,15 @@ def run_tasks(
 ) -> dict[str, Any]:
     """Runs each task for each system whose scores are not in `folder` yet; returns the contents of benchmark.json.
 
+    Numbers of other tasks that benchmark.json has of the same systems stay in it.
+
     Args:
         systems: the first one is the baseline of the differences, see `compared`.
         identities: system -> digest of its weights and tokenizer. Scores of another digest are computed again.
         folder: gets items/<task>/<system>.json and benchmark.json, after each task.
     """
     scores: dict[str, Scores] = {}
+    earlier = _earlier_tasks(folder / "benchmark.json", systems, identities, {task.name for task in tasks})
     for task in tasks:
         scores[task.name] = {}
         for name, adapter in systems.items():
@@ -119,8 +122,38 @@ def run_tasks(
             for metric, values in kept.items():
                 scores[task.name].setdefault(metric, {})[name] = values
         benchmark = summarize(list(systems), scores, {task.name: task.note for task in tasks if task.name in scores})
+        for part, by_task in earlier.items():
+            benchmark[part] = by_task | benchmark[part]
+        benchmark["identities"] = {name: identities[name] for name in systems}
         write_json(folder / "benchmark.json", benchmark)
     return benchmark
+
+
+def _earlier_tasks(
+    path: Path, systems: Iterable[str], identities: Mapping[str, str], again: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns part of benchmark.json -> task -> its numbers, for tasks that are not run again.
+
+    Those of other systems or weights cannot stand in one table with the new ones; leaving them out is logged.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        parts = {
+            part: {task: value for task, value in before[part].items() if task not in set(again)}
+            for part in ("tasks", "differences", "notes")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    same = [*before["systems"]] == [*systems] and before.get("identities") == {
+        name: identities[name] for name in systems
+    }
+    if same or not parts["tasks"]:
+        return parts if same else {}
+    logger.warning(
+        "%s leaves out %s, which other systems or weights were measured on; run these tasks again, too",
+        *(path.name, ", ".join(parts["tasks"])),
+    )
+    return {}
 
 
 def summarize(systems: Sequence[str], scores: Mapping[str, Scores], notes: Mapping[str, str]) -> dict[str, Any]:

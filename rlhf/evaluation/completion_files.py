@@ -1,7 +1,8 @@
 """A file of completions made elsewhere, matched with the prompts that are asked.
 
-Each line is a JSON object with `prompt` (text or messages) and `response` or `completion` (text or one assistant
-message), and optionally `ended` and `tokens`. The lines of completions.jsonl and of answers are read, too.
+Each line is a JSON object, or a row of a CSV or Parquet file, with `prompt` (text or messages) and `response` or
+`completion` (text or one assistant message), and optionally `ended` and `tokens`. Of a file with the answers of several
+systems, such as completions.jsonl, the system takes those of its own name.
 """
 
 import json
@@ -10,8 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.cells import read_cells
+from rlhf.data.checks import RowError
 from rlhf.data.encode import Prompt, completion_text, prompt_text
+from rlhf.data.files import SourceRow, read_rows
 from rlhf.errors import InputError
+from rlhf.evaluation.scored_rows import SYSTEM, first_value
 from rlhf.evaluation.systems import System
 
 RESPONSES = ("response", "completion", "output", "answer")
@@ -28,7 +33,7 @@ def read_completions(system: System, prompts: Sequence[Prompt]) -> list[dict[str
     """
     path = Path(system.source).expanduser()
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for number, row in enumerate(_rows(system, path), start=1):
+    for number, row in _own_rows(system, path):
         answer = _answer(system, row, f"{path}, line {number}")
         answers[_key(row["prompt"])].append(answer)
     missing = [i for i, prompt in enumerate(prompts) if _key(prompt) not in answers]
@@ -49,7 +54,28 @@ def read_completions(system: System, prompts: Sequence[Prompt]) -> list[dict[str
     return found
 
 
+def _own_rows(system: System, path: Path) -> list[tuple[int, Any]]:
+    """Returns (line, row) of the rows of one system.
+
+    Raises:
+        InputError: the rows name several systems, and none is this one.
+    """
+    rows = list(enumerate(_rows(system, path), start=1))
+    named = [first_value(row, SYSTEM) if isinstance(row, dict) else None for _, row in rows]
+    known = list(dict.fromkeys(str(name) for name in named if name is not None))
+    if len(known) < 2:
+        return rows
+    if system.name not in known:
+        raise InputError(
+            f"System {system.name}: {path} has the answers of {', '.join(known[:SHOWN])}. Take the name of one of "
+            f"them: {known[-1]}={path}."
+        )
+    return [row for row, name in zip(rows, named, strict=True) if str(name) == system.name]
+
+
 def _rows(system: System, path: Path) -> list[Any]:
+    if not path.name.endswith((".json", ".jsonl")):
+        return [_read(system, row) for row in read_rows(path)]
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
@@ -68,6 +94,22 @@ def _rows(system: System, path: Path) -> list[Any]:
     if not rows:
         raise InputError(f"System {system.name}: {path} is empty. Give it one line for each prompt.")
     return rows
+
+
+def _read(system: System, row: SourceRow) -> dict[str, Any]:
+    """Returns a row of a table, whose cells may spell messages, numbers and truth values; an empty answer is text."""
+    try:
+        if row.fault:
+            raise RowError(row.fault)
+        content = read_cells(row.content)
+    except RowError as error:
+        raise InputError(f"System {system.name}: {row.file}, {row.place}: {error}.") from error
+    content = {name: "" if name in RESPONSES and value is None else value for name, value in content.items()}
+    if isinstance(ended := content.get("ended"), str):
+        content["ended"] = {"true": True, "false": False}.get(ended.lower(), ended)
+    if isinstance(tokens := content.get("tokens"), str) and tokens.isdecimal():
+        content["tokens"] = int(tokens)
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _parsed(system: System, line: str, place: str) -> Any:

@@ -2,7 +2,7 @@
 
 A verdict is a win of the first answer, a win of the second, or a tie. The share of equal verdicts is what the paper
 reports of its labelers (section 3.4: 72.6 +- 1.5 %). It depends on how often the judges decide at all: two that draw
-lots agree on half of the pairs without ties, on a third with. Krippendorff's alpha (`rlhf.evaluation.agreement`) is
+lots agree on half of the pairs without ties, on a third with. Krippendorff's alpha (`rlhf.agreement`) is
 the agreement beyond that: 0 is chance, 1 is perfect.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf.evaluation.agreement import nominal_alpha
+from rlhf.agreement import nominal_alpha
 from rlhf.statistics import Clusters, Estimate, cluster_share
 
 Preferences = Sequence[float | None] | np.ndarray

@@ -2,7 +2,7 @@
 
     gold                                    the sandbox's true quality
     reward=runs/x/reward                    a reward model: adapter of this library or of TRL, or sequence classifier
-    people=labels.jsonl                     people's comparisons and ratings, a file or a folder
+    people=labels.jsonl                     people's comparisons and ratings, a file, a folder or the store labels.db
     llm=http://localhost:8000/v1,model=m    a language model behind an OpenAI-compatible URL
 
 Each takes `,name=...`, for two judges of one kind.

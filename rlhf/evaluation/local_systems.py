@@ -16,7 +16,13 @@ from rlhf.errors import InputError
 from rlhf.evaluation.reward_judge import check_reward
 from rlhf.evaluation.systems import STAGES, System
 from rlhf.generation.score_options import DEFAULTS, PolicyOptions, policy_options
-from rlhf.models.adapter_files import adapter_digest, adapter_folder, base_model_name, check_adapter
+from rlhf.models.adapter_files import (
+    adapter_config_digest,
+    adapter_digest,
+    adapter_folder,
+    base_model_name,
+    check_adapter,
+)
 from rlhf.models.contracts import tokenizer_digests, with_revision_of
 from rlhf.models.loading import load_config, load_tokenizer, resolve_model_name
 from rlhf.models.stages import load_adapter_tokenizer, load_stage_tokenizer, trained_style
@@ -97,6 +103,7 @@ class LocalSystem:
             "stop": list(system.stop),
             "base": {key: value for key, value in _identity(self.model_args).items() if key != "name"},
             "adapter": adapter_digest(self.adapter) if self.adapter else None,
+            "adapter_config": adapter_config_digest(self.adapter) if self.adapter else None,
             "tokenizer": tokenizer_digests(self.tokenizer) | {"stop_tokens": stop_token_texts(self.tokenizer)},
             "prompt_style": self.style,
             "prefix": system.prefix_digest,

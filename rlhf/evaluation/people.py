@@ -1,4 +1,6 @@
-"""People as judges: files of their comparisons and ratings, matched to the systems' answers by prompt and text.
+"""People as judges: their comparisons and ratings in files or in the store of `make label`.
+
+They are matched to the systems' answers by prompt and text.
 
 A comparison has `prompt`, `completions`, `ranks` (0 is the best) and perhaps `labeler_id`, or another form that the
 training data may have (`rlhf.data.schemas`). A rating has `prompt` and either `completion` and `rating`, or
@@ -18,6 +20,7 @@ from rlhf.data.cells import read_cells
 from rlhf.data.checks import Row, RowError, integer
 from rlhf.data.encode import Prompt, completion_text, prompt_key
 from rlhf.data.files import SourceRow, is_readable, read_rows
+from rlhf.data.label_stores import is_label_store, read_label_rows
 from rlhf.data.schemas import comparison, demonstration
 from rlhf.data.spellings import spelled_out
 from rlhf.errors import InputError
@@ -158,10 +161,16 @@ def _plain_prompt(prompt: Prompt) -> Prompt:
 
 
 def _rows(path: Path) -> Iterator[SourceRow]:
+    if is_label_store(path):
+        yield from read_label_rows(path, "comparison", "rating")
+        return
     files = sorted(filter(is_readable, path.rglob("*"))) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         fault = "holds no file of comparisons" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {fault}. Give a json, jsonl, csv or parquet file of people's comparisons or ratings.")
+        raise InputError(
+            f"{path} {fault}. Give a json, jsonl, csv or parquet file of people's comparisons or ratings, or the store "
+            "of `make label`."
+        )
     for file in files:
         if not is_readable(file):
             raise InputError(f"{file} is no json, jsonl, csv or parquet file. Write the labels in one of these.")

@@ -260,10 +260,12 @@ def _tldr(file: Path) -> list[Row]:
 
 def _truthfulqa(file: Path) -> list[Row]:
     """Reads mc_task.json, whose targets are answer -> 1 or 0, or TruthfulQA.csv, whose answers end in semicolons."""
-    return [
-        {"question": row.get("question", row.get("Question")), **{key: _targets(row, key) for key in MC_TARGETS}}
-        for row in read_table(file)
-    ]
+    return [truthfulqa_row(row) for row in read_table(file)]
+
+
+def truthfulqa_row(row: Row) -> Row:
+    """Returns the question and the targets of a row; None in place of targets that it does not have."""
+    return {"question": row.get("question", row.get("Question")), **{key: _targets(row, key) for key in MC_TARGETS}}
 
 
 def _targets(row: Row, key: str) -> dict[str, list] | None:

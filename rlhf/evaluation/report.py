@@ -6,6 +6,7 @@ folders of the stages. Each may be missing.
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from rlhf.models.adapter_files import WEIGHTS, adapter_digest
 logger = logging.getLogger(__name__)
 
 FOLDER = "report"
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 NOTHING: dict[str, Any] = {"systems": {}, "judges": {}}  # the summary of a recipe that was not evaluated
 
 
@@ -157,7 +159,8 @@ def _write_files(folder: Path, summary: dict[str, Any], report: list[Section]) -
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # JSON may hold half a surrogate pair
+    shown = CONTROL.sub("\ufffd", text)  # an answer may hold bytes that make a text file a binary one
+    path.write_text(shown, encoding="utf-8", errors="replace", newline="\n")  # JSON may hold half a surrogate pair
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -43,8 +43,9 @@ def lead(summary: Summary, benchmark: dict[str, Any] | None) -> str:
         if f"{system}{GREEDY}" in wins:
             sentences.append(f"When both decode greedily, it does so {_share(wins[system + GREEDY])}.")
         if judge.get("optimized"):
+            trained = "PPO was trained" if "ppo" in summary["systems"] else "A system was trained or its answers chosen"
             sentences.append(
-                "PPO was trained to please exactly this judge: the number shows how far the optimization went, not "
+                f"{trained} to please exactly this judge: the number shows how far the optimization went, not "
                 "whether people would agree."
             )
         return " ".join(sentences)
@@ -215,7 +216,7 @@ def answers_table(shown: list[Card]) -> Table:
 def not_measured(summary: Summary, benchmark: dict[str, Any] | None) -> list[str]:
     """Returns one sentence for each thing that this report cannot tell."""
     judges = summary["judges"]
-    found = [*_missing_judges(judges), *_small_differences(summary)]
+    found = [*_missing_judges(summary), *_small_differences(summary)]
     if judges and not any(judge.get("flags") for judge in judges.values()):
         found.append("Properties of the answers (the paper’s Table 3): no judge reported them.")
     if judges and not any(judge.get("likert") for judge in judges.values()):
@@ -234,12 +235,19 @@ def not_measured(summary: Summary, benchmark: dict[str, Any] | None) -> list[str
     return [*found, *bench.missing_benchmarks(benchmark)]
 
 
-def _missing_judges(judges: dict[str, dict[str, Any]]) -> list[str]:
+def _missing_judges(summary: Summary) -> list[str]:
+    judges = summary["judges"]
     if not judges:
         return ["Quality: no judge read the answers."]
-    found, known = [], " ".join(f"{name} {judge['about']}" for name, judge in judges.items())
+    found = [
+        f"Anything by the judge “{name}”: it has judged none of these answers."
+        for name, judge in judges.items()
+        if not judge.get("win_rate") and not judge.get("mean")
+    ]
+    known = " ".join(f"{name} {judge['about']}" for name, judge in judges.items())
     if all(judge.get("optimized") for judge in judges.values()):
-        found.append("Quality by a judge that PPO was not trained to please: every verdict here is the reward’s own.")
+        whom = "PPO was not trained" if "ppo" in summary["systems"] else "no system was optimized"
+        found.append(f"Quality by a judge that {whom} to please: every verdict here is the reward’s own.")
     if not re.search(r"(?i)\bpeople\b", known):
         found.append("What people prefer: no person judged these answers.")
     if not re.search(r"(?i)\bllm\b|language model", known):

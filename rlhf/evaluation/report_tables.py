@@ -83,7 +83,7 @@ def judges(summary: Summary) -> Table:
         Column("judge"),
         Column("kind"),
         Column("about"),
-        Column("PPO optimized it"),
+        Column("a system was optimized against it"),
         Column("consistent, %", PERCENT),
         Column("detects, points", PERCENT),
     )

@@ -19,6 +19,7 @@ from rlhf.evaluation.verdicts import ScoringJudge, Verdict
 from rlhf.generation.score_options import DEFAULTS, PolicyOptions, with_missing_eos
 from rlhf.models.adapter_files import (
     CALIBRATION,
+    adapter_config_digest,
     adapter_digest,
     adapter_folder,
     base_model_name,
@@ -130,7 +131,7 @@ def check_reward(model: str, style: str | None = None) -> tuple[Any, set[str]]:
         digest = adapter_digest(folder)
         bias = read_calibration(folder) if (folder / CALIBRATION).exists() else 0.0
         revision = contract.base.get("revision") if contract else None
-        return [digest, base_identity(base, revision), bias], {digest}
+        return [digest, adapter_config_digest(folder), base_identity(base, revision), bias], {digest}
     config = load_config(model)
     names = config.architectures or ["no architecture"]
     if config.num_labels != 1 or not any("Classification" in name for name in names):

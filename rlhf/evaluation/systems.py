@@ -6,7 +6,7 @@
     small=HuggingFaceTB/SmolLM2-135M-Instruct         folder or Hub id of a whole model
     prompted=gpt2,prefix=few_shot.txt,stop=\\n\\n     plain text: the file, then the prompt (GPT-3 prompted)
     sft,best_of=16,reward=runs/sandbox/reward         the best of 16 samples by a reward model: sft_best
-    theirs=answers.jsonl                              completions made elsewhere
+    theirs=answers.jsonl                              completions made elsewhere; also .csv, .parquet
     api=http://localhost:8000/v1,model=llama          a model behind an OpenAI-compatible endpoint
 
 A spec is NAME=SOURCE, or SOURCE alone, and then options KEY=VALUE, separated by commas.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from rlhf.data.files import SUFFIXES
 from rlhf.errors import InputError
 from rlhf.evaluation.preferences import GREEDY
 from rlhf.runs.digests import file_digest
@@ -62,7 +63,7 @@ class System:
     def kind(self) -> Literal["endpoint", "file", "model"]:
         if self.source.startswith(("http://", "https://")):
             return "endpoint"
-        return "file" if self.source.endswith((".jsonl", ".json")) else "model"
+        return "file" if self.source.lower().endswith(SUFFIXES) else "model"
 
     @property
     def prefix_digest(self) -> str | None:
@@ -190,7 +191,9 @@ def _value(spec: str, key: str, value: str) -> Any:
 
 def _own_name(source: str, options: Mapping[str, Any]) -> str:
     """Returns the last part of the source; `sft_greedy` for `sft,temperature=0`, `sft_best` for `sft,best_of=16`."""
-    name = options.get("model", source).rstrip("/").rsplit("/", 1)[-1].removesuffix(".jsonl").removesuffix(".json")
+    name = options.get("model", source).rstrip("/").rsplit("/", 1)[-1]
+    ending = next((one for one in SUFFIXES if name.lower().endswith(one)), "")
+    name = name[: len(name) - len(ending)]
     return name + ("_best" if "best_of" in options else GREEDY if options.get("temperature") == 0 else "")
 
 

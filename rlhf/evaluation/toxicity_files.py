@@ -5,24 +5,33 @@ Read are the files that the benchmark writes, and published ones:
     {"prompt": "...", "continuation": "..."}                        also `response`, `completion`, `text`
     {"prompt": {"text": ...}, "generations": [{"text": ...}, ...]}  RealToxicityPrompts' own; also `completions`
     context, sample, model_type, prompt_type, toxicity              the samples published with the paper, a CSV file
+    prompt, gpt2, gpt2 toxicity, gpt3, gpt3 toxicity                a column for each model, a table
 
-If rows bring a toxicity of their own, the result says how well ours agrees with it.
+A cell of a table may spell an object or a list. If rows bring a toxicity of their own, beside the text or in
+Perspective's objects, the result says how well ours agrees with it.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import rankdata
-
 from rlhf.data.encode import prompt_text
-from rlhf.data.files import SUFFIXES, SourceRow, read_rows
+from rlhf.data.files import SourceRow
 from rlhf.errors import InputError
 from rlhf.evaluation.benchmark import ItemScores, Scores, summarize
+from rlhf.evaluation.scored_rows import (
+    KIND,
+    SYSTEM,
+    agreement,
+    find,
+    first_value,
+    one_row_a_model,
+    parsed,
+    plain,
+    read_source,
+)
+from rlhf.evaluation.scored_rows import score as published_score
 from rlhf.evaluation.toxicity import TOXIC, prompt_scores
 from rlhf.evaluation.toxicity_scorers import ToxicityScorer
 
@@ -32,9 +41,9 @@ logger = logging.getLogger(__name__)
 PROMPT = ("prompt", "context")
 CONTINUATION = ("continuations", "generations", "completions", "responses", "continuation", "generation", "completion")
 CONTINUATION += ("response", "sample", "output", "text")
-SYSTEM = ("system", "model_type", "model", "arm")
-KIND = ("prompt_type", "kind")
-PUBLISHED = ("toxicity", "toxicity_score")
+PUBLISHED = ("toxicity", "toxicity_score", "perspective_toxicity")
+NESTED = ("perspective", "perspective_api", "attributescores", "attribute_scores", "summaryscore", "summary_score")
+NESTED += ("scores", "value")  # keys on the way to Perspective's toxicity
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,9 @@ def read_continuations(spec: str) -> list[Continuation]:
     Raises:
         InputError: the file does not exist, is empty, or a row has no prompt or continuation.
     """
-    name, _, location = spec.rpartition("=")
-    path = Path(location if name else spec).expanduser()
-    if not path.is_file():
-        raise InputError(f"File of continuations {path} does not exist. Check the path.")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{path} has an unknown ending. Pass a file that ends in one of {', '.join(SUFFIXES)}.")
-    rows = [one for row in read_rows(path) for one in _continuations(row, name or path.name.split(".")[0])]
-    if not rows:
-        raise InputError(f"{path} has no rows. Pass rows with a prompt and a continuation.")
-    return rows
+    name, source = read_source(spec, "continuations")
+    source = one_row_a_model(source, CONTINUATION, PUBLISHED, PROMPT, every=False)
+    return [one for row in source for one in _continuations(row, name)]
 
 
 def score_continuations(rows: Sequence[Continuation], scorer: ToxicityScorer) -> dict[str, Any]:
@@ -98,49 +100,12 @@ def score_continuations(rows: Sequence[Continuation], scorer: ToxicityScorer) ->
         f"{len(prompts)} prompts"
     )
     result = summarize(systems, {"toxicity": scores}, {"toxicity": note})
-    published = [(row, score) for row, score in zip(rows, toxicity, strict=True) if row.published is not None]
-    return result | {"published": agreement(published) if published else None}
-
-
-def agreement(rows: Iterable[tuple[Continuation, float]]) -> dict[str, Any]:
-    """Returns how well our scores agree with published ones.
-
-    Returns:
-        `auc`: of our scores, for texts whose published toxicity is at least 0.5; None if all or none are.
-        `rank_correlation`: Spearman's, of the means of systems for each kind of prompt, and of all means (`all`); None
-            for fewer than three means.
-        `means`: system -> kind -> published and our mean over continuations.
-    """
-    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row, score in rows:
-        groups.setdefault((row.system, row.kind), []).append((float(row.published or 0.0), score))
-    means = {key: np.mean(pairs, axis=0) for key, pairs in groups.items()}  # [2]: published, ours
-    theirs, ours = np.concatenate([np.array(pairs) for pairs in groups.values()]).T
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for (system, kind), (published, score) in means.items():
-        table.setdefault(system, {})[kind] = {"published": float(published), "ours": float(score)}
-    correlations = {"all": _rank_correlation(list(means.values()))}
-    for kind in dict.fromkeys(kind for _, kind in means):
-        correlations[kind] = _rank_correlation([mean for key, mean in means.items() if key[1] == kind])
-    return {"auc": auc(ours, theirs >= TOXIC), "rank_correlation": correlations, "means": table}
-
-
-def _rank_correlation(pairs: Sequence[np.ndarray]) -> float | None:
-    if len(pairs) < 3:
-        return None
-    return float(np.corrcoef([rankdata(column) for column in np.array(pairs).T])[0, 1])
-
-
-def auc(scores: Sequence[float] | np.ndarray, labels: Sequence[bool] | np.ndarray) -> float | None:
-    """Returns the area under the ROC curve: how often a positive row scores above a negative one, ties counted half.
-
-    None if there are only positive or only negative rows.
-    """
-    positive = np.asarray(labels, dtype=bool)
-    p, n = int(positive.sum()), int((~positive).sum())
-    if not p or not n:
-        return None
-    return float((rankdata(scores)[positive].sum() - p * (p + 1) / 2) / (p * n))  # Mann and Whitney's U / (p n)
+    published = [
+        (row.system, row.kind, row.published, score)
+        for row, score in zip(rows, toxicity, strict=True)
+        if row.published is not None
+    ]
+    return result | {"published": agreement(published, TOXIC) if published else None}
 
 
 def _names(rows: Sequence[Continuation]) -> tuple[Iterable[str], ...]:
@@ -148,49 +113,56 @@ def _names(rows: Sequence[Continuation]) -> tuple[Iterable[str], ...]:
 
 
 def _continuations(row: SourceRow, system: str) -> Iterable[Continuation]:
-    if row.fault:
-        raise InputError(f"{row.file}, {row.place}: {row.fault}.")
     content = row.content
-    prompt_column = next((name for name in PROMPT if content.get(name)), None)
-    column = next((name for name in CONTINUATION if name in content), None)
+    prompt_column = next((one for name in PROMPT if (one := find(content, [name])) and content[one]), None)
+    column = find(content, CONTINUATION)
     if prompt_column is None or column is None:
         what, names = ("prompt", PROMPT) if prompt_column is None else ("continuation", CONTINUATION)
-        raise InputError(f"{row.file}, {row.place}: no {what}. Name its column one of {', '.join(names)}.")
-    prompt = content[prompt_column]
+        raise InputError(
+            f"{row.file}, {row.place}: no {what}. Name its column one of {', '.join(names)}; a column for each model "
+            "needs its scores beside it: gpt2, gpt2_toxicity."
+        )
+    prompt = parsed(content[prompt_column])
     try:
         prompt = prompt["text"] if isinstance(prompt, dict) else prompt_text(prompt)
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{row.file}, {row.place}: {prompt_column} is neither text nor messages.") from error
-    kind = str(_first(content, KIND) or "basic").removesuffix(" prompt")
-    own = _first(content, PUBLISHED)
-    for one in _list(content[column]):
+    kind = str(first_value(content, KIND) or "basic").removesuffix(" prompt")
+    name = str(first_value(content, SYSTEM) or system)
+    value = parsed(content[column])
+    elements = value if isinstance(value, list) else [value]
+    own = _own_scores(row, len(elements))
+    for one, published in zip(elements, own, strict=True):
         if not isinstance(one := {"text": one} if not isinstance(one, dict) else one, dict) or "text" not in one:
             raise InputError(f"{row.file}, {row.place}: an element of {column} has no text.")
         text = one["text"] or ""  # an empty cell of a table is an empty continuation
         if not isinstance(text, str):
             raise InputError(f"{row.file}, {row.place}: {column} holds {text!r:.40}, which is no text.")
-        published = _number(row, one.get("toxicity", own))
-        yield Continuation(str(_first(content, SYSTEM) or system), kind, prompt, text, published)
+        inner = _toxicity(one)
+        number = published_score(row, "toxicity", published if inner is None else inner)
+        yield Continuation(name, kind, str(prompt), text, number)
 
 
-def _list(value: Any) -> list[Any]:
-    """Returns the continuations of a row: a list, a text, or a cell of a table that holds a list as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError:
-            return [value]
-        return parsed if isinstance(parsed, list) else [value]
-    return value if isinstance(value, list) else [value]
+def _own_scores(row: SourceRow, count: int) -> list[Any]:
+    """Returns the published toxicity that stands beside the continuations, for each of them."""
+    own = _toxicity(row.content)
+    if isinstance(own, list):
+        if len(own) != count:
+            raise InputError(f"{row.file}, {row.place}: {count} continuations have {len(own)} scores of toxicity.")
+        return own
+    if count != 1:  # one number for several: of the prompt, or a summary
+        return [None] * count
+    return [own]
 
 
-def _number(row: SourceRow, value: Any) -> float | None:
-    try:
-        number = None if value is None else float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{row.file}, {row.place}: toxicity is {value!r:.40}; it must be a number.") from error
-    return None if number is None or np.isnan(number) else number
-
-
-def _first(content: dict[str, Any], names: Iterable[str]) -> Any:
-    return next((content[name] for name in names if content.get(name) is not None), None)
+def _toxicity(content: dict[str, Any]) -> Any:
+    """Returns the toxicity that an object gives, also within Perspective's objects; None without one."""
+    own = {plain(name): parsed(value) for name, value in content.items()}
+    found = next((own[name] for name in PUBLISHED if own.get(name) is not None), None)
+    if found is None:
+        inner = next((own[name] for name in NESTED if isinstance(own.get(name), dict)), None)
+        return None if inner is None else _toxicity(inner)
+    while isinstance(found, dict):  # {"summaryScore": {"value": 0.1}}
+        inner = {plain(name): value for name, value in found.items()}
+        found = next((inner[name] for name in NESTED if name in inner), "an object without a value")
+    return found

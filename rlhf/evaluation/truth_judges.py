@@ -98,29 +98,40 @@ class ModelJudge:
                 "model."
             )
         self.name, self.folder, self.ask, self.config = name, folder, ask, config
+        self.longest = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 2048)
         identity = base_identity(folder)
         self.about = f"{name} ({identity['weights'] or identity['revision'] or 'unknown weights'})"
 
     def probabilities(self, questions: Sequence[Any], replies: Sequence[str]) -> list[float]:
         """Returns the probability of yes for each reply. The model is in memory only while it judges."""
         kind = AutoModelForSequenceClassification if self.classifies else AutoModelForCausalLM
-        model = kind.from_pretrained(self.folder, use_safetensors=True).eval()
+        try:
+            model = kind.from_pretrained(self.folder, use_safetensors=True).eval()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"The weights of judge {self.name} cannot be loaded ({first_line(error)}). Pass a model with weights "
+                "in model.safetensors; pickles are not read."
+            ) from error
         model.to(process_state().device)  # pyright: ignore[reportArgumentType]
         texts = [f"Q: {q.text}\nA: {reply}" for q, reply in zip(questions, replies, strict=True)]
-        if not self.classifies:
-            texts = [f"{text}\n{self.ask}:" for text in texts]
-        return [self._probability(model, text) for text in texts]
+        return [self._classified(model, text) if self.classifies else self._answered(model, text) for text in texts]
 
     @torch.no_grad()
-    def _probability(self, model: Any, text: str) -> float:
-        inputs = self.tokenizer(text, return_tensors="pt", truncation=True).to(model.device)
-        logits = model(**inputs).logits[0]  # [L], or [T, V]
-        if self.classifies:
-            if len(logits) == 1:
-                return float(torch.sigmoid(logits[0]))
-            return float(logits.float().softmax(-1)[self._true_label()])
-        yes, no = (self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" yes", " no"))
-        return float(logits[-1, [yes, no]].float().softmax(-1)[0])
+    def _classified(self, model: Any, text: str) -> float:
+        ids = self.tokenizer(text)["input_ids"][: self.longest]
+        logits = model(torch.tensor([ids], device=model.device)).logits[0].float()  # [L]
+        if len(logits) == 1:
+            return float(torch.sigmoid(logits[0]))
+        return float(logits.softmax(-1)[self._true_label()])
+
+    @torch.no_grad()
+    def _answered(self, model: Any, text: str) -> float:
+        # The two words may begin with the same token, such as a space, so their first different tokens are compared.
+        yes, no = (self.tokenizer(f"{text}\n{self.ask}: {word}")["input_ids"] for word in ("yes", "no"))
+        same = next(i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b)
+        ids = yes[max(same - self.longest, 0) : same]  # a long text loses its beginning
+        logits = model(torch.tensor([ids], device=model.device)).logits[0, -1].float()  # [V]
+        return float(logits[[yes[same], no[same]]].softmax(-1)[0])
 
     def _true_label(self) -> int:
         labels = {str(label).lower(): int(number) for number, label in (self.config.id2label or {}).items()}

@@ -24,10 +24,11 @@ from rlhf.models.contracts import check_base
 from rlhf.models.loading import resolve_model_name
 from rlhf.runs.artifacts import say_once
 from rlhf.runs.contract import FILE_NAME, IDS_NAME, read_contract
-from rlhf.runs.digests import file_digest, weights_digest
+from rlhf.runs.digests import file_digest, json_digest, weights_digest
 
 CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
 SCORE = "base_model.model.score.weight"
+NOT_APPLIED = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
 SCORE_MODULES = ("classifier", "score")  # PEFT adds both to modules_to_save for SEQ_CLS
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # PEFT's initializations that rewrite base weights
 
@@ -222,6 +223,14 @@ def remove_adapter(folder: str | Path) -> None:
 def adapter_digest(folder: str | Path) -> str:
     """Returns a hash of an adapter's weights, 16 hex digits."""
     return file_digest(Path(folder) / WEIGHTS)
+
+
+def adapter_config_digest(folder: str | Path) -> str:
+    """Returns a hash of what adapter_config.json says on how the weights are applied, such as lora_alpha."""
+    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    if isinstance(targets := config.get("target_modules"), list):
+        config["target_modules"] = sorted(targets)  # PEFT writes a set
+    return json_digest({key: value for key, value in config.items() if key not in NOT_APPLIED})
 
 
 def read_calibration(name: str | Path) -> float:
