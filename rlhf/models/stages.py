@@ -27,11 +27,11 @@ def stage_folders(run: str | Path) -> dict[str, str]:
     """Returns {stage: folder} of the finished stages among sft, ppo and reward of a run, e.g. `runs/sandbox`.
 
     Raises:
-        InputError: the run does not exist, or its SFT stage has not finished.
+        InputError: the run does not exist, or neither its SFT stage nor a PPO that starts from the base has finished.
     """
     run = Path(run)
     finished = [name for name in ("sft", "ppo", "reward") if (run / name / "adapter_config.json").exists()]
-    if "sft" not in finished:
+    if not {"sft", "ppo"} & set(finished):
         problem = "has no finished SFT stage" if run.is_dir() else "does not exist"
         target = "make demo" if run.name == "sandbox" else f"make sft RECIPE={run.name}"
         raise InputError(f"Run folder {run} {problem}. Run `{target}` to create it.")
