@@ -6,7 +6,8 @@
 
 One frozen base carries four adapters: the policy starts as a copy of sft, which stays as the reference; the value model
 starts as a copy of reward. `--reward_funcs my_rewards.py:short owner/classifier` adds rewards, or replaces the reward
-model: the value head then starts at zero. Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/,
+model: the value head then starts at zero. With `--sft_model_path ""` the base itself is the reference, and the policy a
+new adapter (`--lora_r` and the like). Writes to output_dir the averaged policy (a PEFT adapter), raw/ and value/,
 metrics.jsonl, samples.jsonl and result.json. `--pretrain_dataset_name <text>` mixes pretraining text in (PPO-ptx);
 `--ppo_trainer trl` runs TRL's own PPOTrainer on the same models instead, as a baseline.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from trl import ModelConfig
+from transformers import set_seed
 
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts
@@ -35,7 +36,15 @@ from rlhf.models.adapter_files import (
     check_reward_adapter,
 )
 from rlhf.models.contracts import check_agreement, check_style, with_revision_of
-from rlhf.models.loading import load_base, load_config
+from rlhf.models.loading import (
+    LoraModelConfig,
+    check_lora,
+    load_base,
+    load_config,
+    lora_config,
+    refuse_lora_options,
+    resolve_model_name,
+)
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stages import load_adapter_tokenizer, trained_style
 from rlhf.models.stop_tokens import add_stop_ids
@@ -72,7 +81,13 @@ class ScriptArguments:
 def main() -> None:
     started = time.monotonic()
     script, data_args, text_args, args, model_args, folder_args = parse(
-        ScriptArguments, DataArguments, PretrainingArguments, PPOConfig, ModelConfig, RunFolderArguments, options=PPO
+        ScriptArguments,
+        DataArguments,
+        PretrainingArguments,
+        PPOConfig,
+        LoraModelConfig,
+        RunFolderArguments,
+        options=PPO,
     )
 
     # Checks, before anything is loaded
@@ -80,26 +95,33 @@ def main() -> None:
     check_ppo_training(args)
     check_model_options(model_args)
     functions = find_reward_functions(script.reward_funcs or [])
-    if args.sft_model_path in (None, TRL_MODEL):
-        raise InputError("sft_model_path is needed: the folder of that stage, or a Hub id.")
+    if args.sft_model_path == TRL_MODEL:
+        raise InputError('sft_model_path is needed: the folder of that stage, a Hub id, or "" to start from the base.')
     if args.reward_model_path in (None, "", TRL_MODEL):
         args.reward_model_path = None
         if not functions or script.ppo_trainer == "trl" or args.reward_ensemble_paths:
             raise InputError("reward_model_path or reward_funcs are needed: the folder of that stage, or functions.")
     resolve_ptx_coef(args.ptx_coef, has_text=text_args.pretrain_dataset_name is not None)
     if script.ppo_trainer == "trl":
-        if args.reward_ensemble_paths:
-            raise InputError("TRL's PPOTrainer takes one reward model; leave reward_ensemble_paths out.")
+        if args.reward_ensemble_paths or not args.sft_model_path:
+            raise InputError("TRL's PPOTrainer takes an sft_model_path and one reward model, without an ensemble.")
         require_trl_ppo()
-    sft = adapter_folder(args.sft_model_path)
-    base_name = model_args.model_name_or_path or base_model_name(check_policy_adapter(sft), sft)
-    model_args = with_revision_of(replace(model_args, model_name_or_path=base_name), sft)
-    check_policy_adapter(sft, base_name, model_args.model_revision)
+    if args.sft_model_path:
+        sft = adapter_folder(args.sft_model_path)
+        refuse_lora_options(model_args, sft)
+        base_name = model_args.model_name_or_path or base_model_name(check_policy_adapter(sft), sft)
+        model_args = with_revision_of(replace(model_args, model_name_or_path=base_name), sft)
+        check_policy_adapter(sft, base_name, model_args.model_revision)
+    else:
+        sft, base_name = None, resolve_model_name(model_args.model_name_or_path)
+        model_args = replace(model_args, lora_dropout=0.0)  # what is trained must be what has sampled
+        check_lora(model_args)
     rewards = [adapter_folder(path) for path in (args.reward_model_path, *(args.reward_ensemble_paths or ())) if path]
     for folder in rewards:
         check_reward_adapter(folder, base_name, model_args.model_revision)
     reward_names = ["reward" if i == 1 else f"reward_{i}" for i in range(1, len(rewards) + 1)]
-    parents = {"sft": sft, **dict(zip(reward_names, rewards, strict=True))}
+    parents = {} if sft is None else {"sft": sft}
+    parents |= dict(zip(reward_names, rewards, strict=True))
     contracts = check_agreement(parents)
     config = load_config(base_name, model_args.model_revision)
     limit = longest_prompt(config, args.max_prompt_length, args.response_length)
@@ -113,14 +135,16 @@ def main() -> None:
     add_stop_ids(tokenizer, [] if args.stop_token_id is None else [args.stop_token_id])
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
-    style = trained_style([sft, *rewards[:1]])
+    style = trained_style(list(parents.values())[:2])
     train = in_prompt_style(train, data_args, tokenizer, "train", style, args.output_dir)
     if test is not None:
         test = in_prompt_style(test, data_args, tokenizer, "validation", style, args.output_dir)
-    check_style(sft, contracts.get("sft"), prompt_style(train), data_args.dataset_name)
+    if sft is not None:
+        check_style(sft, contracts.get("sft"), prompt_style(train), data_args.dataset_name)
     if script.ppo_trainer == "trl":
         clear_folder(args.output_dir, resume=False)
         start_run(args.output_dir, *configs, stage="ppo")
+        assert sft is not None  # or it would have been refused
         trainer = trl_ppo_trainer(args, model_args, tokenizer, sft, rewards[0], train, test)
         trainer.train()
         trainer.save_model(args.output_dir)
@@ -147,7 +171,11 @@ def main() -> None:
 
     # One base, four adapters
     base = SharedBase(load_base(model_args, tokenizer))
-    base.add_adapter("sft", folder=sft)
+    if sft is None:
+        set_seed(args.seed)  # a new adapter changes nothing until it is trained: the reference is the base
+        base.add_adapter("sft", lora_config=lora_config(model_args, model=base.lm))
+    else:
+        base.add_adapter("sft", folder=sft)
     for name, folder in zip(reward_names, rewards, strict=True):
         base.add_adapter(name, folder=folder, head=True)
     base.add_adapter("policy", copy_of="sft", trainable=True)

@@ -132,10 +132,10 @@ REWARD = (
 
 PPO = (
     TRAINING
-    | READ_ADAPTERS
+    | TRAINED_ADAPTER
     | Options(
         refused={
-            "neftune_noise_alpha": "the policy that is trained must be the one that has sampled",
+            **_each("neftune_noise_alpha lora_dropout", "the policy that is trained must be the one that has sampled"),
             "data_seed": "seed decides on prompts and samples",
             "ignore_data_skip": "the step decides on the prompts",
             "include_num_input_tokens_seen": "a step trains on episodes; the metric `episode` counts them",

@@ -12,6 +12,7 @@ from packaging.version import Version
 from peft import AutoPeftModelForCausalLM
 from toys import lora, prompts, save_word_stages
 
+from rlhf.models.stages import stage_folders
 from rlhf.runs.artifacts import read_metrics, read_result
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "ppo.py"
@@ -154,3 +155,29 @@ def test_fault_18_a_run_killed_twice_ends_as_if_it_had_not_been(tmp_path, monkey
 
     result = kill_resume.main(kills=2, steps=20, seed=0, folder=tmp_path)
     assert result["all_identical"], result
+
+
+def test_without_sft_the_base_is_the_reference_and_the_policy_a_new_adapter(monkeypatch, stages, tmp_path, capsys):
+    """For those who have a reward function and nothing else."""
+    (tmp_path / "rewards.py").write_text(
+        "def short(completions, **columns):\n    return [-float(len(str(c))) for c in completions]\n"
+    )
+    options = {
+        "sft_model_path": "", "reward_model_path": "", "reward_funcs": f"{tmp_path / 'rewards.py'}:short", "lora_r": 2,
+        "model_name_or_path": stages / "base",
+    }  # fmt: skip
+    folder = tmp_path / "run" / "ppo"
+    run(monkeypatch, stages, folder, **options)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_dropout"]) == (2, 0.0)
+    kl = [row["objective/kl"] for row in read_metrics(folder) if "objective/kl" in row]
+    assert kl[0] == 0 and kl[1] != 0  # the policy starts as the base, and moves
+    assert stage_folders(tmp_path / "run") == {"ppo": str(folder)}
+    for change, refusal in (
+        ({"sft_model_path": stages / "sft"}, f"lora_r is 2, but the adapter {stages / 'sft'} is trained already"),
+        ({"sft_model_path": None}, 'or "" to start from the base'),
+        ({"lora_dropout": 0.1}, "lora_dropout is 0.1, but the policy that is trained must be the one that has sampled"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, stages, tmp_path / "refused", **options | change)
+        assert refusal in capsys.readouterr().err and not (tmp_path / "refused").exists()

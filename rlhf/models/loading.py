@@ -6,7 +6,7 @@ No other module calls `from_pretrained` on base models.
 import logging
 import os
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -178,6 +178,23 @@ def lora_config(
     if model is not None and config.target_modules == "all-linear":
         config.target_modules = set(linear_layers(model))  # pyright: ignore[reportAttributeAccessIssue]
     return config
+
+
+def refuse_lora_options(model_args: ModelConfig, folder: Path) -> None:
+    """Refuses options of a new adapter where there is one already.
+
+    Raises:
+        InputError: a `lora_*` option, use_rslora or use_dora is not the default.
+    """
+    for each in fields(model_args):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        if "lora" in each.name or each.name == "use_dora":
+            value = getattr(model_args, each.name)
+            if value != default:
+                raise InputError(
+                    f"{each.name} is {value}, but the adapter {folder} is trained already, and its folder says it. "
+                    f"Leave {each.name} out."
+                )
 
 
 def check_lora(model_args: ModelConfig) -> PeftModel:

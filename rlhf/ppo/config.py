@@ -209,8 +209,10 @@ class PPOConfig(_BaseConfig):
         default=10, metadata={"help": "Number of times that a run writes a few samples to samples.jsonl."}
     )
     sft_model_path: str | None = field(
-        default=TRL_MODEL, metadata={"help": "SFT adapter or model: policy and reference. The default is TRL's."}
-    )
+        default=TRL_MODEL,
+        metadata={"help": "SFT adapter or model: policy and reference. Empty: the base is the reference, and the "
+                          "policy a new adapter on it. The default is TRL's."},
+    )  # fmt: skip
     reward_model_path: str | None = field(
         default=TRL_MODEL, metadata={"help": "Reward model: scores and initial values. The default is TRL's."}
     )
