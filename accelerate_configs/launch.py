@@ -87,12 +87,14 @@ if __name__ == "__main__":
     # The stage gets the signal as well, and says how to go on. A function, because a child inherits SIG_IGN.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a failing stage has said what is wrong
     try:
-        sys.argv[1:1] = machine_options(os.environ)
+        machines = machine_options(os.environ)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    sys.argv[1:1] = machines
+    if not machines:
+        logging.disable(logging.ERROR)  # torch's launcher; a stage that fails or is stopped has said so itself
     try:
         main()
     except Exception as error:

@@ -107,6 +107,9 @@ def run(main: Callable[[], Any]) -> None:
         gc.set_threshold(*THRESHOLDS)
     with contextlib.suppress(ValueError):  # not in the main thread, where Python allows no handler
         signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
+    _signals.clear()
     log, stderr = logging.getLogger("rlhf"), _AboveBars()  # the root logger prints warnings alone
     log.addHandler(stderr)
     log.setLevel(logging.INFO)
@@ -117,7 +120,11 @@ def run(main: Callable[[], Any]) -> None:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except KeyboardInterrupt as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, Exception) and not _signals:
+            raise
+        # Of several processes one is often told by another's end, in an error of the connection, that it is stopped.
+        error = error if isinstance(error, KeyboardInterrupt) else ""
         if os.environ.get("RANK", "0") == "0":
             print(f"\n{str(error) or 'stopped'}", file=sys.stderr, flush=True)
         sys.exit(130)
@@ -126,7 +133,11 @@ def run(main: Callable[[], Any]) -> None:
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
+    _signals.append(number)
     raise KeyboardInterrupt
+
+
+_signals: list[int] = []  # received since `run` started
 
 
 class _HelpAll(Action):

@@ -1,7 +1,11 @@
 """rlhf.cli: a mistake on the command line or in the YAML gives one line and exit code 2."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,6 +123,20 @@ def test_run_lets_other_errors_through():
 
     with pytest.raises(ValueError, match="a bug"):
         run(main)
+
+
+def test_an_error_that_follows_ctrl_c_is_no_bug(capsys):
+    """A process in a collective operation sees the connection close before it sees the signal."""
+
+    def main():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "\nstopped\n")
 
 
 def test_the_collector_waits_for_the_libraries_and_passes_over_them():
