@@ -1,6 +1,6 @@
 """Scores files of answers to TruthfulQA, without their model.
 
-    python recipes/truth.py --files answers.csv ours=answers.jsonl --references TruthfulQA.csv --output truth.json
+    rlhf truth --files answers.csv ours=answers.jsonl --references TruthfulQA.csv --output truth.json
 
 Prints how many answers of each system are true, informative, and both, with the difference from the first system,
 paired by question; and how well our scores agree with the scores that rows bring. docs/evaluation.md has the formats.

@@ -214,7 +214,7 @@ def pad_of(*special_tokens: str, **roles: str) -> str:
     tokenizer = bpe_tokenizer(special_tokens=(BPE_EOS, *special_tokens))
     for role, token in roles.items():
         setattr(tokenizer, role, token)
-    tokenizer.chat_template = rlhf.models.loading.DEFAULT_CHAT_TEMPLATE
+    tokenizer.chat_template = rlhf.models.chat_template.DEFAULT_CHAT_TEMPLATE
     size = len(tokenizer)
     set_pad_token(tokenizer)
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)

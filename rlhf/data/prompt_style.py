@@ -21,7 +21,7 @@ from rlhf.data.formats import hh
 from rlhf.data.literal import special_tokens
 from rlhf.data.loading import MESSAGES
 from rlhf.errors import InputError
-from rlhf.models.loading import DEFAULT_CHAT_TEMPLATE
+from rlhf.models.chat_template import DEFAULT_CHAT_TEMPLATE
 
 PromptStyle = Literal["chat", "text"]
 

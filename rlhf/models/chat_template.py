@@ -16,6 +16,21 @@ from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
+# For base models without a template. Its words are in every pretraining corpus, so no embedding must be learned for it.
+# An answer ends with the model's own end-of-text token. A prompt ends with "Assistant:", without a space: in byte-level
+# BPE and SentencePiece the space belongs to the first word of the answer, so the ids of the prompt are a prefix of the
+# ids of prompt + answer. A decoded answer therefore begins with a space; strip it before display.
+DEFAULT_CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{ message.content + '\\n\\n' }}
+{%- elif message.role == 'user' -%}{{ 'User: ' + message.content + '\\n' }}
+{%- elif message.role == 'assistant' -%}{{ 'Assistant: ' + message.content + eos_token + '\\n' }}
+{%- else -%}{{ raise_exception("role must be system, user or assistant, got '" ~ message.role ~ "'") }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+
 FIXED_DATE = date(2024, 7, 26)  # the one that Llama's templates print where they cannot ask for today's
 NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE_NOTE = f"{{# date: {FIXED_DATE:%d %b %Y} #}}"

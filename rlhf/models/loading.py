@@ -25,7 +25,7 @@ from transformers.utils import logging as hf_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from rlhf.errors import InputError, first_line
-from rlhf.models.chat_template import begin_answers, fix_date
+from rlhf.models.chat_template import DEFAULT_CHAT_TEMPLATE, begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id
 from rlhf.models.lora_targets import check_lora_values, linear_layers, names_or_pattern
@@ -38,21 +38,6 @@ from rlhf.runs.processes import process_state
 logger = logging.getLogger(__name__)
 
 SANDBOX_BASE = Path(__file__).resolve().parent.parent / "sandbox" / "base"
-
-# For base models without a template. Its words are in every pretraining corpus, so no embedding must be learned for it.
-# An answer ends with the model's own end-of-text token. A prompt ends with "Assistant:", without a space: in byte-level
-# BPE and SentencePiece the space belongs to the first word of the answer, so the ids of the prompt are a prefix of the
-# ids of prompt + answer. A decoded answer therefore begins with a space; strip it before display.
-DEFAULT_CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message.role == 'system' -%}{{ message.content + '\\n\\n' }}
-{%- elif message.role == 'user' -%}{{ 'User: ' + message.content + '\\n' }}
-{%- elif message.role == 'assistant' -%}{{ 'Assistant: ' + message.content + eos_token + '\\n' }}
-{%- else -%}{{ raise_exception("role must be system, user or assistant, got '" ~ message.role ~ "'") }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
-"""
 
 NEW_PAD_TOKEN = "<|pad|>"
 
