@@ -1,6 +1,7 @@
 """Figures of reports as SVG text, drawn by matplotlib: the same text in every run on the same data."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,6 +121,28 @@ def reliability(bins: Sequence[dict[str, float]]) -> str:
         axes.set_ylabel("agrees with the labeler")
         axes.set_xlim(0.48, 1.02)
         return _svg(figure)
+
+
+def inline_svg(svg: str, name: str) -> str:
+    """Returns an SVG for the inside of a page: without its XML header, with ids of its own and the page's ink.
+
+    The figures of a page must not share ids, and a page has no need of the names of XML's namespaces.
+    """
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", body, count=2)
+    body = body.replace("xlink:href=", "href=")
+    body = re.sub(r'(\bid="|href="#|url\(#)', lambda match: f"{match.group()}{name}-", body)
+    for ink, variable in ((INK, "--ink"), ("#eceff3", "--faint"), ("#aeb7c1", "--line")):
+        body = body.replace(ink, f"var({variable}, {ink})")
+    width = re.search(r'\bwidth="([\d.]+)pt"', body)
+    narrow = f' style="min-width: min(480px, {width[1]}pt)"' if width else ""  # a phone scrolls, and can read it
+    return re.sub(r"^<svg\b", f'<svg aria-hidden="true" focusable="false"{narrow}', body)
+
+
+def standalone_svg(svg: str) -> str:
+    """Returns an SVG for a file: on white, since its ink is dark."""
+    return svg.replace("<defs>", '<rect width="100%" height="100%" fill="#ffffff"/>\n <defs>', 1)
 
 
 def _svg(figure) -> str:

@@ -10,14 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf import plots
 from rlhf.errors import InputError
 from rlhf.evaluation import report_tables as tables
 from rlhf.evaluation.preferences import AnswerRow
-from rlhf.evaluation.report_figures import inline_svg, standalone_svg
 from rlhf.evaluation.report_parts import (
     Card,
     Figure,
@@ -113,7 +112,7 @@ def card_text(ppo_folder: str | Path) -> str | None:
 def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, report: list[Section]) -> str:
     """Returns the page as HTML. It needs no other file."""
     environment = Environment(
-        loader=PackageLoader("rlhf.evaluation", "."),
+        loader=ChoiceLoader([PackageLoader("rlhf.evaluation", "."), PackageLoader("rlhf.runs", ".")]),  # report.css
         autoescape=True,  # answers may contain markup
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -128,7 +127,7 @@ def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, 
         headline=tables.headline(summary),
         sections=report,
         colors=plots.COLORS,
-        inline_svg=lambda figure: Markup(inline_svg(figure.svg, figure.data.name)),
+        inline_svg=lambda figure: Markup(plots.inline_svg(figure.svg, figure.data.name)),
     )
 
 
@@ -155,7 +154,7 @@ def _write_files(folder: Path, summary: dict[str, Any], report: list[Section]) -
             _write(folder / f"{table.name}{number}.csv", csv_text(table))
     for figure in figures:
         if figure.svg:
-            _write(folder / f"{figure.data.name}.svg", standalone_svg(figure.svg))
+            _write(folder / f"{figure.data.name}.svg", plots.standalone_svg(figure.svg))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,6 +1,5 @@
-"""Figures of the comparison, and SVG that a page can hold: its ink follows the page, light or dark."""
+"""Figures of the comparison."""
 
-import re
 from typing import Any
 
 from rlhf import plots
@@ -67,25 +66,3 @@ def intervals(
 
 def scaled(value: float | None, unit: Unit) -> float | None:
     return None if value is None else value * unit.scale
-
-
-def inline_svg(svg: str, name: str) -> str:
-    """Returns an SVG for the inside of a page: without its XML header, with ids of its own and the page's ink.
-
-    The figures of a page must not share ids, and a page has no need of the names of XML's namespaces.
-    """
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", body, count=2)
-    body = body.replace("xlink:href=", "href=")
-    body = re.sub(r'(\bid="|href="#|url\(#)', lambda match: f"{match.group()}{name}-", body)
-    for ink, variable in ((plots.INK, "--ink"), ("#eceff3", "--faint"), ("#aeb7c1", "--line")):
-        body = body.replace(ink, f"var({variable}, {ink})")
-    width = re.search(r'\bwidth="([\d.]+)pt"', body)
-    narrow = f' style="min-width: min(480px, {width[1]}pt)"' if width else ""  # a phone scrolls, and can read it
-    return re.sub(r"^<svg\b", f'<svg aria-hidden="true" focusable="false"{narrow}', body)
-
-
-def standalone_svg(svg: str) -> str:
-    """Returns an SVG for a file: on white, since its ink is dark."""
-    return svg.replace("<defs>", '<rect width="100%" height="100%" fill="#ffffff"/>\n <defs>', 1)

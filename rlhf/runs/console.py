@@ -23,6 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.stage_report import write_stage_report
 
 SKIPPED = "skipped_rows.jsonl"
 NAME_WIDTH = 10  # columns of the names of facts
@@ -125,12 +126,14 @@ def show_device(device: torch.device, processes: int) -> None:
 
 
 def show_end(result: str, folder: str | Path, seconds: float, stage: str) -> None:
-    """Prints result, time, memory, where the files are, and the command of the next stage."""
+    """Draws report.html, and prints result, time, memory, where the files are, and the command of the next stage."""
+    if is_first_process():
+        write_stage_report(folder, stage)
     say("")
     show("result", paint(result, "1"))
     peak = f"; at most {gigabytes(torch.cuda.max_memory_allocated())} GB" if torch.cuda.is_initialized() else ""
     show("time", f"{duration(seconds)}{peak}")
-    show("files", f"{folder}: the adapter, result.json, metrics.jsonl with all numbers, README.md")
+    show("files", f"{folder}: the adapter, report.html, result.json, metrics.jsonl with all numbers")
     if command := next_command(stage, sys.argv):
         show("next", command)
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FILES = (
     "result.json", "adapter_model.safetensors", "adapter_config.json", "model.safetensors", "calibration.json",
     "contract.json", "trained_on.safetensors", "environment.json", "metrics.jsonl", "samples.jsonl", "README.md",
-    "report.md", "reliability.svg", "training_args.bin", "config.yaml",
+    "report.html", "report.md", "reliability.svg", "training_args.bin", "config.yaml",
 )  # fmt: skip
 RUN = ("environment.json", "adapter_model.safetensors")  # every run of a stage leaves one of them
 INPUT = re.compile(r".*(_paths?|name_or_path|dataset_name|_dataset)")  # options that name folders to read

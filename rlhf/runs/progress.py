@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from rlhf.runs.console import clock, duration, say, show, show_device, show_model
+from rlhf.runs.stage_report import LiveReport
 
 ROWS = 8  # of a run, at most, unless they are five minutes apart
 ROW_SECONDS = 300.0
@@ -49,7 +50,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 
 
 def watch(trainer: Trainer, stage: str, model_name: str) -> None:
-    """Makes a trainer print the table of its stage instead of transformers' bar and dict of numbers.
+    """Makes a trainer print the table of its stage instead of transformers' bar and dict, and keep report.html.
 
     Args:
         stage: key of `COLUMNS`.
@@ -57,6 +58,7 @@ def watch(trainer: Trainer, stage: str, model_name: str) -> None:
     """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
+    trainer.add_callback(LiveReport(stage))
     trainer.add_callback(ProgressTable(COLUMNS[stage], model_name, bar=stage != "ppo"))  # sampling has a bar of its own
 
 
