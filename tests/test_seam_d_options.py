@@ -183,7 +183,7 @@ def test_seam_d2_defaults_pass(tmp_path):
 # ---- What a missing package, a wrong combination or a folder would end, after the model was loaded or at the end
 
 REFUSED = [
-    ({"report_to": "wandb"}, "report_to wandb cannot be used: WandbCallback requires wandb"),
+    ({"report_to": "wandb"}, "report_to wandb needs the package wandb"),
     ({"report_to": "wand"}, "report_to wand is unknown"),
     ({"optim": "galore_adamw"}, "optim galore_adamw cannot be used"),
     ({"optim": "lomo"}, "optim lomo cannot be used"),

@@ -16,6 +16,7 @@ from transformers.training_args import OptimizerNames
 from trl import ModelConfig
 
 from rlhf.errors import InputError, first_line, require_at_least
+from rlhf.runs.trackers import check_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def check_reporters(names: list[str] | str | None) -> None:
             raise InputError(
                 f"report_to {name} is unknown. Choose from none, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
             )
+        check_tracker(name)
         with _as_input_error(f"report_to {name}"):
             INTEGRATION_TO_CALLBACK[name]()
 

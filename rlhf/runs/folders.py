@@ -29,7 +29,7 @@ FILES = (
 RUN = ("environment.json", "adapter_model.safetensors")  # every run of a stage leaves one of them
 INPUT = re.compile(r".*(_paths?|name_or_path|dataset_name|_dataset)")  # options that name folders to read
 SKIPPED = "skipped_rows.jsonl"
-FOLDERS = ("checkpoint-*", "old-checkpoint-*", ".partial-checkpoint", "raw", "value")
+FOLDERS = ("checkpoint-*", "old-checkpoint-*", ".partial-checkpoint", "raw", "value", "tensorboard")
 SAME_RUN = ("resume_from_checkpoint", "overwrite_output_dir", "output_dir")
 
 

@@ -10,6 +10,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from rlhf.runs.console import clock, duration, say, show, show_device, show_model
 from rlhf.runs.stage_report import LiveReport
+from rlhf.runs.trackers import name_runs
 
 ROWS = 8  # of a run, at most, unless they are five minutes apart
 ROW_SECONDS = 300.0
@@ -58,6 +59,7 @@ def watch(trainer: Trainer, stage: str, model_name: str) -> None:
     """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
+    name_runs(trainer, stage)
     trainer.add_callback(LiveReport(stage))
     trainer.add_callback(ProgressTable(COLUMNS[stage], model_name, bar=stage != "ppo"))  # sampling has a bar of its own
 
