@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from rlhf.cli import parse, run
 from rlhf.data import load_prompts

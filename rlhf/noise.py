@@ -17,6 +17,9 @@ NOISE = (
     "IProgress not found",  # by tqdm in a notebook without ipywidgets, where its bars are text
 )
 
+# bitsandbytes warns, when it is imported, that it lacks a kernel for 4-bit weights, which training never uses on a CPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def quiet_libraries() -> None:
     """Hides these warnings from now on. Recipes do so by themselves, notebooks and scripts may."""
