@@ -230,3 +230,61 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
 def test_evaluate_refuses_bad_input_before_it_loads_anything(options, message, tmp_path, monkeypatch, capsys):
     options = ["--dataset_name", "sandbox", "--dataset_eval_size", "4", "--output_dir", tmp_path / "evaluate", *options]
     assert message in refusal("evaluate", options, monkeypatch, capsys)
+
+
+# -- several prompts, and adapters under their own names --------------------------------------------------------------
+
+
+def test_compare_answers_a_file_of_prompts_with_adapters_of_any_name(run, tmp_path, monkeypatch, capsys):
+    rows = ['{"prompt": "Name three fruits."}', "", json.dumps({"prompt": PROMPT}), '{"prompt": "Write a story."}']
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    output = tmp_path / "new" / "answers.jsonl"
+    options = ["--prompts", tmp_path / "prompts.jsonl", "--adapters", f"twin={run / 'ppo'}", f"first={run / 'sft'}"]
+    load_main("compare", [run, *options, "--max_new_tokens", 8, "--output", output], monkeypatch)()
+    out = capsys.readouterr().out
+    answers_ = [json.loads(line) for line in output.read_text().splitlines()]
+    systems = ["base", "sft", "ppo", "twin", "first"]
+    assert [(row["prompt_id"], row["system"]) for row in answers_] == [(i, name) for i in range(3) for name in systems]
+    by = {(row["prompt_id"], row["system"]): row for row in answers_}
+    assert by[0, "twin"]["response"] == by[0, "ppo"]["response"] == by[1, "ppo"]["response"] != by[0, "sft"]["response"]
+    assert by[1, "twin"]["reward"] == pytest.approx(by[1, "ppo"]["reward"], abs=1e-4)
+    assert by[1, "base"]["prompt"] == PROMPT and by[2, "base"]["prompt"] == "Write a story."
+    mean = sum(by[i, "ppo"]["reward"] for i in range(3)) / 3
+    assert f"RLHF          reward {mean:+.2f}  ended" in out and out.count("Prompt  ") == 3
+    assert "twin          " in out
+
+
+def test_prompts_may_be_lines_of_text(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("Name three fruits.\n\nOnce upon a time\n")
+    options = ["--prompts", tmp_path / "prompts.txt", "--sft_model_path", run / "sft", "--max_new_tokens", 8]
+    load_main("compare", options, monkeypatch)()
+    out = capsys.readouterr().out
+    shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
+    assert as_text("Name three fruits.", answers(shared, tokenizer, PROMPT, max_new_tokens=8)) in out
+    assert "Once upon a time" in out and "Of 2 prompts" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Pass either --prompt"),
+        (["--prompt", "Hello.", "--prompts", "x.txt"], "Pass either --prompt"),
+        (["--prompts", "{tmp}/nowhere.txt"], "nowhere.txt cannot be read as UTF-8 text"),
+        (["--prompts", "{tmp}/empty.txt"], "empty.txt holds no prompt"),
+        (["--prompts", "{tmp}/bad.jsonl"], "bad.jsonl, line 2: it is no JSON object with a prompt"),
+        (["--prompts", "{tmp}/answered.jsonl"], "line 1: column prompt ends in a message of the assistant"),
+        (["--prompt", "Hello.", "--output", "{tmp}/answers.csv"], "Name a .jsonl file"),
+        (["--prompt", "Hello.", "--output", "{tmp}/empty.txt/answers.jsonl"], "cannot be written"),
+        (["--prompt", "Hello.", "--adapters", "{run}/ppo"], "Write NAME=FOLDER"),
+        (["--prompt", "Hello.", "--adapters", "ppo={run}/ppo"], "the name ppo is taken"),
+        (["--prompt", "Hello.", "--adapters", "mine={run}/reward"], "is a reward model"),
+        (["--prompt", "Hello.", "--adapters", "mine={tmp}/nowhere"], "does not exist"),
+    ],
+)
+def test_compare_refuses_bad_files_and_names(run, tmp_path, arguments, message, monkeypatch, capsys):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Hi."}\n{"question": "Hi."}\n')
+    answered = [*PROMPT, {"role": "assistant", "content": "Pears."}]
+    (tmp_path / "answered.jsonl").write_text(json.dumps({"prompt": answered}) + "\n")
+    words = [word.format(tmp=tmp_path, run=run) for word in arguments]
+    assert message in refusal("compare", [run, *words], monkeypatch, capsys)

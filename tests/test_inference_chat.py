@@ -159,7 +159,7 @@ def test_saved_conversation_is_a_row_to_train_on(models, monkeypatch, capsys, tm
         ("/undo", "no message yet"),
         ("/compare", "no message yet"),
         ("/colour", "There is no command /colour. /help lists them"),
-        ("/help", "/base, /sft, /ppo answer from here on"),
+        ("/help", "/base, /sft, /ppo  lets this model answer"),
         ("fruit " * 300, "the model's context only 256"),
     ],
 )

@@ -1,8 +1,10 @@
-"""Answers of the stages of a run to one prompt, for the terminal."""
+"""Answers of a base and the adapters on it to a few prompts, for the terminal."""
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +21,7 @@ class Answer:
     """The answer of one model.
 
     Attributes:
-        name: a key of `rlhf.evaluation.preferences.NAMES`.
+        name: `base`, or the name of an adapter.
         ended: False if the answer was cut off at the length limit.
         reward: score of the reward model; None without one.
     """
@@ -30,39 +32,70 @@ class Answer:
     reward: float | None
 
 
-def answers(
+def answers(shared: SharedBase, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, **options) -> list[Answer]:
+    """Returns the answers to one prompt: of the base, and of each adapter that writes text; see `answers_to_all`."""
+    return answers_to_all(shared, tokenizer, [prompt], **options)[0]
+
+
+def answers_to_all(
     shared: SharedBase,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     seed: int = 0,
-) -> list[Answer]:
-    """Returns the answers to one prompt: of the base, and of `sft` and `ppo` if they are loaded.
+) -> list[list[Answer]]:
+    """Returns the answers to each prompt.
 
     Args:
         max_new_tokens: length limit in tokens; lower if the model's context has less room.
         temperature: 0 is greedy.
 
     Raises:
-        InputError: the prompt fills the context.
+        InputError: a prompt fills the context.
     """
-    ids = encode_prompt(tokenizer, prompt)
-    context = context_length(shared.config)
-    room = max_new_tokens if context is None else min(max_new_tokens, context - len(ids))
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    longest, context = max(map(len, ids)), context_length(shared.config)
+    room = max_new_tokens if context is None else min(max_new_tokens, context - longest)
     if room < 1:
-        raise InputError(f"The prompt has {len(ids)} tokens, and the model's context only {context}; shorten it.")
-    results = []
-    for name in ("base", *(name for name in ("sft", "ppo") if name in shared.adapters)):
-        adapter = None if name == "base" else name
-        options = {"max_new_tokens": room, "temperature": temperature, "seed": seed, "progress": False}
-        [completion] = sample_completions(shared, adapter, [ids], tokenizer, **options)
-        reward = None
+        number = f" {[len(row) for row in ids].index(longest) + 1}" if len(ids) > 1 else ""
+        raise InputError(
+            f"The prompt{number} has {longest} tokens, and the model's context only {context}; shorten it."
+        )
+    by_prompt: list[list[Answer]] = [[] for _ in ids]
+    for name in ("base", *(name for name in shared.adapters if name not in shared.heads)):
+        adapter, many = None if name == "base" else name, len(ids) > 1
+        options = {"max_new_tokens": room, "temperature": temperature, "seed": seed, "progress": many}
+        completions = sample_completions(shared, adapter, ids, tokenizer, description=name, **options)
+        rewards: Sequence[float | None] = [None] * len(ids)
         if "reward" in shared.heads:
-            [reward] = completion_rewards(shared, "reward", [ids], [completion.ids])
-        results.append(Answer(name, completion.text, completion.ended, reward))
-    return results
+            rewards = completion_rewards(shared, "reward", ids, [completion.ids for completion in completions])
+        for row, completion, reward in zip(by_prompt, completions, rewards, strict=True):
+            row.append(Answer(name, completion.text, completion.ended, reward))
+    return by_prompt
+
+
+def rows_of(prompts: Sequence[Prompt], results: Sequence[list[Answer]]) -> list[dict[str, Any]]:
+    """Returns a row for each answer, with the columns of completions.jsonl (`rlhf.evaluation.preferences`)."""
+    return [
+        {"prompt_id": i, "prompt": prompt, "system": answer.name, "response": answer.text, "ended": answer.ended}
+        | ({} if answer.reward is None else {"reward": answer.reward})
+        for i, (prompt, found) in enumerate(zip(prompts, results, strict=True))
+        for answer in found
+    ]
+
+
+def totals(results: Sequence[list[Answer]]) -> str:
+    """Returns a table with a line for each system: mean reward, and the share of answers that ended by themselves."""
+    lines = []
+    for i, first in enumerate(results[0]):
+        answers = [found[i] for found in results]
+        rewards = [answer.reward for answer in answers if answer.reward is not None]
+        mean = f"reward {sum(rewards) / len(rewards):+.2f}  " if rewards else ""
+        ended = sum(answer.ended for answer in answers)
+        lines.append(f"{NAMES.get(first.name, first.name):<14}{mean}ended {ended} of {len(answers)}")
+    return "\n".join(lines)
 
 
 def as_text(prompt: str, results: list[Answer], width: int | None = None) -> str:
@@ -74,12 +107,15 @@ def as_text(prompt: str, results: list[Answer], width: int | None = None) -> str
     width = min(width or shutil.get_terminal_size((100, 24)).columns, 110)
     blocks = [_block(["Prompt"], prompt, width)]
     for answer in results:
-        left = [NAMES[answer.name]] + ([] if answer.reward is None else [f"reward {answer.reward:+.2f}"])
+        left = [NAMES.get(answer.name, answer.name)] + (
+            [] if answer.reward is None else [f"reward {answer.reward:+.2f}"]
+        )
         blocks.append(_block(left, answer.text + ("" if answer.ended else " … (cut)"), width))
     return f"\n{'-' * width}\n".join(blocks)
 
 
-def _block(left: list[str], text: str, width: int, column: int = 14) -> str:
+def _block(left: list[str], text: str, width: int) -> str:
+    column = max(14, *(len(name) + 2 for name in left))
     right = [
         line
         for paragraph in (text or "(empty)").splitlines()

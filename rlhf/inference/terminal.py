@@ -11,14 +11,14 @@ from rlhf.errors import InputError
 from rlhf.inference.chat import Answer, Chat
 
 HELP = """\
-/NAME         lets {systems} answer from here on
-/compare      lets all of them answer the last message; the conversation does not change
-/reward       shows the reward model's score of each answer, or hides it again
-/undo         takes the last message and its answer back
-/reset        begins a new conversation
-/save FILE    adds the conversation to a .jsonl file, as a row to train on
-/help         shows this list
-/exit         leaves, as Ctrl-D does
+{systems}  lets this model answer from here on
+/compare          lets the others answer the last message, too; the conversation does not change
+/reward           shows the reward model's score of each answer, or hides it again
+/undo             takes the last message and its answer back
+/reset            begins a new conversation
+/save FILE        adds the conversation to a .jsonl file, as a row to train on
+/help             shows this list
+/exit             leaves, as Ctrl-D does
 
 Ctrl-C stops an answer. A line that ends in \\ goes on in the next one; // begins a message with a slash."""
 
@@ -124,11 +124,14 @@ class Terminal:
             raise InputError(f"There is no command /{name}. /help lists them; // begins a message with a slash.")
 
     def _compare(self) -> None:
-        self._last()
+        turn = self._last()
         shown, self.shows_reward = self.shows_reward, "reward" in self.chat.shared.heads
         try:
+            _print(f"{_dim(turn.system)}> {turn.text or _dim('(empty)')}{'' if turn.ended else _dim(' … (cut)')}")
+            if self.shows_reward:
+                self._show_reward(turn)
             for system in self.chat.systems:
-                if not self._show(self.chat.ask_again(system)):
+                if system != turn.system and not self._show(self.chat.ask_again(system)):
                     return
         finally:
             self.shows_reward = shown
@@ -165,7 +168,7 @@ class Terminal:
         _print(f"{name} has {len(rows)} row{'s' * (len(rows) > 1)} more: {turns} turn{'s' * (turns > 1)}.")
 
     def _help(self) -> None:
-        _print(HELP.format(systems=", ".join(f"/{name}" for name in self.chat.systems)))
+        _print(HELP.format(systems=", ".join(f"/{name}" for name in self.chat.systems).ljust(16)))
 
     def _last(self) -> Answer:
         if not self.chat.turns:
