@@ -102,6 +102,13 @@ def test_addresses_of_images_and_links_are_shown_and_nothing_is_left_out():
         assert part in text
 
 
+def test_cells_beyond_the_columns_of_a_table_are_shown():
+    for mark in ("", "> ", "- "):
+        table = f"{mark}| a | b |\n{mark.replace('-', ' ')}|---|---|\n{mark.replace('-', ' ')}| 1 | 2 | hidden |"
+        assert "hidden" in shown(table) and "<table>" not in shown(table)
+        assert "<table>" in shown(table.replace("| hidden |", "|"))
+
+
 @pytest.mark.parametrize(
     ("text", "mark"),
     [
@@ -311,7 +318,16 @@ BAD_BODIES = [
     (b'{"ranks": [0, 1], "ratings": [{"flags": {"x": []}}, {}]}', 422),
     (b'{"skipped": ""}', 422),
     (b'{"ranks": [0, 1], "revision": 99}', 409),
+    (b'{"ranks": [0, 1], "revision": ' + b"9" * 40 + b"}", 422),
 ]
+
+
+def test_seconds_of_400_digits_are_a_day_at_most(store: Store):
+    queue.add_batch(store, "batch", [Item("comparison", "Q", ["a", "b"])])
+    anna = Browser(store)
+    path = anna.task()
+    assert anna.send(f"{path}/draft", {"draft": {}, "active": 10**400}, "PUT").status_code == 200
+    assert anna.send(f"{path}/draft", {"draft": {}, "active": -1}, "PUT").status_code == 422
 
 
 @pytest.mark.parametrize(("body", "status"), BAD_BODIES)

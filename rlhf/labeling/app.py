@@ -23,7 +23,7 @@ from rlhf.errors import InputError
 from rlhf.labeling import admin, people, queue
 from rlhf.labeling.calls import Call, error_response
 from rlhf.labeling.guard import FailedLogIns, SafeHeaders, read_body, refuse_other_sites
-from rlhf.labeling.items import Conflict, TaskNotFound, read_judgment
+from rlhf.labeling.items import MAX_SECONDS, Conflict, TaskNotFound, read_judgment
 from rlhf.labeling.pages import HERE, SKIP_REASONS, Flag, history_page, task_page
 from rlhf.labeling.store import Store
 
@@ -150,11 +150,11 @@ def save_draft(call: Call) -> Response:
     content = call.json()
     draft, active = content.get("draft"), content.get("active", 0)
     read_judgment(draft)
-    if isinstance(active, bool) or not isinstance(active, int | float):
+    if isinstance(active, bool) or not isinstance(active, int | float) or active < 0:
         raise InputError("active is no number. Send seconds.")
     assert isinstance(draft, dict)  # read_judgment refuses all else
     key = call.request.path_params["key"]
-    if not queue.save_draft(call.store, key, call.labeler.id, draft, float(active), now=time.time()):
+    if not queue.save_draft(call.store, key, call.labeler.id, draft, float(min(active, MAX_SECONDS)), now=time.time()):
         raise Conflict("This item was submitted since the page was opened. Reload the page.")
     return JSONResponse({"saved": True})
 

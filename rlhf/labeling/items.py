@@ -168,6 +168,8 @@ def read_judgment(content: Any) -> Judgment:
     """
     content = _object(content, "The judgment", Judgment.__dataclass_fields__)
     _check_types(content, {"demonstration": str, "skipped": str, "notes": str, "unrankable": bool, "revision": int})
+    if abs(content.get("revision") or 0) > 2**31:  # the store's integers have an end
+        raise InputError("revision is no number of judgments. Reload the page.")
     ranks, ratings = content.get("ranks"), content.get("ratings")
     if ranks is not None and not (isinstance(ranks, list) and all(_is(one, int) for one in ranks if one is not None)):
         raise InputError("ranks is no list of integers. Send one for each completion.")

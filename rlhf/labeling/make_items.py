@@ -186,5 +186,7 @@ def _gold(content: Row) -> Item:
             raise RowError(
                 f"column flags is no list of {k} objects; one of true and false for each completion is needed"
             )
+        if any(value is not None and not isinstance(value, bool) for one in flags for value in one.values()):
+            raise RowError("column flags has a value that is no true, false or null; nobody could agree with it")
         item.gold["flags"] = flags  # pyright: ignore[reportOptionalSubscript]
     return item
