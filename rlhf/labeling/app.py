@@ -100,12 +100,12 @@ def login_page(call: Call) -> Response:
 
 
 def log_in(call: Call) -> Response:
-    """Uses the link up and begins a session."""
+    """Uses the link up and begins a session. A link that holds always does: behind a proxy all have one address."""
     address = call.request.client.host if call.request.client else ""
-    if call.failed_log_ins.must_wait(address):
-        return call.error(429, "Too many log-ins have failed. Wait a minute, then open your link again.")
     secret = people.log_in(call.store, call.form().get("token", "")[:200], now=time.time())
     if secret is None:
+        if call.failed_log_ins.must_wait(address):
+            return call.error(429, "Too many log-ins have failed. Wait a minute, then open your link again.")
         call.failed_log_ins.add(address)
         return call.error(403, "This link was used before, or is older than seven days. Ask for a new one.")
     response = RedirectResponse("/", 303)

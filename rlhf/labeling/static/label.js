@@ -589,6 +589,7 @@ function startTask() {
   restore(kept || draft);
   if (k) activate(0);
   draw();
+  document.body.dataset.ready = "";
   if (kept) changed();
   else if (draft) setSaved("saved");
   try {
