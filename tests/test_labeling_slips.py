@@ -42,7 +42,7 @@ def store(tmp_path):
 @pytest.fixture
 def page(store: Store, browser):
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(store, read_flags()), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_app(store, read_flags()), log_config=None, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     context = browser.new_context(viewport={"width": 1280, "height": 800})
