@@ -1,7 +1,6 @@
 """Slips of hands and networks in a real browser: none of them becomes a rank, or a judgment that nobody has sent."""
 
 import json
-import shutil
 import socket
 import threading
 import time
@@ -11,7 +10,8 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("playwright")
 import uvicorn
-from playwright.sync_api import Page, Route, sync_playwright
+from label_browser import NEEDS_CHROMIUM
+from playwright.sync_api import Page, Route
 
 from rlhf.labeling import people
 from rlhf.labeling.app import create_app
@@ -20,16 +20,7 @@ from rlhf.labeling.pages import read_flags
 from rlhf.labeling.queue import add_batch
 from rlhf.labeling.store import Store
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture
