@@ -67,8 +67,14 @@ def tab_to(page: Page, selector: str) -> None:
     raise AssertionError(f"{selector} cannot be reached by Tab")
 
 
+def shows(page: Page, selector: str, text: str) -> None:
+    """Waits for a text and for the page's script: what is typed before the script runs is typed into nothing."""
+    expect(page.locator(selector)).to_contain_text(text)
+    page.wait_for_load_state()
+
+
 def item_is(page: Page, number: int) -> None:
-    expect(page.locator("#item-number")).to_have_text(f"Item {number}")
+    shows(page, "#item-number", f"Item {number}")
 
 
 def rank_all(page: Page, ranks: str) -> None:
@@ -163,7 +169,7 @@ def test_a_submitted_item_is_opened_again_and_revised_by_keyboard(browser, serve
         submit(page)
         item_is(page, 2)
         page.keyboard.press("u")
-        expect(page.locator("#reopened")).to_be_visible()
+        shows(page, "#reopened", "You opened this item again")
         assert [letters(page, rank) for rank in (1, 2, 3)] == ["A", "B", "C"]
         best = page.locator("article.completion").nth(2).get_attribute("data-text")
         rank_all(page, "321")
