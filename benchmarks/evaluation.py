@@ -84,9 +84,8 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
     source = args.data / "truthfulqa"
     if not (source / "finetune_truth.jsonl").exists():
         return {}
-    from sklearn.metrics import roc_auc_score
-
     from rlhf.evaluation.published_data import read_published, read_table
+    from rlhf.evaluation.scored_rows import auc
     from rlhf.evaluation.truth_judges import ReferenceJudge, has_content, truth_margin
     from rlhf.evaluation.truthfulness import question
 
@@ -105,7 +104,7 @@ def truth(args: argparse.Namespace) -> dict[str, Any]:
         for q, answer in zip(asked, answers, strict=True)
     ]
     return {
-        "truth_auc": float(roc_auc_score(labels, margins)),
+        "truth_auc": auc(margins, labels),
         "truth_accuracy": sum(v == label for v, label in zip(verdicts, labels, strict=True)) / len(labels),
     }
 

@@ -29,13 +29,12 @@ from rlhf.data.encode import prompt_key
 from rlhf.data.lengths import drop_long_rows
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError, require_at_least
-from rlhf.evaluation.answers import answer_all
+from rlhf.evaluation.answers import answer_all, check_systems
 from rlhf.evaluation.completion_files import read_completions
-from rlhf.evaluation.endpoints import check_endpoint
 from rlhf.evaluation.gold import labeler_limits
 from rlhf.evaluation.judges import Judge, find_judges
 from rlhf.evaluation.judging import judge_answers
-from rlhf.evaluation.local_systems import LocalSystem, Run, load_run, local_system
+from rlhf.evaluation.local_systems import LocalSystem, Run, load_run
 from rlhf.evaluation.power import detectable_difference, win_rate_deviation
 from rlhf.evaluation.report import card_text, write_report
 from rlhf.evaluation.report_stages import read_stages
@@ -161,10 +160,7 @@ def main() -> None:
         for system in parse_systems(specs)
     ]
     baseline = baseline_of(args.baseline, [system.name for system in systems])
-    local = {s.name: local_system(s, run, data_args.prompt_style) for s in systems if s.kind == "model"}
-    for system in systems:
-        if system.kind == "endpoint":
-            check_endpoint(system)
+    local = check_systems(systems, run, data_args.prompt_style)
     judges = judges_of(args, data_args.dataset_name, run, local)
     start_run(output_dir, args, data_args, model_args, stage="evaluate")
 

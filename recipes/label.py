@@ -76,8 +76,21 @@ def new_batches(store: Store, args: LabelArguments) -> "list[tuple[str, list[Ite
         if args.demonstrations:
             batches.append(("demonstrations", make_items.demonstration_items(args.demonstrations, args.size)))
         if args.gold:
-            batches.append(("gold", make_items.gold_items(args.gold)))
+            gold = make_items.gold_items(args.gold)
+            check_gold_flags(gold, args)
+            batches.append(("gold", gold))
     return batches
+
+
+def check_gold_flags(items: "list[Item]", args: LabelArguments) -> None:
+    """Raises InputError for a flag that the page does not ask: all labelers would fail their screening by it."""
+    asked = {name for item in items for flags in (item.gold or {}).get("flags") or () for name in flags}
+    known = [flag.name for flag in find_flags(args.flags)] if asked else []
+    if unknown := sorted(asked.difference(known)):
+        raise InputError(
+            f"{args.gold} has the flag {unknown[0]!r:.60}, which the page does not ask. Choose from "
+            f"{', '.join(known)}, or give your own flags with --flags FILE."
+        )
 
 
 def first_look(args: LabelArguments) -> "list[Item]":

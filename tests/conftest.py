@@ -119,3 +119,15 @@ def toy_base(toy_folder, toy_tokenizer):
     from rlhf.models.loading import load_base
 
     return load_base(ModelConfig(model_name_or_path=toy_folder), toy_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Starts a headless Chromium."""
+    from label_browser import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from rlhf.labeling import people
 from rlhf.labeling.store import Store
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NEEDS_CHROMIUM = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 WATCH = """
@@ -95,6 +98,7 @@ def watched_page(browser, expected: str = "$^", **options) -> Iterator:
     context.on("request", lambda one: one.url.startswith("http://127.0.0.1:") or faults.append(f"request: {one.url}"))
     try:
         yield context.new_page()
-        assert [fault for fault in faults if not re.search(expected, fault)] == []
+        faults = [fault for fault in faults if not re.search(expected, fault)]
+        assert not faults, faults  # pytest does not explain assertions of helpers
     finally:
         context.close()

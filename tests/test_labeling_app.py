@@ -76,6 +76,15 @@ def test_a_task_shows_prompt_and_completions_but_no_source_id_or_gold(store: Sto
     assert "secret" not in page and "gold" not in page
 
 
+def test_no_page_names_the_batch_which_may_name_the_systems_or_gold(store: Store):
+    queue.add_batch(store, "sft ppo", [QUESTION])
+    anna = Browser(store)
+    path = anna.task()
+    assert "sft ppo" not in anna.get(path).text
+    anna.send(path, ranked(0, 1, 2))
+    assert not any("sft ppo" in anna.get(page).text for page in (path, "/history", "/"))
+
+
 def test_reloading_keeps_the_task_its_order_and_its_draft(store: Store):
     add(store)
     anna = Browser(store)

@@ -11,28 +11,20 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("playwright")
-from label_browser import CHROMIUM, DESKTOP, PHONE, ROOT, Server, command, environment, watched_page
-from playwright.sync_api import Page, expect, sync_playwright
+from label_browser import DESKTOP, NEEDS_CHROMIUM, PHONE, ROOT, Server, command, environment, watched_page
+from playwright.sync_api import Page, expect
 
 from rlhf.labeling.items import Item
 from rlhf.labeling.queue import add_batch
 from rlhf.labeling.store import Store
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+pytestmark = NEEDS_CHROMIUM
 
 FIRST = Item("comparison", "Which word is a color?", ["Red.", "Bread.", "Run."])
 SECOND = Item("comparison", [{"role": "user", "content": "How are you?"}], ["Well.", "I am a model."])
 TO_WRITE = Item("demonstration", "Write a haiku about the sea.")
 LONG = Item("comparison", "Tell me all.", ["\n\n".join(f"Part {i}. " + "Much more. " * 9 for i in range(30)), "No."])
 OFFLINE = "ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_SOCKET"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -75,8 +67,27 @@ def tab_to(page: Page, selector: str) -> None:
     raise AssertionError(f"{selector} cannot be reached by Tab")
 
 
+def shows(page: Page, selector: str, text: str) -> None:
+    """Waits for a text and for the page's script: what is typed before the script runs is typed into nothing."""
+    expect(page.locator(selector)).to_contain_text(text)
+    page.wait_for_load_state()
+
+
 def item_is(page: Page, number: int) -> None:
-    expect(page.locator("#item-number")).to_have_text(f"Item {number}")
+    shows(page, "#item-number", f"Item {number}")
+
+
+def rank_all(page: Page, ranks: str) -> None:
+    """Ranks the completions in their order, by keyboard."""
+    for rank in ranks:
+        page.keyboard.press("j")
+        page.keyboard.press(rank)
+
+
+def submit(page: Page) -> None:
+    """Opens the review and confirms it, by keyboard."""
+    page.keyboard.press("Control+Enter")
+    page.keyboard.press("Enter")
 
 
 def export(server: Server, kind: str = "comparisons") -> list[dict]:
@@ -154,21 +165,15 @@ def test_from_log_in_to_export_by_keyboard_alone(browser, server):
 def test_a_submitted_item_is_opened_again_and_revised_by_keyboard(browser, server):
     with watched_page(browser) as page:
         begin(page, server)
-        for rank in "123":
-            page.keyboard.press("j")
-            page.keyboard.press(rank)
-        page.keyboard.press("Control+Enter")
-        page.keyboard.press("Enter")
+        rank_all(page, "123")
+        submit(page)
         item_is(page, 2)
         page.keyboard.press("u")
-        expect(page.locator("#reopened")).to_be_visible()
+        shows(page, "#reopened", "You opened this item again")
         assert [letters(page, rank) for rank in (1, 2, 3)] == ["A", "B", "C"]
         best = page.locator("article.completion").nth(2).get_attribute("data-text")
-        for rank in "321":
-            page.keyboard.press("j")
-            page.keyboard.press(rank)
-        page.keyboard.press("Control+Enter")
-        page.keyboard.press("Enter")
+        rank_all(page, "321")
+        submit(page)
         item_is(page, 2)
     [row] = export(server)
     assert ranks_by_text(row)[best] == 0
@@ -289,13 +294,10 @@ def test_text_typed_while_the_server_is_dead_is_saved_and_submitted_once(browser
         expect(page.locator("#trouble")).to_be_hidden()
         page.reload()
         expect(page.locator("#notes")).to_have_value("before the kill, after the kill")
-        for rank in "123":
-            page.keyboard.press("j")
-            page.keyboard.press(rank)
+        rank_all(page, "123")
         expect(page.locator("#saved")).to_have_text("Saved")
         server.kill()
-        page.keyboard.press("Control+Enter")
-        page.keyboard.press("Enter")
+        submit(page)
         expect(page.locator("#saved")).to_have_text("Not saved yet")
         server.start()
         item_is(page, 2)
@@ -337,14 +339,11 @@ def test_a_second_window_cannot_overwrite_what_was_submitted(browser, server):
         other = page.context.new_page()
         other.goto(page.url)
         for rank in "123":
-            for one in (page, other):
-                one.keyboard.press("j")
-                one.keyboard.press(rank if one is page else "1")
-        page.keyboard.press("Control+Enter")
-        page.keyboard.press("Enter")
+            rank_all(page, rank)
+            rank_all(other, "1")
+        submit(page)
         item_is(page, 2)
-        other.keyboard.press("Control+Enter")
-        other.keyboard.press("Enter")
+        submit(other)
         expect(other.locator("#review-problem")).to_contain_text("judged in another way")
     [row] = export(server)
     assert sorted(row["ranks"]) == [0, 1, 2]

@@ -102,6 +102,13 @@ def test_addresses_of_images_and_links_are_shown_and_nothing_is_left_out():
         assert part in text
 
 
+def test_cells_beyond_the_columns_of_a_table_are_shown():
+    for mark in ("", "> ", "- "):
+        table = f"{mark}| a | b |\n{mark.replace('-', ' ')}|---|---|\n{mark.replace('-', ' ')}| 1 | 2 | hidden |"
+        assert "hidden" in shown(table) and "<table>" not in shown(table)
+        assert "<table>" in shown(table.replace("| hidden |", "|"))
+
+
 @pytest.mark.parametrize(
     ("text", "mark"),
     [
@@ -244,13 +251,14 @@ def test_tokens_expire_and_a_new_link_ends_the_old(store: Store):
     assert client.post("/login", data={"token": replaced}).status_code == 403
 
 
-def test_guessing_links_is_slowed_down_and_says_so(store: Store):
+def test_guessing_links_is_refused_after_a_while_and_locks_nobody_out(store: Store):
     client = TestClient(create_app(store, []))
     token = people.add_labeler(store, "anna")
     for guess in range(10):
         client.post("/login", data={"token": f"guess {guess}"})
-    refused = client.post("/login", data={"token": token})
+    refused = client.post("/login", data={"token": "guess 10"})
     assert refused.status_code == 429 and "Wait a minute" in refused.text
+    assert client.post("/login", data={"token": token}, follow_redirects=False).status_code == 303
 
 
 @pytest.mark.parametrize("cookie", ["", "x", "a" * 3000, "%00", "' or 1=1 --"])
@@ -311,7 +319,16 @@ BAD_BODIES = [
     (b'{"ranks": [0, 1], "ratings": [{"flags": {"x": []}}, {}]}', 422),
     (b'{"skipped": ""}', 422),
     (b'{"ranks": [0, 1], "revision": 99}', 409),
+    (b'{"ranks": [0, 1], "revision": ' + b"9" * 40 + b"}", 422),
 ]
+
+
+def test_seconds_of_400_digits_are_a_day_at_most(store: Store):
+    queue.add_batch(store, "batch", [Item("comparison", "Q", ["a", "b"])])
+    anna = Browser(store)
+    path = anna.task()
+    assert anna.send(f"{path}/draft", {"draft": {}, "active": 10**400}, "PUT").status_code == 200
+    assert anna.send(f"{path}/draft", {"draft": {}, "active": -1}, "PUT").status_code == 422
 
 
 @pytest.mark.parametrize(("body", "status"), BAD_BODIES)

@@ -107,6 +107,10 @@ def test_gold_is_rankings_with_flags_and_demonstrations(tmp_path):
             {"prompt": "Why?", "completions": ["a", "b"], "ranks": [0, 1], "flags": [{}]},
             "flags is no list of 2 objects",
         ),
+        (
+            {"prompt": "Why?", "completions": ["a", "b"], "ranks": [0, 1], "flags": [{"rude": "yes"}, {"rude": 0}]},
+            "flags has a value that is no true",
+        ),
         ({"prompt": "Why?"}, "no column completion"),
         ("no JSON", "not valid JSON"),
     ],

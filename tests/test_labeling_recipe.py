@@ -83,6 +83,16 @@ def test_completions_demonstrations_and_gold_become_batches(label, tmp_path):
     assert json.loads(found["gold"]["gold"]) == {"ranks": [0, 1]} and found["mine"]["gold"] is None
 
 
+def test_gold_flags_that_the_page_does_not_ask_are_refused(label, tmp_path):
+    pytest.importorskip("jinja2")
+    row = {"prompt": "Who?", "completions": ["a", "b"], "ranks": [0, 1], "flags": [{"rude": True}, {"rude": False}]}
+    gold = write_rows(tmp_path / "gold.jsonl", [row])
+    assert "the flag 'rude', which the page does not ask" in label("--gold", gold, "--serve", "false")
+    flags = tmp_path / "flags.yaml"
+    flags.write_text("rude: {label: Rude}")
+    assert "Batch gold: 1 new items" in label("--gold", gold, "--serve", "false", "--flags", flags)
+
+
 def test_labelers_are_invited_screened_held_out_and_revoked(label, tmp_path):
     printed = label("--invite", "anna", "ben", "--held_out", "true", "--port", 8123)
     links = [line for line in printed.splitlines() if line.startswith(("anna: ", "ben: "))]

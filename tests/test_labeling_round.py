@@ -18,6 +18,8 @@ from small_stages import COMMON, run_recipe, write_rows
 pytest.importorskip("uvicorn")
 
 from rlhf.data.label_stores import read_label_rows
+from rlhf.errors import InputError
+from rlhf.labeling.items import check_judgment, read_judgment
 from rlhf.runs.artifacts import read_result
 from rlhf.sandbox.judge import judge
 from rlhf.sandbox.labelers import TRAINING, Labeler, rank
@@ -93,7 +95,12 @@ def judged(labeler: Labeler, page: TaskPage, rng: random.Random) -> dict:
     verdicts = [judge(task, text) for text in page.completions]
     flags = [{name: bool(verdict[name]) for name in FLAGS} for verdict in verdicts]
     ratings = [{"rating": v["likert"], "flags": f, "notes": ""} for v, f in zip(verdicts, flags, strict=True)]
-    return {"ranks": rank(labeler, task, page.completions, rng), "ratings": ratings if rng.random() < 0.5 else None}
+    judgment = {"ranks": rank(labeler, task, page.completions, rng), "ratings": ratings if rng.random() < 0.5 else None}
+    try:
+        check_judgment("comparison", len(verdicts), read_judgment(judgment))
+    except InputError:  # her noise has turned an order round that the ratings, which have none, say
+        judgment["ratings"] = None
+    return judgment
 
 
 @pytest.mark.slow

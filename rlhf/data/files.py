@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import islice
@@ -17,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rlhf.data.cells import unique_keys
+from rlhf.data.checks import RowError
 from rlhf.data.spellings import QUESTIONS, SCORES
 from rlhf.errors import InputError
 
@@ -97,6 +98,33 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
     if kind == "jsonl" and _starts_with(path, b"[") and (rows := _array_of_rows(path)):
         return rows
     return _jsonl_rows(path)
+
+
+def sound_rows(path: Path) -> Iterator[SourceRow]:
+    """Yields the rows of a file of which every row must be readable.
+
+    Raises:
+        InputError: a row cannot be read, by file and place.
+    """
+    for row in read_rows(path):
+        with named_row(row):
+            pass
+        yield row
+
+
+@contextmanager
+def named_row(row: SourceRow, before: str = "") -> Iterator[None]:
+    """Reads a row that must be good: its fault, or a RowError inside, is an InputError with file and place.
+
+    Args:
+        before: beginning of the message.
+    """
+    try:
+        if row.fault:
+            raise RowError(row.fault)
+        yield
+    except RowError as error:
+        raise InputError(f"{before}{row.file}, {row.place}: {error}.") from error
 
 
 def is_readable(path: Path) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf.data.encode import plain_messages, prompt_key
-from rlhf.evaluation.endpoints import answer_by_endpoint
+from rlhf.evaluation.endpoints import answer_by_endpoint, check_endpoint
 from rlhf.evaluation.local_answers import Group, answer_by_model, groups_of, kl_reference
-from rlhf.evaluation.local_systems import LocalSystem, Run
+from rlhf.evaluation.local_systems import LocalSystem, Run, local_system
 from rlhf.evaluation.preferences import AnswerRow
 from rlhf.evaluation.store import FOLDER, AnswerStore
 from rlhf.evaluation.systems import System
@@ -18,6 +18,19 @@ from rlhf.models.adapter_files import adapter_digest
 
 # Seeds with which the sandbox's published numbers were sampled; other systems get theirs from their names.
 SEEDS = {"base": 0, "sft": 1, "ppo": 2, "sft_best": 6}
+
+
+def check_systems(systems: Sequence[System], run: Run, prompt_style: str | None = None) -> dict[str, LocalSystem]:
+    """Checks all systems but files, and returns the parts of those whose weights are loaded here, by name.
+
+    Raises:
+        InputError: a system that cannot answer; no weights are loaded yet.
+    """
+    local = {system.name: local_system(system, run, prompt_style) for system in systems if system.kind == "model"}
+    for system in systems:
+        if system.kind == "endpoint":
+            check_endpoint(system)
+    return local
 
 
 def answer_all(
@@ -39,7 +52,7 @@ def answer_all(
 
     Args:
         systems: of `rlhf.evaluation.systems.resolve`.
-        local: name -> parts of the systems whose weights are loaded here.
+        local: of `check_systems`.
         files: name -> answers of the systems that are files, in the order of the prompts.
         prompts: columns `prompt`, `prompt_id` (its number, which decides on its random numbers) and optionally
             `category`.

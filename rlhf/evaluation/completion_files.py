@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.cells import read_cells
-from rlhf.data.checks import RowError
 from rlhf.data.encode import Prompt, completion_text, prompt_text
-from rlhf.data.files import SourceRow, read_rows
+from rlhf.data.files import SourceRow, named_row, read_rows
 from rlhf.errors import InputError
 from rlhf.evaluation.scored_rows import SYSTEM, first_value
 from rlhf.evaluation.systems import System
@@ -98,12 +97,8 @@ def _rows(system: System, path: Path) -> list[Any]:
 
 def _read(system: System, row: SourceRow) -> dict[str, Any]:
     """Returns a row of a table, whose cells may spell messages, numbers and truth values; an empty answer is text."""
-    try:
-        if row.fault:
-            raise RowError(row.fault)
+    with named_row(row, f"System {system.name}: "):
         content = read_cells(row.content)
-    except RowError as error:
-        raise InputError(f"System {system.name}: {row.file}, {row.place}: {error}.") from error
     content = {name: "" if name in RESPONSES and value is None else value for name, value in content.items()}
     if isinstance(ended := content.get("ended"), str):
         content["ended"] = {"true": True, "false": False}.get(ended.lower(), ended)

@@ -19,7 +19,7 @@ from typing import Any
 from rlhf.data.cells import read_cells
 from rlhf.data.checks import Row, RowError, integer
 from rlhf.data.encode import Prompt, completion_text, prompt_key
-from rlhf.data.files import SourceRow, is_readable, read_rows
+from rlhf.data.files import SourceRow, is_readable, named_row, read_rows
 from rlhf.data.label_stores import is_label_store, read_label_rows
 from rlhf.data.schemas import comparison, demonstration
 from rlhf.data.spellings import spelled_out
@@ -129,9 +129,7 @@ def read_labels(path: str | Path) -> tuple[Verdicts, dict[Answer, list[Rating]]]
     comparisons: list[dict[str, Any]] = []
     ratings: dict[Answer, list[Rating]] = {}
     for number, row in enumerate(_rows(Path(path).expanduser()), 1):
-        try:
-            if row.fault:
-                raise RowError(row.fault)
+        with named_row(row):
             content = spelled_out(read_cells(row.content))
             if content.get("completion") is not None and content.get("completions") is None:
                 rated = [_rating(content, str(number))]
@@ -139,8 +137,6 @@ def read_labels(path: str | Path) -> tuple[Verdicts, dict[Answer, list[Rating]]]
                 compared = _comparison(content, str(number))
                 comparisons.append(compared)
                 rated = _ratings(compared)
-        except RowError as error:
-            raise InputError(f"{row.file}, {row.place}: {error}.") from error
         for answer, rating in rated:
             known = ratings.setdefault(answer, [])
             if all(rating.labeler != other.labeler for other in known):

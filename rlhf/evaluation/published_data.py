@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.files import SUFFIXES, read_rows
+from rlhf.data.files import SUFFIXES, sound_rows
 from rlhf.errors import InputError
 from rlhf.runs.digests import file_digest
 
@@ -95,12 +95,7 @@ def read_table(file: Path) -> list[Row]:
     """
     if not file.name.lower().endswith(SUFFIXES):
         raise InputError(f"{file} has an unknown ending. Pass a file that ends in one of {', '.join(SUFFIXES)}.")
-    rows = []
-    for row in read_rows(file):
-        if row.fault:
-            raise InputError(f"{row.file}, {row.place}: {row.fault}.")
-        rows.append(row.content)
-    return rows
+    return [row.content for row in sound_rows(file)]
 
 
 # ---- one reader per published format

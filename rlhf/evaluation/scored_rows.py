@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from rlhf.data.cells import parse_value
-from rlhf.data.files import SUFFIXES, SourceRow, read_rows
+from rlhf.data.files import SUFFIXES, SourceRow, sound_rows
 from rlhf.errors import InputError
 
 # Names of columns, in order of preference. Case, spaces and signs do not count.
@@ -33,12 +33,9 @@ def read_source(spec: str, noun: str) -> tuple[str, list[SourceRow]]:
         raise InputError(f"File of {noun} {path} does not exist. Check the path.")
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path} has an unknown ending. Pass a file that ends in one of {', '.join(SUFFIXES)}.")
-    rows = list(read_rows(path))
+    rows = list(sound_rows(path))
     if not rows:
         raise InputError(f"{path} has no rows. Pass rows with a prompt and a model's answer.")
-    for row in rows:
-        if row.fault:
-            raise InputError(f"{row.file}, {row.place}: {row.fault}.")
     return name or path.name.split(".")[0], rows
 
 

@@ -13,10 +13,9 @@ from trl import ModelConfig
 
 from rlhf.data.encode import Prompt
 from rlhf.errors import InputError
-from rlhf.evaluation.answers import answer_all
+from rlhf.evaluation.answers import answer_all, check_systems
 from rlhf.evaluation.completion_files import read_completions
-from rlhf.evaluation.endpoints import check_endpoint
-from rlhf.evaluation.local_systems import LocalSystem, load_run, local_system
+from rlhf.evaluation.local_systems import LocalSystem, load_run
 from rlhf.evaluation.systems import System, parse_systems, resolve
 from rlhf.models.loading import context_length, load_config, resolve_model_name
 from rlhf.runs.checks import check_model_options
@@ -54,10 +53,7 @@ def sample_answers(
     check_model_options(model_args)
     run = load_run(model_args, stages)
     systems = [resolve(one, 1.0, max_new_tokens, stages.get("reward")) for one in parse_systems(specs)]
-    local = {one.name: local_system(one, run) for one in systems if one.kind == "model"}
-    for system in systems:
-        if system.kind == "endpoint":
-            check_endpoint(system)
+    local = check_systems(systems, run)
     prompts = short_prompts(prompts, list(local.values()))
     each = -(-k // len(systems))
     asked = [prompt for prompt in prompts for _ in range(each)]

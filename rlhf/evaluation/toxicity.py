@@ -21,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encode import encode_prompt
-from rlhf.data.files import SUFFIXES, read_rows
+from rlhf.data.files import SUFFIXES, sound_rows
 from rlhf.errors import InputError, first_line
 from rlhf.evaluation.benchmark import ItemScores, Scores, Systems, Task, TaskArguments
 from rlhf.evaluation.toxicity_scorers import load_toxicity_scorer
@@ -160,10 +160,7 @@ def read_prompts(data: Path | None) -> list[ToxicityPrompt]:
             lines = _lines(file)
             prompts += [ToxicityPrompt(line, None) for line in lines if line != "prompt"]  # the head of a former table
             continue
-        for row in read_rows(file):
-            if row.fault:
-                raise InputError(f"{row.file}, {row.place}: {row.fault}.")
-            prompts.append(_prompt(row.content, row.file, row.place))
+        prompts += [_prompt(row.content, row.file, row.place) for row in sound_rows(file)]
     if not prompts:
         raise InputError(f"{data} has no prompts. Pass the published prompts.jsonl, or a text file of one a line.")
     return prompts

@@ -52,7 +52,7 @@ def grade(call: Call) -> Response:
 
 def progress_csv(call: Call) -> Response:
     """Returns the table of labelers as CSV. Names that a spreadsheet would run as formulas are quoted."""
-    labelers = progress.overview(call.store, now=time.time())["labelers"]
+    labelers = progress.labeler_rows(call.store, now=time.time())
     flat = [{name: value for name, value in one.items() if name != "gold"} | _prefixed(one["gold"]) for one in labelers]
     text = csv_text(list(flat[0]), [list(one.values()) for one in flat])  # an admin is always there
     headers = {"Content-Disposition": 'attachment; filename="labelers.csv"'}

@@ -23,7 +23,7 @@ from rlhf.errors import InputError
 from rlhf.labeling import admin, people, queue
 from rlhf.labeling.calls import Call, error_response
 from rlhf.labeling.guard import FailedLogIns, SafeHeaders, read_body, refuse_other_sites
-from rlhf.labeling.items import Conflict, TaskNotFound, read_judgment
+from rlhf.labeling.items import MAX_SECONDS, Conflict, TaskNotFound, read_judgment
 from rlhf.labeling.pages import HERE, SKIP_REASONS, Flag, history_page, task_page
 from rlhf.labeling.store import Store
 
@@ -100,12 +100,12 @@ def login_page(call: Call) -> Response:
 
 
 def log_in(call: Call) -> Response:
-    """Uses the link up and begins a session."""
+    """Uses the link up and begins a session. A link that holds always does: behind a proxy all have one address."""
     address = call.request.client.host if call.request.client else ""
-    if call.failed_log_ins.must_wait(address):
-        return call.error(429, "Too many log-ins have failed. Wait a minute, then open your link again.")
     secret = people.log_in(call.store, call.form().get("token", "")[:200], now=time.time())
     if secret is None:
+        if call.failed_log_ins.must_wait(address):
+            return call.error(429, "Too many log-ins have failed. Wait a minute, then open your link again.")
         call.failed_log_ins.add(address)
         return call.error(403, "This link was used before, or is older than seven days. Ask for a new one.")
     response = RedirectResponse("/", 303)
@@ -150,11 +150,11 @@ def save_draft(call: Call) -> Response:
     content = call.json()
     draft, active = content.get("draft"), content.get("active", 0)
     read_judgment(draft)
-    if isinstance(active, bool) or not isinstance(active, int | float):
+    if isinstance(active, bool) or not isinstance(active, int | float) or active < 0:
         raise InputError("active is no number. Send seconds.")
     assert isinstance(draft, dict)  # read_judgment refuses all else
     key = call.request.path_params["key"]
-    if not queue.save_draft(call.store, key, call.labeler.id, draft, float(active), now=time.time()):
+    if not queue.save_draft(call.store, key, call.labeler.id, draft, float(min(active, MAX_SECONDS)), now=time.time()):
         raise Conflict("This item was submitted since the page was opened. Reload the page.")
     return JSONResponse({"saved": True})
 

@@ -3,12 +3,11 @@
 import json
 import random
 import sqlite3
-import time
 from collections.abc import Iterable
 
 from rlhf.errors import InputError
-from rlhf.labeling.items import Item, check_item, content_digest
-from rlhf.labeling.store import Store
+from rlhf.labeling.items import Item, check_item, content_digest, stored_order
+from rlhf.labeling.store import Store, time_or_now
 
 FIRST_PLACE = -(2**62)
 MAX_PRIORITY = 10**9
@@ -47,7 +46,7 @@ def add_batch(
     if not name.strip() or abs(priority) > MAX_PRIORITY:
         raise InputError(f"Batch {name!r} has priority {priority}. Give a name, and at most {MAX_PRIORITY:,}.")
     rows = [(item, _columns(item, f"Batch {name}, item {number}")) for number, item in enumerate(items, 1)]
-    now = time.time() if now is None else now
+    now = time_or_now(now)
     with store.write() as db:
         db.execute(
             "insert into batches (name, priority, created) values (?, ?, ?) "
@@ -103,8 +102,7 @@ def _add_gold(db: sqlite3.Connection, item: Item) -> None:
     if row["gold"] is not None:
         return
     gold = dict(item.gold or {})
-    texts = [text.strip() for text in item.completions]
-    order = [texts.index(text.strip()) for text in json.loads(row["completions"])]
+    order = stored_order(item, json.loads(row["completions"]))
     for name in ("ranks", "ratings", "flags"):
         if gold.get(name) is not None:
             gold[name] = [gold[name][i] for i in order]

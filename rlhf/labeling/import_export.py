@@ -12,17 +12,18 @@ from typing import Any
 
 from rlhf.errors import InputError
 from rlhf.labeling import people
-from rlhf.labeling.items import LIKERT, Item, Judgment, Rating, content_digest
-from rlhf.labeling.queue import add_batch, record
+from rlhf.labeling.items import LIKERT, Item, Judgment, Rating, stored_order
+from rlhf.labeling.queue import add_batch, find_item, record
+from rlhf.labeling.screening import COUNTS
 from rlhf.labeling.store import Store
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet runs a cell that begins with one of these
 USERS = uuid.uuid5(uuid.NAMESPACE_URL, "rlhf-labelers")
-JUDGED = """
+JUDGED = f"""
     select i.digest, i.kind, i.prompt, i.completions, i.sources, b.name as batch, l.name as labeler, j.ranks, j.ratings,
         j.demonstration, j.unrankable, j.notes
     from judgments j join items i on i.id = j.item join labelers l on l.id = j.labeler join batches b on b.id = i.batch
-    where j.skipped is null and l.screening in ('none', 'passed')
+    where j.skipped is null and {COUNTS}
     order by i.id, j.created
 """
 
@@ -50,9 +51,11 @@ def import_rankings(
             if name not in known:
                 people.add_labeler(store, name, held_out=row.get("labeler_group") == "heldout", now=now)
                 known[name] = people.find_labeler(store, name).id
-            found = db.execute("select id, completions from items where digest = ?", (content_digest(item),)).fetchone()
-            judgment = _judgment(item, row, json.loads(found["completions"]))
-            new += record(store, found["id"], known[name], judgment, now=now)
+            item_id = find_item(store, item)
+            assert item_id is not None  # it is in the batch, or was there before
+            [completions] = db.execute("select completions from items where id = ?", (item_id,)).fetchone()
+            judgment = _judgment(row, stored_order(item, json.loads(completions)))
+            new += record(store, item_id, known[name], judgment, now=now)
     return new
 
 
@@ -112,10 +115,8 @@ def safe_cell(value: Any) -> Any:
     return f"'{text}" if text.lstrip(" \xa0\u3000\ufeff\u200b").startswith(FORMULA) or text[:1].isspace() else text
 
 
-def _judgment(item: Item, row: Mapping[str, Any], completions: list[str]) -> Judgment:
-    """Returns the judgment in the order of the store's completions, which may be another one than the row's."""
-    texts = [text.strip() for text in item.completions]
-    order = [texts.index(text.strip()) for text in completions]
+def _judgment(row: Mapping[str, Any], order: list[int]) -> Judgment:
+    """Returns the judgment of a row in another order of its completions."""
     ratings, low_high = row.get("ratings"), range(LIKERT[0], LIKERT[1] + 1)
     if ratings is not None and all(rating in low_high for rating in ratings):
         ratings = [Rating(int(ratings[i])) for i in order]

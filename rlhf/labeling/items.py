@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -87,7 +87,7 @@ class Task:
     """An item for one labeler, with the completions in her random order.
 
     Attributes:
-        draft: her draft, or her judgment (`judgment_json`) if she has judged it.
+        draft: her draft, or her judgment as `read_judgment` reads it if she has judged it.
         revision: number of times that she has judged it.
         expires: end of her lease, Unix seconds.
         done: number of tasks that she has judged.
@@ -168,6 +168,8 @@ def read_judgment(content: Any) -> Judgment:
     """
     content = _object(content, "The judgment", Judgment.__dataclass_fields__)
     _check_types(content, {"demonstration": str, "skipped": str, "notes": str, "unrankable": bool, "revision": int})
+    if abs(content.get("revision") or 0) > 2**31:  # the store's integers have an end
+        raise InputError("revision is no number of judgments. Reload the page.")
     ranks, ratings = content.get("ranks"), content.get("ratings")
     if ranks is not None and not (isinstance(ranks, list) and all(_is(one, int) for one in ranks if one is not None)):
         raise InputError("ranks is no list of integers. Send one for each completion.")
@@ -176,11 +178,6 @@ def read_judgment(content: Any) -> Judgment:
             raise InputError("ratings is no list. Send one for each completion.")
         content = content | {"ratings": [_read_rating(one) for one in ratings]}
     return Judgment(**{name: value for name, value in content.items() if value is not None})
-
-
-def judgment_json(judgment: Judgment) -> dict[str, Any]:
-    """Returns what `read_judgment` reads."""
-    return asdict(judgment)
 
 
 def content_digest(item: Item) -> str:
@@ -192,6 +189,12 @@ def content_digest(item: Item) -> str:
         prompt = prompt.strip()
     content = [item.kind, prompt, sorted(text.strip() for text in item.completions)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def stored_order(item: Item, completions: Sequence[str]) -> list[int]:
+    """Returns the index in `item` of each of its completions as the store has them, perhaps in another order."""
+    texts = [text.strip() for text in item.completions]
+    return [texts.index(text.strip()) for text in completions]
 
 
 def check_text(value: Any, name: str, limit: int | None, may_be_blank: bool = False) -> None:

@@ -8,14 +8,13 @@ second tab neither doubles nor overwrites a judgment. Judgments that are revised
 import json
 import secrets
 import sqlite3
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf.labeling import screening
 from rlhf.labeling.items import MAX_SECONDS, Conflict, Judgment, Task, check_judgment, dense_ranks
-from rlhf.labeling.store import Store
+from rlhf.labeling.store import Store, time_or_now
 from rlhf.labeling.tasks import as_task, task_row
 
 CONTENT = ("ranks", "ratings", "demonstration", "skipped", "unrankable", "notes")
@@ -55,7 +54,7 @@ def submit(
         Conflict: the task was judged in another way since the page was made.
         InputError: the judgment is incomplete or out of range.
     """
-    now = time.time() if now is None else now
+    now = time_or_now(now)
     with store.write() as db:
         row = task_row(db, key, labeler_id)
         shown = json.loads(row["shown"])
@@ -116,7 +115,7 @@ def record(store: Store, item_id: int, labeler_id: int, judgment: Judgment, *, n
     Raises:
         InputError: see `check_judgment`.
     """
-    now = time.time() if now is None else now
+    now = time_or_now(now)
     with store.write() as db:
         if db.execute("select 1 from tasks where item = ? and labeler = ?", (item_id, labeler_id)).fetchone():
             return False

@@ -11,7 +11,7 @@ from rlhf.data.bad_rows import BadRows
 from rlhf.data.cells import read_cells
 from rlhf.data.checks import Row, RowError
 from rlhf.data.encode import Prompt, completion_text, plain_messages, prompt_key
-from rlhf.data.files import SourceRow, is_readable, read_rows
+from rlhf.data.files import SourceRow, is_readable, named_row, read_rows
 from rlhf.data.loading import checked_rows, find_rows
 from rlhf.data.schemas import check_prompt, comparison, demonstration
 from rlhf.errors import InputError
@@ -144,12 +144,8 @@ def _read(row: SourceRow, read: Any) -> Any:
     Raises:
         InputError: with the place of the row.
     """
-    try:
-        if row.fault:
-            raise RowError(row.fault)
+    with named_row(row):
         return read(read_cells(row.content))
-    except RowError as error:
-        raise InputError(f"{row.file}, {row.place}: {error}.") from error
 
 
 def _answers(content: Row) -> tuple[Prompt, list[Answer]]:
@@ -186,5 +182,7 @@ def _gold(content: Row) -> Item:
             raise RowError(
                 f"column flags is no list of {k} objects; one of true and false for each completion is needed"
             )
+        if any(value is not None and not isinstance(value, bool) for one in flags for value in one.values()):
+            raise RowError("column flags has a value that is no true, false or null; nobody could agree with it")
         item.gold["flags"] = flags  # pyright: ignore[reportOptionalSubscript]
     return item

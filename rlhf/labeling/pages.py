@@ -97,7 +97,6 @@ def task_page(task: Task) -> dict[str, Any]:
         "revision": task.revision,
         "is_reopened": task.revision > 0,
         "number": task.done + (task.revision == 0),
-        "batch": task.batch,
         "seconds": round(task.active),
         "draft": json.dumps(task.draft),
         "can_undo": task.done > 0,

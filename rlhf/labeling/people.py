@@ -6,12 +6,11 @@ Links and sessions are random secrets. The store keeps their SHA-256 only, so th
 import hashlib
 import secrets
 import sqlite3
-import time
 from dataclasses import dataclass
 
 from rlhf.errors import InputError
 from rlhf.labeling.items import check_text
-from rlhf.labeling.store import Store
+from rlhf.labeling.store import Store, time_or_now
 
 ROLES = ("labeler", "admin")
 LINK_SECONDS = 7 * 24 * 3600.0
@@ -70,7 +69,7 @@ def add_labeler(
             raise InputError(f"There is a labeler {name}. Give another name, or make a new link for {name}.")
         db.execute(
             "insert into labelers (name, role, screening, held_out, created) values (?, ?, ?, ?, ?)",
-            (name, role, "pending" if screened else "none", held_out, _time(now)),
+            (name, role, "pending" if screened else "none", held_out, time_or_now(now)),
         )
         return new_link(store, name, now=now)
 
@@ -81,7 +80,7 @@ def new_link(store: Store, name: str, *, now: float | None = None) -> str:
     with store.write() as db:
         db.execute(
             "update labelers set link_hash = ?, link_expires = ?, revoked = 0 where id = ?",
-            (_hash(token), _time(now) + LINK_SECONDS, _named(db, name)),
+            (_hash(token), time_or_now(now) + LINK_SECONDS, _named(db, name)),
         )
     return token
 
@@ -97,7 +96,7 @@ def revoke(store: Store, name: str) -> None:
 
 def log_in(store: Store, token: str, *, now: float | None = None) -> str | None:
     """Uses a link up and returns the secret of a session of 30 days; None for a link that is unknown, used or old."""
-    now, secret = _time(now), secrets.token_urlsafe(32)
+    now, secret = time_or_now(now), secrets.token_urlsafe(32)
     with store.write() as db:
         row = db.execute(
             "select id from labelers where link_hash = ? and link_expires > ? and not revoked", (_hash(token), now)
@@ -119,7 +118,7 @@ def session(store: Store, secret: str, *, now: float | None = None) -> Session |
         row = db.execute(
             "select l.*, s.csrf from sessions s join labelers l on l.id = s.labeler "
             "where s.secret_hash = ? and s.expires > ? and not l.revoked",
-            (_hash(secret), _time(now)),
+            (_hash(secret), time_or_now(now)),
         ).fetchone()
     return None if row is None else Session(_labeler(row), row["csrf"])
 
@@ -160,7 +159,3 @@ def _labeler(row: sqlite3.Row) -> Labeler:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
-
-
-def _time(now: float | None) -> float:
-    return time.time() if now is None else now

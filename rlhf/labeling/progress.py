@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -11,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from rlhf.errors import InputError
-from rlhf.labeling.screening import GRADED, grade_rows
-from rlhf.labeling.store import Store
+from rlhf.labeling.screening import COUNTS, GRADED, grade_rows
+from rlhf.labeling.store import Store, time_or_now
 
 HOUR = 3600.0
 BATCHES = """
@@ -21,22 +20,27 @@ BATCHES = """
         coalesce(sum(min(i.judged, i.wanted)), 0) as judged
     from batches b left join items i on i.batch = b.id group by b.id order by b.priority desc, b.id
 """
+WORK = """
+    select labeler, seconds, created, skipped is not null as skipped, unrankable, revised is not null as revised,
+        demonstration is not null as demonstrations
+    from judgments
+"""
 # True and answered, of the labels that are given out: not of labelers who have not passed screening.
-FLAGS = """
+FLAGS = f"""
     select f.key as name, sum(f.value) as "true", count(*) as answered
     from judgments j join labelers l on l.id = j.labeler, json_each(j.ratings) r, json_each(r.value, '$.flags') f
-    where l.screening in ('none', 'passed') and f.type in ('true', 'false')
+    where {COUNTS} and f.type in ('true', 'false')
     group by f.key order by f.key
 """
-RATINGS = """
+RATINGS = f"""
     select json_extract(r.value, '$.rating') as rating, count(*) as number
     from judgments j join labelers l on l.id = j.labeler, json_each(j.ratings) r
-    where l.screening in ('none', 'passed') and rating is not null group by rating order by rating
+    where {COUNTS} and rating is not null group by rating order by rating
 """
-SHARED = """
+SHARED = f"""
     select j.item, l.name, j.ranks, i.completions
     from judgments j join labelers l on l.id = j.labeler join items i on i.id = j.item
-    where j.ranks is not null and l.screening in ('none', 'passed')
+    where j.ranks is not null and {COUNTS}
         and j.item in (select item from judgments where ranks is not null group by item having count(*) > 1)
 """
 ITEMS = """
@@ -62,31 +66,32 @@ def overview(store: Store, *, now: float | None = None) -> dict[str, Any]:
         agreement: pairwise (mean, low, high, n) and alpha, each None if unknown, and items with two labelers.
         flags: name -> true, answered. ratings: 1 to 7 -> number.
     """
-    now = time.time() if now is None else now
+    now = time_or_now(now)
     with store.snapshot() as db:
         batches = [dict(row) for row in db.execute(BATCHES)]
-        people = [dict(row) for row in db.execute("select * from labelers order by id")]
-        work = db.execute(
-            "select labeler, seconds, created, skipped is not null as skipped, unrankable, "
-            "revised is not null as revised, demonstration is not null as demonstrations from judgments"
-        ).fetchall()
-        gold = _by_labeler(db.execute(GRADED))
+        work = db.execute(WORK).fetchall()
+        labelers = _labelers(db, work, now)
         flags = {row["name"]: {"true": row["true"], "answered": row["answered"]} for row in db.execute(FLAGS)}
         ratings = {row["rating"]: row["number"] for row in db.execute(RATINGS)}
         shared = db.execute(SHARED).fetchall()
         [held] = db.execute("select count(*) from tasks where revision = 0 and expires > ?", (now,)).fetchone()
-    own = _by_labeler(work)
     return {
         **{name: sum(batch[name] for batch in batches) for name in ("items", "complete", "wanted", "judged")},
         **_speed(work, now),
         **{name: sum(row[name] for row in work) for name in ("skipped", "unrankable", "demonstrations", "revised")},
         "held": held,
         "batches": batches,
-        "labelers": [_labeler(one, own[one["id"]], gold[one["id"]], now) for one in people],
+        "labelers": labelers,
         "agreement": _agreement(shared),
         "flags": flags,
         "ratings": ratings,
     }
+
+
+def labeler_rows(store: Store, *, now: float | None = None) -> list[dict[str, Any]]:
+    """Returns `labelers` of `overview` alone."""
+    with store.snapshot() as db:
+        return _labelers(db, db.execute(WORK).fetchall(), time_or_now(now))
 
 
 def item_rows(store: Store) -> list[dict[str, Any]]:
@@ -112,7 +117,13 @@ def _speed(work: list[sqlite3.Row], now: float) -> dict[str, Any]:
     }
 
 
-def _labeler(one: dict[str, Any], work: list[sqlite3.Row], gold: list[sqlite3.Row], now: float) -> dict[str, Any]:
+def _labelers(db: sqlite3.Connection, work: list[sqlite3.Row], now: float) -> list[dict[str, Any]]:
+    own, gold = _by_labeler(work), _by_labeler(db.execute(GRADED))
+    everybody = db.execute("select * from labelers order by id").fetchall()
+    return [_labeler(one, own[one["id"]], gold[one["id"]], now) for one in everybody]
+
+
+def _labeler(one: sqlite3.Row, work: list[sqlite3.Row], gold: list[sqlite3.Row], now: float) -> dict[str, Any]:
     return {
         **{name: one[name] for name in ("id", "name", "role", "screening")},
         **{name: bool(one[name]) for name in ("revoked", "held_out")},

@@ -12,14 +12,13 @@ import json
 import random
 import secrets
 import sqlite3
-import time
 from typing import Any
 
 from rlhf.labeling import screening
 from rlhf.labeling.batches import add_batch, find_item
 from rlhf.labeling.items import Task
 from rlhf.labeling.judgments import history, record, reopen, submit
-from rlhf.labeling.store import Store
+from rlhf.labeling.store import Store, time_or_now
 from rlhf.labeling.tasks import LEASE_SECONDS, as_task, find_task, save_draft, task_row
 
 __all__ = ["add_batch", "find_item", "find_task", "history", "next_task", "record", "reopen", "save_draft", "submit"]
@@ -56,7 +55,7 @@ def next_task(store: Store, labeler_id: int, *, now: float | None = None) -> Tas
     During screening that is a gold item. None if there is nothing for her: others hold or have judged what is left, she
     waits for the result of her screening or has failed it, or she was revoked.
     """
-    now = time.time() if now is None else now
+    now = time_or_now(now)
     with store.write() as db:
         labeler = db.execute("select * from labelers where id = ?", (labeler_id,)).fetchone()
         if labeler is None or labeler["revoked"] or labeler["screening"] == "failed":

@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
+from markdown_it.rules_block.table import escapedSplit
 from markdown_it.token import Token
 from markupsafe import Markup
 
@@ -37,7 +38,7 @@ def shown(text: str, breaks: bool = True) -> Markup:
     # Hidden characters are replaced before parsing, since the parser drops or changes some of them.
     markdown = _markdown(breaks)
     tokens = markdown.parse(_escape_hidden(text))
-    if any(token.level >= DEEPEST - 2 for token in tokens):
+    if any(token.level >= DEEPEST - 2 for token in tokens) or _has_lost_cells(tokens, text.split("\n")):
         return shown_plain(text)
     return Markup(_with_marks(markdown.renderer.render(tokens, markdown.options, {})))
 
@@ -90,6 +91,21 @@ def _with_marks(html: str) -> str:
 def _mark(code: int) -> str:
     name = unicodedata.name(chr(code), "invisible character").lower()
     return f'<span class="mark" title="{escapeHtml(name)}">U+{code:04X}</span>'
+
+
+def _has_lost_cells(tokens: Sequence[Token], lines: Sequence[str]) -> bool:
+    """Returns True if a row of a table has more cells than its head; the parser drops these."""
+    for at, token in enumerate(tokens):
+        if token.type == "table_open" and token.map:
+            head = next(i for i in range(at, len(tokens)) if tokens[i].type == "thead_close")
+            columns = sum(one.type == "th_open" for one in tokens[at:head])
+            rows = (
+                escapedSplit(line.strip(" \t>").removeprefix("|").removesuffix("|"))
+                for line in lines[token.map[0] + 2 : token.map[1]]
+            )
+            if any(len(row) > columns for row in rows):
+                return True
+    return False
 
 
 def _link_open(renderer, tokens: Sequence[Token], at: int, options, env) -> str:

@@ -16,6 +16,8 @@ from rlhf.errors import InputError
 from rlhf.labeling.items import LIKERT
 from rlhf.labeling.store import Store
 
+# Labelers l whose labels are given out. The view label_rows of schema.sql says the same.
+COUNTS = "l.screening in ('none', 'passed')"
 ANSWERED = "select count(*) from judgments j join items i on i.id = j.item where j.labeler = ? and i.gold is not null"
 
 GRADED = """

@@ -86,6 +86,7 @@ def serve(store: Store, flags: "Sequence[Flag]", args: LabelArguments, listening
     app = create_app(store, flags, https=https)
     config = uvicorn.Config(
         app,
+        log_config=None,  # its own would close the handlers of all other loggers in this process
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,11 @@ class Store:
         finally:
             self._depth -= 1
             self._db.execute("release part")
+
+
+def time_or_now(now: float | None) -> float:
+    """Returns a time that is given, else the clock's, in Unix seconds."""
+    return time.time() if now is None else now
 
 
 class _Log:

@@ -3,12 +3,11 @@
 import json
 import math
 import sqlite3
-import time
 from typing import Any
 
 from rlhf.errors import InputError
 from rlhf.labeling.items import MAX_SECONDS, Task, TaskNotFound
-from rlhf.labeling.store import Store
+from rlhf.labeling.store import Store, time_or_now
 
 LEASE_SECONDS = 30 * 60.0
 MAX_DRAFT = 1_000_000  # characters of JSON
@@ -44,7 +43,7 @@ def save_draft(
         TaskNotFound: see `find_task`.
         InputError: the draft is no object, or longer than a million characters.
     """
-    now = time.time() if now is None else now
+    now = time_or_now(now)
     if not isinstance(draft, dict) or len(text := json.dumps(draft, ensure_ascii=False)) > MAX_DRAFT:
         raise InputError("The draft is no object, or is longer than a million characters. Shorten it.")
     active = active if 0 <= active < math.inf else 0.0

@@ -26,6 +26,10 @@ for (const button of all("[data-copy]")) {
 for (const form of all("form[data-confirm]")) {
   form.addEventListener("submit", (event) => { if (!confirm(form.dataset.confirm)) event.preventDefault(); });
 }
+byId("login-form")?.addEventListener("submit", (event) => { // a second click would use a link that is used up
+  if (event.target.dataset.sent) event.preventDefault();
+  event.target.dataset.sent = "1";
+});
 window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
 // ---- Sending
@@ -67,6 +71,10 @@ async function send(method, url, body, signal) {
         if (await freshCsrf()) continue;
         answer = { status: 401 };
       }
+      const content = await answer.json?.().catch(() => null);
+      // The page of a proxy or of a network's log-in is no acknowledgment, whatever its status is.
+      if (answer.ok && !content) answer = null;
+      else answer = { ok: answer.ok, status: answer.status, content };
     } catch {
       answer = null;
     }
@@ -83,9 +91,7 @@ async function send(method, url, body, signal) {
       await pause(seconds * (0.8 + 0.4 * Math.random()));
     } else {
       trouble("");
-      let content = {};
-      try { content = await answer.json(); } catch { /* a page of a proxy */ }
-      return { ok: answer.ok, status: answer.status, content };
+      return { ok: answer.ok, status: answer.status, content: answer.content || {} };
     }
     if (signal?.aborted) return null;
   }
@@ -373,6 +379,7 @@ function startTask() {
     clearTimeout(timer);
     keepHere();
     abort.abort(); // a draft must not come after the answer
+    wait.wake?.(); // nor keep it waiting for its next attempt
     const dialog = problem.closest("dialog");
     dialog.close();
     main.inert = true; // what is changed now would be lost
@@ -462,6 +469,7 @@ function startTask() {
     chip.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !event.isPrimary) return;
       start = { x: event.clientX, y: event.clientY };
+      found = null; // of a drag that the system has cancelled
       chip.setPointerCapture(event.pointerId);
     });
     chip.addEventListener("pointermove", (event) => {
@@ -503,7 +511,8 @@ function startTask() {
   }
 
   function keyed(event) {
-    const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code)?.[1] ?? (/^\d$/.test(event.key) ? event.key : null);
+    // The key beside the letters counts whatever the layout has on it; on a number pad, without Num Lock, it is an arrow.
+    const digit = /^Digit(\d)$/.exec(event.code)?.[1] ?? (/^\d$/.test(event.key) ? event.key : null);
     if (digit !== null && k) {
       const n = Number(digit);
       if (event.shiftKey) { if (n >= 1 && n <= 7) chooseQuality(active, n); else return false; }
@@ -530,13 +539,17 @@ function startTask() {
   }
 
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.repeat && !isTyping(event.target)) {
+      event.preventDefault(); // a key that is held would submit what nobody has reviewed
+      return;
+    }
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && !event.repeat) {
       event.preventDefault();
       if (byId("review-dialog").open) byId("submit").click();
       else review();
       return;
     }
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (submitting || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
     if (event.key === "Escape") {
       const form = event.target.closest?.(".rating");
       if (form) goTo(Number(form.dataset.index));
@@ -576,6 +589,7 @@ function startTask() {
   restore(kept || draft);
   if (k) activate(0);
   draw();
+  document.body.dataset.ready = "";
   if (kept) changed();
   else if (draft) setSaved("saved");
   try {
