@@ -437,7 +437,7 @@ def test_benchmarks_are_found_where_their_recipe_writes_them_and_in_the_summary(
         ({}, "holds no summary.json and no benchmark.json"),
         ({"summary.json": "{"}, "summary.json is damaged"),
         ({"summary.json": "[]"}, "must hold a JSON object"),
-        ({"summary.json": '{"gold": null}'}, "older version. Run make evaluate again"),
+        ({"summary.json": '{"gold": null}'}, "older version. Run `rlhf evaluate` again"),
     ],
 )
 def test_bad_files_are_named(tmp_path, files, message):

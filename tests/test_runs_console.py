@@ -111,7 +111,8 @@ def test_a_character_that_the_terminal_lacks_ends_no_stage(monkeypatch):
     assert out.read() == "Gr??e ?\n"
 
 
-def test_skipped_rows_are_counted_by_reason(tmp_path, capsys):
+def test_skipped_rows_are_counted_by_reason(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     reasons = ["prompt is empty", "312 tokens, more than 256", "900 tokens, more than 256"]
     lines = [json.dumps({"file": "a.jsonl", "row": "line 1", "reason": reason}) for reason in reasons]
     (tmp_path / console.SKIPPED).write_text("\n".join(lines) + "\n", encoding="utf-8")
