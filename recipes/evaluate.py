@@ -36,7 +36,8 @@ from rlhf.evaluation.judges import Judge, find_judges
 from rlhf.evaluation.judging import judge_answers
 from rlhf.evaluation.local_systems import LocalSystem, Run, load_run
 from rlhf.evaluation.power import detectable_difference, win_rate_deviation
-from rlhf.evaluation.report import card_text, write_report
+from rlhf.evaluation.report import write_report
+from rlhf.evaluation.report_card import card_evaluation
 from rlhf.evaluation.report_stages import read_stages
 from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import as_text, read_summary, summarize
@@ -205,8 +206,9 @@ def main() -> None:
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
     report = write_report(recipe_dir, rows)
-    if tables := card_text(recipe_dir / "ppo"):
-        write_model_card(recipe_dir / "ppo", "ppo", tables)
+    for stage in ("sft", "ppo"):
+        if found := card_evaluation(recipe_dir / stage, stage):
+            write_model_card(recipe_dir / stage, stage, found)
     say("", as_text(summary), "")
     show("time", duration(seconds))
     show("files", f"{report}, the numbers in {recipe_dir / 'summary.json'}")

@@ -5,7 +5,8 @@
 The folder holds safetensors, tokenizer, chat template and a generation config with PPO's temperature and stop tokens. A
 base in 4 or 8 bits, or in a GGUF file, is written dequantized. A reward model becomes a sequence classifier with its
 calibration.json beside it. The folder is loaded again and its logits are compared with the adapter's; if they differ,
-nothing is left. docs/serving.md says how to serve it.
+nothing is left. merged.json and the model card say what was merged and how well it agrees; `rlhf push` uploads it, and
+docs/serving.md says how to serve it.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from trl import ModelConfig
 
 from rlhf.cli import parse, run
 from rlhf.errors import InputError
+from rlhf.inference.agreement import bits, dtype_name
 from rlhf.inference.merge import merge, trained_quantization
-from rlhf.inference.merged_card import bits, dtype_name
 from rlhf.models.adapter_files import CONFIG, adapter_folder
 from rlhf.runs.checks import check_model_options
 from rlhf.runs.model_card import STAGES
@@ -56,10 +57,11 @@ def main() -> None:
     hf_logging.disable_progress_bar()
     output_dir = Path(args.output_dir).expanduser()
     agreement = merge(args.adapter, model_args, output_dir)
+    quantized = f" in {bits(model_args)} bits, dequantized," if bits(model_args) else ""
     effect = f", where the adapter changes its base by {agreement.effect:.2g}" if agreement.effect else ""
     print(
         f"{output_dir} holds the merged model in {dtype_name(agreement.dtype)}. Its outputs differ from those of the "
-        f"adapter on its base{bits(model_args)} by at most {agreement.difference:.2g}, of values up to "
+        f"adapter on its base{quantized} by at most {agreement.difference:.2g}, of values up to "
         f"{agreement.scale:.2g}, and by {agreement.mean:.2g} on average (root mean square){effect}."
     )
 

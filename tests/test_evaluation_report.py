@@ -10,7 +10,8 @@ import pytest
 from toys import finish_stage, save_toy
 
 from rlhf.errors import InputError
-from rlhf.evaluation.report import card_text, write_report
+from rlhf.evaluation.report import write_report
+from rlhf.evaluation.report_card import card_evaluation
 from rlhf.evaluation.report_parts import (
     METRIC_GAIN,
     PERCENT,
@@ -542,16 +543,17 @@ def evaluated(tmp_path):
 
 
 def test_the_card_of_an_rlhf_adapter_has_the_tables_and_no_path(evaluated, capsys, monkeypatch):
-    tables = card_text(evaluated / "ppo")
+    found = card_evaluation(evaluated / "ppo")
+    tables = found.text
     assert "### Who answers better" in tables
     assert "| RLHF | reward | **73.7 (68.7 to 78.7)** |" in tables
     assert "### What was not measured" in tables
     assert "/home/me" not in tables
     assert "![" not in tables
-    write_model_card(evaluated / "ppo", "ppo", tables)
+    write_model_card(evaluated / "ppo", "ppo", found)
     card = (evaluated / "ppo" / "README.md").read_text()
     assert card.index("## How it scored") < card.index("## How it compares") < card.index("## How to load it")
-    push_run(evaluated, "me/toy", dry_run=True, evaluation=tables)
+    push_run(evaluated, "me/toy", dry_run=True, evaluations={"ppo": found})
     size = re.search(r"(\d+\.\d) kB  README\.md", capsys.readouterr().out)
     assert float(size[1]) > len(tables) / 1000
 
@@ -560,18 +562,18 @@ def test_the_card_has_no_numbers_of_another_adapter(evaluated, caplog):
     record = evaluated / "evaluate" / "answers" / "ppo.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"adapter": adapter_digest(evaluated / "ppo")}))
-    assert card_text(evaluated / "ppo") is not None
+    assert card_evaluation(evaluated / "ppo") is not None
     record.write_text(json.dumps({"adapter": "0123456789abcdef"}))
-    assert card_text(evaluated / "ppo") is None
+    assert card_evaluation(evaluated / "ppo") is None
     assert "summary.json is of another adapter" in caplog.text
 
 
 def test_a_card_without_a_usable_evaluation_is_written_without_it(evaluated, caplog):
     (evaluated / "summary.json").write_text("{}")
-    assert card_text(evaluated / "ppo") is None
+    assert card_evaluation(evaluated / "ppo") is None
     assert "older version" in caplog.text
     (evaluated / "summary.json").unlink()
-    assert card_text(evaluated / "ppo") is None
+    assert card_evaluation(evaluated / "ppo") is None
     write_model_card(evaluated / "ppo", "ppo")
     assert "How it compares" not in (evaluated / "ppo" / "README.md").read_text()
 

@@ -14,8 +14,8 @@ from rlhf import load_reward_model
 from rlhf.data.text_rewards import load_text_reward
 from rlhf.errors import InputError
 from rlhf.inference import merge as merging
+from rlhf.inference.agreement import Agreement
 from rlhf.inference.merge import merge, outputs, trained_quantization
-from rlhf.inference.merged_card import Agreement
 from rlhf.models.loading import load_tokenizer
 
 
@@ -43,7 +43,7 @@ def test_merged_folder_answers_as_the_adapter_in_plain_transformers(stages, tmp_
     rows = adapter.get_input_embeddings().num_embeddings
     assert torch.allclose(outputs(model, [ids])[0][:, :rows], outputs(adapter, [ids])[0], atol=1e-3)
     assert tokenizer.pad_token_id < model.get_input_embeddings().num_embeddings
-    assert "vllm serve merged" in (tmp_path / "merged" / "README.md").read_text()
+    assert f"vllm serve {tmp_path / 'merged'}" in (tmp_path / "merged" / "README.md").read_text()
     assert not list(tmp_path.glob(".partial*"))
 
 

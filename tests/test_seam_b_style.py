@@ -3,7 +3,7 @@
 import pytest
 from chat_families import SYSTEM, USER, family_tokenizer
 from datasets import Dataset
-from test_runs_hub import code_blocks
+from test_runs_model_card import code_blocks
 from toys import bpe_tokenizer, finish_stage, save_toy
 from trl import ModelConfig
 

@@ -24,7 +24,7 @@ from rlhf.models.stages import load_adapters
 from rlhf.ppo.rewards import reward_sources
 from rlhf.reward.initialization import check_sft_start, load_reward_start
 from rlhf.runs.contract import read_contract, read_conversations
-from rlhf.runs.hub import staged
+from rlhf.runs.hub_files import staged
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ folders of the stages. Each may be missing.
 """
 
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,12 @@ from rlhf.evaluation.report_parts import (
     Table,
     csv_text,
     decided,
-    escaped,
     estimate_texts,
     markdown,
     text_of,
 )
-from rlhf.evaluation.report_sections import answers_table, card_sections, lead, sections
+from rlhf.evaluation.report_sections import answers_table, lead, sections
 from rlhf.evaluation.report_stages import read_stages
-from rlhf.models.adapter_files import WEIGHTS, adapter_digest
-
-logger = logging.getLogger(__name__)
 
 FOLDER = "report"
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -66,8 +61,8 @@ def write_report(recipe_dir: str | Path, rows: list[AnswerRow] | None = None) ->
 
 def read_numbers(recipe_dir: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Returns summary.json and benchmark.json, each None if it is missing."""
-    summary, benchmark = _read(recipe_dir / "summary.json"), _read(recipe_dir / "benchmark.json")
-    benchmark = benchmark or _read(recipe_dir / "benchmark" / "benchmark.json") or (summary or {}).get("benchmarks")
+    summary, benchmark = read_json(recipe_dir / "summary.json"), read_json(recipe_dir / "benchmark.json")
+    benchmark = benchmark or read_json(recipe_dir / "benchmark" / "benchmark.json") or (summary or {}).get("benchmarks")
     if summary is not None and "judges" not in summary:
         raise InputError(f"{recipe_dir / 'summary.json'} is of an older version. Run `rlhf evaluate` again.")
     return summary, benchmark
@@ -79,34 +74,6 @@ def read_answers(recipe_dir: Path) -> list[AnswerRow]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-
-
-def card_text(ppo_folder: str | Path) -> str | None:
-    """Returns the tables of the report for the model card of an RLHF adapter, as Markdown.
-
-    Args:
-        ppo_folder: the adapter's folder. The numbers are those of the folder above.
-
-    Returns:
-        None if there is no adapter or it was not evaluated; if another one was, that is logged.
-    """
-    folder = Path(ppo_folder)
-    if not (folder / WEIGHTS).is_file():
-        return None
-    try:
-        summary, benchmark = read_numbers(folder.resolve().parent)
-    except InputError as error:
-        logger.warning("the model card gets no evaluation: %s", error)
-        return None
-    if summary is None or "ppo" not in summary["systems"]:
-        return None
-    answered = (_read(folder.resolve().parent / "evaluate" / "answers" / "ppo.json") or {}).get("adapter")
-    if answered is not None and answered != adapter_digest(folder):
-        logger.warning("the model card gets no evaluation: summary.json is of another adapter than %s", folder)
-        return None
-    return (
-        f"{escaped(lead(summary, benchmark))}\n\n{markdown(card_sections(summary, benchmark), False, level=3)}".strip()
-    )
 
 
 def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, report: list[Section]) -> str:
@@ -162,7 +129,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(shown, encoding="utf-8", errors="replace", newline="\n")  # JSON may hold half a surrogate pair
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the object in a JSON file; None without the file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if not path.is_file():
         return None
     try:

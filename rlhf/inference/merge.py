@@ -22,15 +22,16 @@ from rlhf.data.encode import Prompt, encode_prompt_and_completions
 from rlhf.data.prompt_style import as_messages, resolve_style
 from rlhf.errors import InputError
 from rlhf.generation.score_options import policy_options
-from rlhf.inference.merged_card import Agreement, merged_card
-from rlhf.models.adapter_files import CALIBRATION, adapter_folder, base_model_name, check_adapter
+from rlhf.inference.agreement import Agreement, bits, dtype_name
+from rlhf.models.adapter_files import CALIBRATION, adapter_digest, adapter_folder, base_model_name, check_adapter
 from rlhf.models.classifier import classifier_class
 from rlhf.models.contracts import with_revision_of
 from rlhf.models.embeddings import add_pad_row, grow_embeddings
 from rlhf.models.loading import load_base, load_sequence_classifier, resolve_model_name
 from rlhf.models.stages import load_adapter_tokenizer
 from rlhf.models.stop_tokens import stop_ids
-from rlhf.runs.contract import read_contract
+from rlhf.runs.contract import copy_contract, read_contract
+from rlhf.runs.merged_card import Merged, merged_card, write_merged
 from rlhf.runs.model_card import embedding_rows
 
 # Prompts and answers on which the merged model is compared with the adapter.
@@ -51,7 +52,7 @@ def trained_quantization(model_args: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def merge(name: str, model_args: ModelConfig, output_dir: Path) -> Agreement:
-    """Writes the merged model of an adapter, with tokenizer, chat template and generation config.
+    """Writes the merged model of an adapter, with tokenizer, chat template, generation config, contract and card.
 
     Args:
         name: folder or Hub id; a reward adapter becomes a sequence classifier with calibration.json.
@@ -108,15 +109,34 @@ def merge(name: str, model_args: ModelConfig, output_dir: Path) -> Agreement:
                 f"The merged model is not that of {name}: it {agreement.problem}. Nothing is written. Merge with "
                 "--dtype float32, or use the adapter as it is."
             )
-        (partial / "README.md").write_text(
-            merged_card(output_dir, folder, model_args, tokenizer, agreement, is_reward), encoding="utf-8"
-        )
+        copy_contract(folder, partial)
+        write_merged(partial, record(name, folder, model_args, agreement, is_reward))
+        (partial / "README.md").write_text(merged_card(partial, title=str(output_dir)), encoding="utf-8")
         with suppress(OSError):
             output_dir.rmdir()  # an empty folder of the user
         partial.rename(output_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return agreement
+
+
+def record(name: str, folder: Path, model_args: ModelConfig, agreement: Agreement, is_reward: bool) -> Merged:
+    """Returns what the merged model of an adapter was made from, and how well the two agree."""
+    contract = read_contract(folder)
+    stage = contract.stage if contract else "reward" if is_reward else "adapter"
+    return Merged(
+        stage=stage,
+        base=str(model_args.model_name_or_path),
+        base_revision=contract.base.get("revision") if contract else None,
+        adapter=name,
+        adapter_digest=adapter_digest(folder),
+        bits=bits(model_args),
+        dtype=dtype_name(agreement.dtype),
+        difference=agreement.difference,
+        mean=agreement.mean,
+        effect=agreement.effect,
+        scale=agreement.scale,
+    )
 
 
 def check_target(output_dir: Path) -> None:

@@ -3,31 +3,57 @@
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from rlhf.errors import InputError
 from rlhf.runs.contract import read_contract
+from rlhf.runs.loading_code import base_arguments, base_expression, quantization_code
 from rlhf.runs.markdown import markdown_table, render_template
+from rlhf.runs.published import hub_id, is_hub_id, is_sandbox, languages_of, license_of, metadata_of
 
 STAGES = ("sft", "reward", "ppo")
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 EMBEDDINGS = re.compile(r"^base_model\.model\.(?!.*\.(lora_|modules_to_save)).*(embed_|wte|wpe|lm_head)")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_card(folder: str | Path, stage: str, repo: str | None = None, evaluation: str | None = None) -> str:
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found about a stage's adapter.
+
+    Attributes:
+        text: Markdown, from headings of level 3 down.
+        results: its win rates, for the metadata of the card.
+    """
+
+    text: str
+    results: list[EvalResult] = field(default_factory=list)
+
+
+def model_card(
+    folder: str | Path,
+    stage: str,
+    repo: str | None = None,
+    evaluation: Evaluation | None = None,
+    base_name: str | None = None,
+    revision: str | None = None,
+    online: bool = False,
+) -> str:
     """Returns the text of README.md for the finished stage in `folder`.
 
     Args:
         folder: holds `adapter_config.json`; `config.yaml`, `result.json` and `calibration.json` may be absent.
         stage: "sft", "reward" or "ppo".
-        repo: Hub id that the loading code names; the folder itself if None.
-        evaluation: Markdown with the results of an evaluation, from headings of level 3 down.
+        repo: Hub id that the loading code names, for a card without paths of this machine; None: the folder itself.
+        evaluation: of this adapter.
+        base_name: the base, if adapter_config.json has another name for it.
+        revision: branch of `repo` that the card is on; None for the main one.
+        online: ask the Hub for the license of the base and the languages of the data, not only its cache.
 
     Raises:
         InputError: the stage has no model card, or one of the files is damaged.
@@ -35,37 +61,72 @@ def model_card(folder: str | Path, stage: str, repo: str | None = None, evaluati
     if stage not in STAGES:
         raise InputError(f"Stage {stage!r} of {folder} has no model card. Pass sft, reward or ppo.")
     folder = Path(folder)
-    config = read_mapping(folder / "config.yaml")
-    base_name = read_mapping(folder / "adapter_config.json").get("base_model_name_or_path") or ""
-    base, contract = portable(base_name), read_contract(folder)
-    tokenizer = read_mapping(folder / "tokenizer_config.json")
-    stop_tokens = tokenizer.get("stop_tokens") or [token_text(tokenizer.get("eos_token"))]
+    config, contract = read_mapping(folder / "config.yaml"), read_contract(folder)
+    base_name = base_name or str(read_mapping(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    commit = contract.base.get("revision") if contract and hub_id(base_name) else None
+    tokenizer, calibration = (read_mapping(folder / f"{name}.json") for name in ("tokenizer_config", "calibration"))
+    result = read_mapping(folder / "result.json")
+    said = metadata_of(base_name, revision=commit, online=online)
+    sources, accuracy = _sources(config), _accuracy(result, config) if stage == "reward" else []
     return render_template(
         TEMPLATE,
         stage=stage,
-        front_matter=_front_matter(base, stage, config),
+        front_matter=ModelCardData(
+            base_model=hub_id(base_name),  # the Hub accepts only ids here
+            base_model_relation="adapter" if hub_id(base_name) else None,
+            datasets=[name for name in sources if is_hub_id(name)] or None,
+            language=languages_of([metadata_of(name, "dataset", online=online) for name in sources]),
+            library_name="peft",
+            pipeline_tag="text-classification" if stage == "reward" else "text-generation",
+            tags=["rlhf", "instruct-rlhf", "lora", {"reward": "reward-model"}.get(stage, stage)],
+            **license_of(said),
+            **_model_index(repo or str(folder), [*(evaluation.results if evaluation else []), *accuracy]),
+        ).to_yaml(),
         title=repo or folder,
-        base=base,
+        at_revision=f", revision={json.dumps(revision)}" if revision else "",
+        revision=revision,
+        base=base_text(base_name),
+        base_is_folder=bool(base_name) and hub_id(base_name) is None and not is_sandbox(base_name),
+        base_revision=commit,
+        license=license_text(said),
         data=_data(config),
-        pretraining_text=[_source(name) for name in config.get("pretrain_dataset_name") or []],
+        pretraining_text=[source_text(name) for name in config.get("pretrain_dataset_name") or []],
         config=yaml.safe_dump(config, sort_keys=False).strip(),
-        scores=_scores(read_mapping(folder / "result.json")),
-        evaluation=evaluation,
-        base_code='resolve_model_name("sandbox")' if base == "sandbox" else json.dumps(base_name),
-        gguf_code=_gguf_code(base_name),
+        accuracy=_accuracy_text(result) if stage == "reward" else None,
+        scores=_scores(result),
+        evaluation=evaluation and evaluation.text,
+        base_code=base_expression(base_name, portable=repo is not None),
+        base_arguments=base_arguments(base_name, commit, config),
+        quantization=quantization_code(config),
+        adapter=repo or str(folder),
         adapter_code=json.dumps(repo or str(folder)),
-        bias_code=repr(read_mapping(folder / "calibration.json").get("bias", 0.0)),
+        bias_code=repr(calibration["bias"]) if "bias" in calibration else None,
         prompt_style=contract.prompt_style if contract else None,
-        stop_tokens=json.dumps(stop_tokens, ensure_ascii=False),
+        stop_tokens=json.dumps(stop_tokens(tokenizer), ensure_ascii=False),
         embedding_rows=embedding_rows(folder),
     )
 
 
-def _gguf_code(base_name: str) -> str:
-    """Returns the argument with which transformers loads a folder that holds a .gguf file alone; "" for others."""
-    folder = Path(base_name).expanduser()
-    files = [] if (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
-    return f", gguf_file={json.dumps(files[0].name)}" if base_name and files else ""
+def base_text(base_name: str) -> str:
+    """Returns a base's name for readers: without the path of a folder; "" if it is unknown."""
+    if not base_name or is_sandbox(base_name):
+        return "sandbox" if base_name else ""
+    return hub_id(base_name) or Path(base_name).name
+
+
+def license_text(metadata: dict[str, Any]) -> str | None:
+    """Returns a base's license for readers; None if it is unknown."""
+    found = license_of(metadata)
+    if found["license"] == "unknown":
+        return None
+    name = found.get("license_name") if found["license"] == "other" else None
+    link = found.get("license_link")
+    return f"{name or found['license']}{f' ({link})' if link else ''}"
+
+
+def stop_tokens(tokenizer: dict[str, Any]) -> list[str]:
+    """Returns the tokens that end an answer, of a tokenizer_config.json."""
+    return tokenizer.get("stop_tokens") or [token_text(tokenizer.get("eos_token"))]
 
 
 def token_text(token: Any) -> str:
@@ -84,7 +145,7 @@ def portable(value: Any) -> Any:
         return [portable(item) for item in value]
     if not isinstance(value, str):
         return value
-    if Path(value).parts[-3:] == ("rlhf", "sandbox", "base"):
+    if is_sandbox(value):
         return "sandbox"
     return Path(value).name if value.startswith(("/", "~", "./", "../")) else value
 
@@ -105,16 +166,45 @@ def embedding_rows(folder: Path) -> int | None:
         raise InputError(f"{weights} is damaged ({error}). Run its stage again.") from error
 
 
-def _front_matter(base: str, stage: str, config: dict[str, Any]) -> str:
-    sources = [str(config.get("dataset_name")), *(config.get("pretrain_dataset_name") or [])]
-    data = ModelCardData(
-        base_model=base if HUB_ID.fullmatch(base) else None,  # the Hub accepts only ids here
-        datasets=[name for name in sources if _is_hub_id(name)] or None,
-        library_name="peft",
-        pipeline_tag="text-classification" if stage == "reward" else "text-generation",
-        tags=["rlhf", "instruct-rlhf", "lora", {"reward": "reward-model"}.get(stage, stage)],
+def _sources(config: dict[str, Any]) -> list[str]:
+    named = [config["dataset_name"]] if config.get("dataset_name") else []
+    return [str(name) for name in [*named, *(config.get("pretrain_dataset_name") or [])]]
+
+
+def _model_index(title: str, results: list[EvalResult]) -> dict[str, Any]:
+    return {"model_name": title.rpartition("/")[2], "eval_results": results} if results else {}
+
+
+def _accuracy(result: dict[str, Any], config: dict[str, Any]) -> list[EvalResult]:
+    """Returns the accuracy on held-out comparisons of a reward stage's result.json; [] if it was not measured."""
+    if not _finite(result, "accuracy", "low", "high"):
+        return []
+    name = str(config.get("dataset_name"))
+    measured = EvalResult(
+        task_type="text-classification",
+        dataset_type=name if is_hub_id(name) else Path(name).name,
+        dataset_name=source_text(name),
+        dataset_split="a tenth of the conversations, held out for validation",
+        metric_type="accuracy",
+        metric_name="Pairs in which the better answer gets the higher score",
+        metric_value=round(result["accuracy"], 4),
+        metric_args={key: result[key] for key in ("low", "high", "n_pairs", "n_prompts") if key in result},
     )
-    return data.to_yaml()
+    return [measured]
+
+
+def _accuracy_text(result: dict[str, Any]) -> str | None:
+    if not _finite(result, "accuracy", "low", "high", "n_pairs", "n_prompts"):
+        return None
+    accuracy, low, high = (f"{100 * result[key]:.1f}" for key in ("accuracy", "low", "high"))
+    return (
+        f"On {result['n_pairs']:,} pairs of answers to {result['n_prompts']:,} held-out prompts, it prefers the answer "
+        f"that labelers ranked higher {accuracy} % of the time (95 % interval over prompts {low} to {high})."
+    )
+
+
+def _finite(result: dict[str, Any], *names: str) -> bool:
+    return all(isinstance(result.get(name), int | float) and math.isfinite(result[name]) for name in names)
 
 
 def _data(config: dict[str, Any]) -> str | None:
@@ -122,17 +212,14 @@ def _data(config: dict[str, Any]) -> str | None:
     if name is None:
         return None
     split = "" if name == "sandbox" else f" ({config.get('dataset_train_split')})"
-    return _source(str(name)) + split
+    return source_text(str(name)) + split
 
 
-def _source(name: str) -> str:
+def source_text(name: str) -> str:
+    """Returns the name of a data set for readers, without the path of a file."""
     if name == "sandbox":
         return "the sandbox of instruct-rlhf, a small invented world"
-    return name if _is_hub_id(name) else Path(name).name
-
-
-def _is_hub_id(name: str) -> bool:
-    return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    return name if is_hub_id(name) else Path(name).name
 
 
 def _scores(result: dict[str, Any]) -> str | None:
