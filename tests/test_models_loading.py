@@ -98,6 +98,14 @@ def test_dtype(tmp_path, dtype, loaded):
     assert base.dtype == loaded and not base.training
 
 
+def test_the_unembedding_reads_contiguous_states_of_the_last_positions(toy_folder, toy_tokenizer):
+    model, read = load_base(model_args(toy_folder), toy_tokenizer), []
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    logits = model(input_ids=INPUT_IDS, logits_to_keep=2).logits
+    assert read[0].shape[:2] == (2, 2) and read[0].is_contiguous()
+    torch.testing.assert_close(logits, model(input_ids=INPUT_IDS).logits[:, -2:])
+
+
 def test_sequence_classifier_scores_the_last_real_token(toy_folder, toy_tokenizer):
     model = load_sequence_classifier(model_args(toy_folder), toy_tokenizer)
     padded = torch.nn.functional.pad(INPUT_IDS, (0, 3), value=toy_tokenizer.pad_token_id)

@@ -1,8 +1,9 @@
-"""Embedding rows for tokens that a model lacks, and the pad token of its configuration."""
+"""Embedding rows for tokens that a model lacks, the pad token of its configuration, and its unembedding."""
 
 from typing import cast
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,3 +31,19 @@ def add_pad_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
     pad = cast(int, tokenizer.pad_token_id)
     grow_embeddings(model, pad + 1)
     set_pad_token_id(model, pad)
+
+
+def unembed_contiguous_states(model: PreTrainedModel) -> None:
+    """Makes the hidden states contiguous that enter the unembedding on a CPU.
+
+    With `logits_to_keep` they are a slice [B, k, H] of all states. With frozen weights torch takes a batched product of
+    a slice, which copies weights of 16 bits for each row: 64 rows and 49,152 x 576 took 8 seconds and 3.5 GB instead of
+    0.03 seconds, and in float32 seven times as long as without the hook.
+    """
+    if (unembedding := model.get_output_embeddings()) is not None:
+        unembedding.register_forward_pre_hook(contiguous_on_cpu)
+
+
+def contiguous_on_cpu(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook of a layer with one input."""
+    return tuple(x.contiguous() if x.device.type == "cpu" else x for x in args)

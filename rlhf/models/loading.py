@@ -27,7 +27,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from rlhf.errors import InputError, first_line
 from rlhf.models.chat_template import DEFAULT_CHAT_TEMPLATE, begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
-from rlhf.models.embeddings import grow_embeddings, set_pad_token_id
+from rlhf.models.embeddings import grow_embeddings, set_pad_token_id, unembed_contiguous_states
 from rlhf.models.lora_targets import check_lora_values, linear_layers, names_or_pattern
 from rlhf.models.positions import cache_argument
 from rlhf.models.stop_tokens import KEY as STOP_TOKENS
@@ -124,6 +124,7 @@ def load_base(model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase | None
     """
     model = _load(AutoModelForCausalLM, model_args, tokenizer)
     cache_argument(model)
+    unembed_contiguous_states(model)
     return model
 
 
