@@ -24,7 +24,8 @@ from rlhf.models.loading import lora_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("sft", "reward", "ppo")
-MODELS = sorted(folder.name for folder in (ROOT / "recipes").iterdir() if (folder / "ppo.yaml").exists())
+# recipes of all stages; tests/test_sentiment_recipe.py is about the one that has PPO alone
+MODELS = sorted(folder.name for folder in (ROOT / "recipes").iterdir() if (folder / "sft.yaml").exists())
 REAL_MODELS = [name for name in MODELS if name != "sandbox"]
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -249,6 +249,11 @@ def _find(name: str) -> RewardFunction | str:
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"reward function {name} needs the module {error.name}, which is not installed. Check the name, or install "
+            f"its package: pip install {(error.name or '').partition('.')[0]}."
+        ) from error
     except Exception as error:  # whatever the user's file raises
         raise InputError(f"reward function {name} cannot be imported: {type(error).__name__}: {error}.") from error
 
