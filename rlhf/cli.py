@@ -11,6 +11,7 @@ import sys
 import warnings
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
@@ -21,6 +22,7 @@ from rlhf.errors import InputError
 from rlhf.help_page import help_page, wrapped
 from rlhf.noise import quiet_libraries
 from rlhf.options import Options
+from rlhf.smoke import HELP, SMOKE, smoke_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def parse(
 ) -> tuple:
     """Reads `--config file.yaml` and the command line, which overrides it, into one instance per dataclass.
 
-    `--help` prints the own options and exits, `--help-all` all of them.
+    `--help` prints the own options and exits, `--help-all` all of them. `--smoke` makes a stage short (rlhf/smoke.py).
 
     Args:
         dataclass_types: dataclasses without a field in common, e.g. `DataArguments, SFTArguments, ModelConfig`.
@@ -76,6 +78,8 @@ def parse(
         if config is not None:
             with open(config, encoding="utf-8") as file:
                 _refuse_repeated_keys(yaml.compose(file), config)
+        if "--smoke" in args:
+            args = smoke_line(Path(sys.argv[0]).stem, args)
         with warnings.catch_warnings():
             quiet_libraries()
             *parsed, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
@@ -174,7 +178,8 @@ class _Parser(TrlParser):
     def format_help(self) -> str:
         hidden = {**self.options.refused, **self.options.without_effect}
         types = [cast(type, kind) for kind in self.dataclass_types]
-        return wrapped(help_page(sys.argv[0], types, self._actions, hidden))
+        smoke = HELP if Path(sys.argv[0]).stem in SMOKE else ""
+        return wrapped(help_page(sys.argv[0], types, self._actions, hidden) + smoke)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)

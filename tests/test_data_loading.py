@@ -360,6 +360,7 @@ PUBLISHED = {
     "lima": ["conversations", "source"],
     "trl_unpaired": ["prompt", "completion", "label"],
     "votes": ["prompt", "completions", "votes"],
+    "best_answer": ["prompt", "completions", "ranks", "chosen", "rejected"],
 }
 KEYS = "text post article title axes overall response overall_score input output better worse tied labeler_id"
 OBJECT = st.dictionaries(

@@ -11,13 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room is a package or a loose module of rlhf/. It imports only rooms of earlier lines, so no stage imports another.
 ORDER = (
-    ("errors", "help_page", "noise", "options", "plots", "statistics", "tensors"),
+    ("errors", "help_page", "noise", "options", "plots", "smoke", "statistics", "tensors"),
     ("agreement", "cli"),
     ("runs", "sandbox"),
     ("models",),
     ("generation",),
     ("data",),
     ("sft", "reward", "ppo", "evaluation", "inference", "labeling"),
+    ("planning",),
     ("command",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -21,6 +21,9 @@ class BadRows:
     Args:
         on_bad_rows: "error" raises `InputError` at the first bad row, "skip" collects bad rows for `report`.
         output_dir: folder for `skipped_rows.jsonl`, with file, row and reason of each. None writes no file.
+
+    Attributes:
+        first: file, row and reason of the first bad row; None without any.
     """
 
     def __init__(self, on_bad_rows: Literal["error", "skip"], output_dir: str | Path | None):
@@ -29,7 +32,7 @@ class BadRows:
         self.files: set[str] = set()
         self.rows_read = 0
         self.count = 0
-        self._first: dict[str, str] | None = None
+        self.first: dict[str, str] | None = None
         self._lines = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def __len__(self) -> int:
@@ -45,16 +48,16 @@ class BadRows:
         if self.on_bad_rows == "error":
             raise InputError(f"{row.file}, {row.place}: {reason}, or leave out bad rows with --on_bad_rows skip.")
         record = {"file": row.file, "row": row.place, "reason": reason}
-        self._first = self._first or record
+        self.first = self.first or record
         self.count += 1
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def report(self) -> None:
         """Logs the number of skipped rows and lists them in place of the rows listed earlier for the same files."""
-        if self._first is not None:
+        if self.first is not None:
             logger.warning(
                 "skipped %d of %d rows, the first being %s, %s: %s",
-                *(self.count, self.rows_read, self._first["file"], self._first["row"], self._first["reason"]),
+                *(self.count, self.rows_read, self.first["file"], self.first["row"], self.first["reason"]),
             )
         if self.output_dir is None or not is_first_process():
             return

@@ -113,7 +113,8 @@ class Selection:
         )
 
     def warn_of_few(self) -> None:
-        if len(self.conversations) < FEW:
+        limited = self.size is not None and self.num_rows > self.size  # as it was asked for
+        if len(self.conversations) < FEW and not limited:
             say_once(
                 f"{self.name} has {len(self.conversations)} validation conversations: what is chosen or calibrated on "
                 f"them is mostly chance. Give more rows, so that at least {FEW} are held out.",

@@ -146,7 +146,8 @@ def next_command(stage: str, argv: Sequence[str]) -> str | None:
     recipe = config.parent
     following = [name for name in STAGES[STAGES.index(stage) + 1 :] if (recipe / f"{name}.yaml").exists()]
     named = recipe.name if recipe.parent.name == "recipes" else str(recipe)
-    return f"rlhf {following[0]} {shlex.quote(named)}" if following else None
+    smoke = " --smoke" if "--smoke" in argv else ""
+    return f"rlhf {following[0]} {shlex.quote(named)}{smoke}" if following else None
 
 
 # ---- Numbers --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ To add a format:
 
 from rlhf.data.formats import (
     arena,
+    best_answer,
     capybara,
     forums,
     helpsteer,
@@ -55,6 +56,7 @@ FORMATS: dict[str, Format] = {
     "lima": ultrachat.LIMA,
     "trl_unpaired": trl.TRL_UNPAIRED,
     "votes": votes.VOTES,
+    "best_answer": best_answer.BEST_ANSWER,
 }
 
 

@@ -1,0 +1,113 @@
+"""The precision and the rows of a pass that fit the machine, by the formulas of rlhf/models/memory.py."""
+
+from dataclasses import dataclass
+
+from rlhf.models.memory import ppo_memory, reward_memory, sft_memory
+from rlhf.models.model_sizes import Layout, Precision
+from rlhf.planning.machine import Machine
+from rlhf.planning.model import Model
+from rlhf.runs.console import amount, gigabytes
+
+ROWS = (16, 8, 4, 2, 1)
+SMALL = 500_000_000  # parameters, of which half precision would save little
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest rows, and the largest number of answers.
+
+    Attributes:
+        row: of prompt and answer, in SFT and the reward stage.
+        prompt, response: of PPO.
+        k: answers of a comparison, at most.
+    """
+
+    row: int
+    prompt: int
+    response: int
+    k: int = 2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits the memory.
+
+    Attributes:
+        precision: of the frozen base.
+        checkpointing: activations are computed again in backward.
+        rows: stage -> rows in one pass.
+        needed: stage -> bytes, by estimate.
+        available: bytes.
+    """
+
+    precision: Precision
+    autocast: bool
+    checkpointing: bool
+    rows: dict[str, int]
+    needed: dict[str, int]
+    available: int
+
+    @property
+    def fits(self) -> bool:
+        return max(self.needed.values()) <= self.available
+
+    def text(self, stage: str) -> str:
+        """Returns the estimate for a stage."""
+        return f"{gigabytes(self.needed[stage])} of {gigabytes(self.available)} GB by estimate"
+
+
+def fit(model: Model, machine: Machine, lengths: Lengths, rank: int = 16) -> Fit:
+    """Returns the first precision in which all stages fit, with the most rows; the last one if none does.
+
+    The order is float32 for small models, bfloat16, 4 bits. On the CPU there is float32 alone, and no checkpointing
+    where the memory allows it.
+    """
+    if not machine.gpus:
+        available = machine.memory // 2  # the rest is the system's and other programs'
+        choices: list[tuple[Precision, bool]] = [("float32", False), ("float32", True)]
+    else:
+        available, choices = machine.gpu_memory * 9 // 10, []
+        if model.parameters < SMALL or not machine.bf16:
+            choices.append(("float32", True))
+        if machine.bf16:
+            choices.append(("bfloat16", True))
+        if not model.stored_as_gguf:
+            choices.append(("nf4-nested", True))
+    found = None
+    for precision, checkpointing in choices:
+        autocast = machine.bf16 and precision != "float32"
+        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, checkpointing, rank)
+        found = _rows(model, layout, lengths, available)
+        if found.fits:
+            return found
+    assert found is not None
+    return found
+
+
+def _rows(model: Model, layout: Layout, lengths: Lengths, available: int) -> Fit:
+    rows, needed = {}, {}
+    for stage in ("sft", "reward", "ppo"):
+        for number in ROWS:
+            rows[stage], needed[stage] = number, _peak(stage, model, layout, lengths, number)
+            if needed[stage] <= available:
+                break
+    return Fit(layout.base, layout.autocast, layout.checkpointing, rows, needed, available)
+
+
+def _peak(stage: str, model: Model, layout: Layout, lengths: Lengths, rows: int) -> int:
+    if stage == "sft":
+        return sft_memory(model.shape, layout, rows, lengths.row).peak
+    if stage == "reward":
+        half = max(1, lengths.row // 2)  # of the prompt, and of each answer
+        return reward_memory(model.shape, layout, rows, lengths.k, half, half, rows * lengths.k).peak
+    return ppo_memory(model.shape, layout, rows, lengths.prompt, lengths.response, 4 * rows).peak
+
+
+def too_large(model: Model, machine: Machine, found: Fit) -> str:
+    """Returns what does not fit, and the remedy."""
+    stage = max(found.needed, key=found.needed.__getitem__)
+    return (
+        f"{model.name} ({amount(model.parameters)} parameters) does not fit this machine: {stage} needs "
+        f"{gigabytes(found.needed[stage])} GB by estimate even for one row at a time, and {gigabytes(found.available)} "
+        f"GB of {machine} can be used. Take a smaller model, or run on a larger machine (docs/scale.md says which)."
+    )

@@ -1,0 +1,48 @@
+"""The machine that a recipe is for: cores, memory, GPUs."""
+
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from rlhf.runs.console import gigabytes
+from rlhf.runs.launch import count_gpus
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a stage can use.
+
+    Attributes:
+        cores: of the CPU, for this process.
+        memory: bytes of main memory.
+        gpus: number of accelerators.
+        gpu: name of the first one; "" without any.
+        gpu_memory: bytes of the smallest; main memory where it is shared, as on a Mac; 0 without any.
+        bf16: True if the accelerator computes in bfloat16.
+    """
+
+    cores: int
+    memory: int
+    gpus: int = 0
+    gpu: str = ""
+    gpu_memory: int = 0
+    bf16: bool = False
+
+    def __str__(self) -> str:
+        if not self.gpus:
+            return f"{self.cores} CPU core{'s' * (self.cores > 1)}, {gigabytes(self.memory)} GB of memory, no GPU"
+        return f"{self.gpus} x {self.gpu} with {gigabytes(self.gpu_memory)} GB, {self.cores} CPU cores"
+
+
+def this_machine() -> Machine:
+    """Returns the machine that this process runs on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory, gpus = psutil.virtual_memory().total, count_gpus()
+    if not gpus:
+        return Machine(cores, memory)
+    if not torch.cuda.is_available():
+        return Machine(cores, memory, gpus, str(torch.accelerator.current_accelerator()), memory)
+    sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
+    return Machine(cores, memory, gpus, torch.cuda.get_device_name(0), min(sizes), torch.cuda.is_bf16_supported(False))

@@ -1,0 +1,173 @@
+"""The settings of a recipe, each with its reason, chosen from data, model and machine.
+
+Numbers follow the shipped recipes: the paper's batches where there are rows for them, rates x steps as measured
+(docs/ppo.md), few steps and short rows on a CPU.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.errors import InputError
+from rlhf.planning.data import Holding, percentile
+from rlhf.planning.fit import SMALL, Fit, Lengths, fit
+from rlhf.planning.machine import Machine
+from rlhf.planning.model import Model
+from rlhf.runs.console import amount
+
+Setting = tuple[str, Any, str]  # option, value, reason ("" without)
+LONGEST = {"cpu": 512, "gpu": 2048}  # tokens of a row
+ANSWER = {"cpu": 128, "gpu": 512}  # tokens of a sampled answer
+FEW_RANKINGS = 5_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the settings depend on."""
+
+    name: str
+    model: Model
+    machine: Machine
+    data: dict[str, Holding]
+    lengths: Lengths
+    fit: Fit
+
+    @property
+    def on(self) -> str:
+        return "gpu" if self.machine.gpus else "cpu"
+
+
+def plan(name: str, model: Model, machine: Machine, data: dict[str, Holding]) -> Plan:
+    """Returns the lengths that cover the rows, and the precision that fits.
+
+    Raises:
+        InputError: a split is empty that a stage needs.
+    """
+    for kind, splits in {"demonstrations": ("train", "validation"), "comparisons": ("train", "validation")}.items():
+        for split in splits if kind in data else ():
+            _require(data[kind], split)
+    if "prompts" in data:
+        _require(data["prompts"], "train")
+        _require(data["prompts"], "test")
+    lengths = choose_lengths(model, machine, data)
+    return Plan(name, model, machine, data, lengths, fit(model, machine, lengths))
+
+
+def _require(found: Holding, split: str) -> None:
+    if not found.rows[split]:
+        raise InputError(
+            f"{found.args.dataset_name} has {found.rows.total():,} {found.kind}, and none for {split}: by a hash of "
+            "the first message, eight of ten conversations are for training, one for validation and one for test. Give "
+            "more of them, at least 50; rows with the same first message are one conversation."
+        )
+
+
+def choose_lengths(model: Model, machine: Machine, data: dict[str, Holding]) -> Lengths:
+    """Returns the limits in tokens: the longest row, rounded up, but no more than machine and context allow."""
+    on = "gpu" if machine.gpus else "cpu"
+    context = model.context or LONGEST[on]
+    rows = [n for kind in ("demonstrations", "comparisons") if kind in data for n in data[kind].lengths]
+    answers = [n for kind in ("demonstrations", "comparisons") if kind in data for n in data[kind].answers]
+    row = min(_up(max(rows, default=LONGEST[on])), LONGEST[on], context)
+    response = max(8, min(_up(percentile(answers, 90), 16) if answers else ANSWER[on], ANSWER[on], context // 2))
+    prompts = data["prompts"].prompts if "prompts" in data else []
+    prompt = min(_up(max(prompts, default=row)), max(row - response, 16), context - response)
+    k = data["comparisons"].k[1] if "comparisons" in data and data["comparisons"].k else 2
+    return Lengths(row, prompt, response, k)
+
+
+def _up(number: int, step: int = 64) -> int:
+    return -(-number // step) * step
+
+
+def share_of_answers(plan: Plan) -> int:
+    """Returns the percentage of the longest answers that are no longer than those of PPO; 100 without any."""
+    answers = [n for kind in ("demonstrations", "comparisons") if kind in plan.data for n in plan.data[kind].answers]
+    return 100 * sum(n <= plan.lengths.response for n in answers) // len(answers) if answers else 100
+
+
+# ---- Groups of settings that stages share ---------------------------------------------------------------------------
+
+
+def source(plan: Plan, kind: str, limit: str = "") -> list[Setting]:
+    """Returns the options of the data of a stage.
+
+    Args:
+        limit: option that limits the tokens of a row: max_length, max_prompt_length, or none.
+    """
+    found = plan.data[kind]
+    settings: list[Setting] = [("dataset_name", found.args.dataset_name, "")]
+    for name in ("dataset_config", "dataset_train_split", "dataset_format", "columns"):
+        value = getattr(found.args, name)
+        if value not in (None, "train"):
+            best = value == "best_answer"
+            settings.append((name, value, "the best answer of each ranking is learned" if best else "as it was given"))
+    if reason := _skips(plan, found, limit):
+        settings.append(("on_bad_rows", "skip", reason))
+    return settings
+
+
+def _skips(plan: Plan, found: Holding, limit: str) -> str:
+    """Returns why rows are skipped; "" if none will be."""
+    most = {"max_length": plan.lengths.row, "max_prompt_length": plan.lengths.prompt}.get(limit)
+    long = 0 if most is None else sum(length > most for length in found.lengths)
+    if found.bad:
+        return f"{found.bad:,} of {found.read:,} rows cannot be used"
+    if long:
+        return f"{long:,} of {len(found.lengths):,} rows are longer than {limit}"
+    if found.rows["train"] > len(found.lengths):
+        return f"the first {len(found.lengths):,} rows were measured; later ones may be longer"
+    return ""
+
+
+def weights(plan: Plan) -> list[Setting]:
+    """Returns model and precision; every stage of a recipe has the same."""
+    size, precision = amount(plan.model.parameters), plan.fit.precision
+    settings: list[Setting] = [("model_name_or_path", plan.model.name, f"{size} parameters")]
+    if precision == "nf4-nested":
+        settings.append(("load_in_4bit", True, f"QLoRA: in 16 bits {size} parameters do not fit"))
+        settings.append(("use_bnb_nested_quant", True, "saves 0.4 bits a weight more"))
+    if not plan.machine.gpus:
+        reason = "CPUs compute float32 best"
+    elif precision == "float32":
+        reason = "half precision would save little" if plan.machine.bf16 else "this GPU has no bfloat16"
+    else:
+        reason = "the frozen base; adapters stay in float32"
+    settings.append(("dtype", "float32" if precision == "float32" else "bfloat16", reason))
+    return settings
+
+
+def training(plan: Plan, stage: str) -> list[Setting]:
+    """Returns precision, rows of a pass and checkpointing."""
+    settings: list[Setting] = []
+    if not plan.fit.autocast:
+        reason = "half precision would save little" if plan.machine.bf16 else "it is for GPUs that compute in it"
+        settings.append(("bf16", False, reason))
+    settings.append(("per_device_train_batch_size", plan.fit.rows[stage], f"rows in a pass: {plan.fit.text(stage)}"))
+    if not plan.fit.checkpointing:
+        settings.append(("gradient_checkpointing", False, "the memory is enough without, which is faster"))
+    settings.append(("report_to", "none", "or tensorboard, trackio, wandb"))
+    return settings
+
+
+def endings(plan: Plan) -> list[Setting]:
+    """Returns the penalty of truncated answers, unless it would punish most good answers for their length."""
+    return [("missing_eos_penalty", 1.0, "penalizes truncated answers")] if share_of_answers(plan) >= 50 else []
+
+
+def batch(rows: int, paper: int, steps: int) -> int:
+    """Returns the paper's batch size, or a smaller power of two, at least 4, that leaves `steps` steps."""
+    size = paper
+    while size > 4 and rows / size < steps:
+        size //= 2
+    return size
+
+
+def output(plan: Plan, stage: str) -> Setting:
+    return ("output_dir", f"runs/{plan.name}/{stage}", "")
+
+
+def rate(plan: Plan) -> Setting:
+    """Returns the learning rate of SFT and reward model."""
+    small = plan.model.parameters < SMALL
+    reason = "more than the 1e-4 for billions of parameters" if small else "ten times that of full fine-tuning"
+    return ("learning_rate", 3e-4 if small else 1e-4, f"LoRA: {reason}")

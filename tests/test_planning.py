@@ -1,0 +1,244 @@
+"""`rlhf new`: what it says of data, model and machine, and the recipe that it writes."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from small_stages import write_rows
+from transformers import LlamaConfig
+
+from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_prompts
+from rlhf.data.formats import detect
+from rlhf.errors import InputError
+from rlhf.models.loading import load_config, load_tokenizer
+from rlhf.models.model_sizes import shape_of
+from rlhf.planning.data import choose_sources, look_at_data, rows_text
+from rlhf.planning.fit import Lengths, fit, too_large
+from rlhf.planning.machine import Machine
+from rlhf.planning.model import Model, look_at_model, similar_shape
+from rlhf.planning.recipe import render
+from rlhf.planning.settings import batch, plan
+from rlhf.planning.stages import STAGES, stages_of
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = Machine(cores=2, memory=16 * 10**9)
+H100 = Machine(cores=16, memory=10**11, gpus=1, gpu="H100", gpu_memory=80 * 10**9, bf16=True)
+
+
+def rankings(n: int) -> list[dict]:
+    return [
+        {"prompt": f"Question {i}?", "completions": [f"Bad {i}.", f"Good {i} it is."], "ranks": [1, 0]}
+        for i in range(n)
+    ]
+
+
+@pytest.fixture
+def csv(tmp_path, monkeypatch):
+    """Writes 60 rankings as pandas does; returns the file's name in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame(rankings(60)).to_csv("rankings.csv", index=False)
+    return "rankings.csv"
+
+
+@pytest.fixture
+def new(monkeypatch):
+    """Runs recipes/new.py with a command line."""
+
+    def start(*args: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["new.py", *args])
+        runpy.run_path(str(ROOT / "recipes" / "new.py"), run_name="__main__")
+
+    return start
+
+
+def model_of(config: LlamaConfig, parameters: int, gguf: bool = False) -> Model:
+    return Model("base", parameters, shape_of(config), False, 8192, ("q_proj",), gguf, True)
+
+
+SMALL = model_of(LlamaConfig(num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9,
+                             num_key_value_heads=3, vocab_size=49152), 135_000_000)  # fmt: skip
+LARGE = model_of(LlamaConfig(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
+                             num_key_value_heads=8, vocab_size=128256), 8_000_000_000)  # fmt: skip
+
+
+# ---- Data
+
+
+def test_the_best_answer_of_a_ranking_is_a_demonstration_if_it_is_asked_for(tmp_path, all_train):
+    rows = [
+        {"prompt": "Q", "completions": ["b", "a", "a too"], "ranks": [2, 0, 0], "labeler_id": "ann"},
+        {"prompt": "tie", "completions": ["b", "a"], "ranks": [0, 0]},
+        {"prompt": "R", "chosen": "yes", "rejected": "no"},
+    ]
+    path = str(write_rows(tmp_path / "a.jsonl", rows))
+    found = load_demonstrations(DataArguments(path, dataset_format="best_answer"), "train")
+    assert [(row["prompt"], row["completion"], row["labeler_id"]) for row in found] == [
+        ("Q", "a", "ann"),
+        ("R", "yes", None),
+    ]
+    assert all(detect(row) != "best_answer" for row in rows)
+    with pytest.raises(InputError, match="no column completion"):
+        load_demonstrations(DataArguments(path), "train")
+
+
+def test_what_is_said_of_a_file_is_what_the_stages_read(csv, toy_tokenizer):
+    held, missing = look_at_data(DataArguments(csv), toy_tokenizer)
+    assert held.keys() == {"demonstrations", "comparisons", "prompts"}
+    assert "no column text" in missing["pretraining"]
+    for kind, load in {
+        "demonstrations": load_demonstrations, "comparisons": load_comparisons, "prompts": load_prompts,
+    }.items():  # fmt: skip
+        for split, number in held[kind].rows.items():
+            assert number == len(load(held[kind].args, split)), (kind, split)
+    assert held["comparisons"].k == (2, 2)
+    assert held["demonstrations"].args.dataset_format == "best_answer"
+    assert held["comparisons"].lengths == [
+        a + b for a, b in zip(held["comparisons"].prompts, held["comparisons"].answers, strict=True)
+    ]
+    assert rows_text(held["comparisons"]).startswith("60 (")
+
+
+def test_a_folder_keeps_what_it_holds_out(tmp_path, toy_tokenizer):
+    write_rows(tmp_path / "data" / "train.jsonl", rankings(60))
+    write_rows(
+        tmp_path / "data" / "validation.jsonl", [{**row, "prompt": "New " + row["prompt"]} for row in rankings(40)]
+    )
+    held, _ = look_at_data(DataArguments(str(tmp_path / "data")), toy_tokenizer)
+    only = look_at_data(DataArguments(str(tmp_path / "data" / "train.jsonl")), toy_tokenizer)[0]
+    assert held["comparisons"].rows["train"] == only["comparisons"].rows["train"]
+    assert held["comparisons"].rows["test"] > only["comparisons"].rows["test"]
+    assert f"{held['comparisons'].set_aside} that the source holds out are set aside" in rows_text(held["comparisons"])
+
+
+def test_few_bad_rows_are_counted_and_named(tmp_path, toy_tokenizer):
+    rows = rankings(60)
+    rows[3]["ranks"] = [1]
+    held, _ = look_at_data(DataArguments(str(write_rows(tmp_path / "a.jsonl", rows))), toy_tokenizer)
+    assert (held["comparisons"].bad, held["comparisons"].read) == (1, 60)
+    assert re.search(r"a.jsonl, line 4: column ranks is 1 entries for 2 completions", held["comparisons"].first_bad)
+
+
+def test_a_file_that_holds_nothing_is_an_error_with_row_field_and_remedy(tmp_path, toy_tokenizer):
+    path = str(write_rows(tmp_path / "a.jsonl", [{"frage": "Q", "antwort": "A"}]))
+    with pytest.raises(InputError, match=r"a.jsonl, line 1: no column prompt \(there is frage, antwort\); .*--columns"):
+        look_at_data(DataArguments(path), toy_tokenizer)
+    with pytest.raises(InputError, match=r"none.csv does not exist"):
+        look_at_data(DataArguments("none.csv"), toy_tokenizer)
+
+
+def test_people_s_demonstrations_and_prompts_of_their_own_are_preferred(tmp_path, toy_tokenizer):
+    files = {
+        "rankings": rankings(60),
+        "written": [{"prompt": f"Say {i}.", "completion": f"{i}."} for i in range(60)],
+        "asked": [{"prompt": f"Tell {i}."} for i in range(60)],
+        "text": [{"text": f"Document {i}."} for i in range(60)],
+    }
+    looked = [
+        look_at_data(DataArguments(str(write_rows(tmp_path / f"{name}.jsonl", rows))), toy_tokenizer)[0]
+        for name, rows in files.items()
+    ]
+    chosen = {kind: Path(found.args.dataset_name).stem for kind, found in choose_sources(looked).items()}
+    assert chosen == {"comparisons": "rankings", "demonstrations": "written", "prompts": "asked", "pretraining": "text"}
+
+
+# ---- Model and machine
+
+
+def test_a_model_is_looked_at_without_its_weights(toy_folder, toy_gpt2_folder):
+    model, tokenizer = look_at_model(toy_folder)
+    assert model.shape == shape_of(load_config(toy_folder)) and not model.similar
+    assert model.parameters == model.shape.parameters
+    assert set(model.layers) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert tokenizer.get_vocab() == load_tokenizer(toy_folder).get_vocab()
+    gpt2, _ = look_at_model(toy_gpt2_folder)
+    assert gpt2.similar and gpt2.shape == similar_shape(load_config(toy_gpt2_folder), gpt2.parameters)
+
+
+def test_the_precision_is_the_first_that_fits():
+    lengths = Lengths(row=2048, prompt=1024, response=512, k=4)
+    assert fit(SMALL, H100, lengths).precision == "float32"
+    assert fit(LARGE, H100, lengths).precision == "bfloat16"
+    small_gpu = Machine(8, 10**11, 1, "A4500", 20 * 10**9, bf16=True)
+    found = fit(LARGE, small_gpu, lengths)
+    assert found.precision == "nf4-nested" and found.fits and found.rows["sft"] >= 1
+    old = Machine(8, 10**11, 1, "T4", 12 * 10**9, bf16=False)
+    assert "Take a smaller model" in too_large(LARGE, old, fit(LARGE, old, lengths))
+    assert fit(model_of(LlamaConfig(), 7 * 10**9, gguf=True), small_gpu, lengths).precision == "bfloat16"
+    assert not fit(SMALL, CPU, Lengths(256, 128, 64)).checkpointing
+
+
+def test_batches_are_the_papers_where_there_are_rows_for_them():
+    assert batch(100_000, 64, 20) == 64
+    assert batch(160, 64, 20) == 8
+    assert batch(10, 64, 20) == 4
+
+
+# ---- The recipe
+
+
+def test_every_setting_of_a_recipe_has_a_reason_and_paths_follow_from_its_name(csv, toy_folder):
+    model, tokenizer = look_at_model(toy_folder)
+    held, _ = look_at_data(DataArguments(csv), tokenizer)
+    for machine in (CPU, H100):
+        chosen = plan("mine", model, machine, choose_sources([held]))
+        assert stages_of(chosen) == ["sft", "reward", "choose", "ppo", "evaluate"]
+        for stage in stages_of(chosen):
+            text = render(chosen, stage)
+            lines = [line for line in text.splitlines() if not line.startswith("#")]
+            assert max(map(len, text.splitlines())) <= 120
+            settings = yaml.safe_load(text)
+            assert len(settings) == len(lines) == len(STAGES[stage](chosen))
+            for line in lines:
+                name, value = line.split(": ", 1)
+                assert " # " in value or name in ("dataset_name", "value_learning_rate") or "runs/mine/" in value, line
+            assert not any(isinstance(v, str) and re.fullmatch(r"[\d.]+e-\d", v) for v in settings.values())
+
+
+def test_demonstrations_alone_give_sft_and_its_evaluation(tmp_path, toy_folder, new, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "a.jsonl", [{"prompt": f"Say {i}.", "completion": f"{i}."} for i in range(60)])
+    new("mine", "--model", toy_folder, "--data", "a.jsonl")
+    assert sorted(path.name for path in (tmp_path / "recipes" / "mine").iterdir()) == ["evaluate.yaml", "sft.yaml"]
+    out = capsys.readouterr().out
+    assert "there are no rankings" in out and "rlhf sft mine --smoke" in out
+
+
+def test_a_recipe_is_never_overwritten(csv, toy_folder, new, capsys):
+    new("mine", "--model", toy_folder, "--data", csv)
+    before = Path("recipes/mine/sft.yaml").read_text()
+    for name, message in (("mine", "never overwritten"), ("sandbox", "never overwritten"), ("a/b", "other characters")):
+        with pytest.raises(SystemExit) as end:
+            new(name, "--model", toy_folder, "--data", csv)
+        assert end.value.code == 2 and message in capsys.readouterr().err
+    assert Path("recipes/mine/sft.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "A document."}] * 60, "pretraining alone: a.jsonl, line 1: no column prompt"),
+        (rankings(3), "none for "),
+        ([{"prompt": "Q", "completions": ["a"], "ranks": [0]}], "at least 2 are needed for a comparison"),
+    ],
+)
+def test_data_that_no_stage_can_use_is_refused(tmp_path, monkeypatch, toy_folder, new, capsys, rows, message):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(SystemExit) as end:
+        new("mine", "--model", toy_folder, "--data", "a.jsonl")
+    assert end.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "recipes").exists()
+
+
+@pytest.mark.slow
+def test_a_written_recipe_runs_as_it_is(csv, toy_folder, new, monkeypatch, capsys):
+    new("mine", "--model", toy_folder, "--data", csv)
+    monkeypatch.setattr(sys, "argv", ["check.py", "mine"])
+    runpy.run_path(str(ROOT / "recipes" / "check.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    for stage in ("sft", "reward", "choose", "ppo", "evaluate"):
+        assert re.search(rf"^{stage} +ok", out, re.MULTILINE), out

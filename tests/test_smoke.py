@@ -1,0 +1,89 @@
+"""`--smoke`: what it changes, where it writes, and what it starts from."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.cli import parse
+from rlhf.data import DataArguments
+from rlhf.errors import InputError
+from rlhf.runs.console import next_command
+from rlhf.runs.folders import RunFolderArguments
+from rlhf.sft.trainer import SFTArguments
+from rlhf.smoke import SMOKE, smoke_folder, smoke_line, smoke_options
+
+TYPES = (SFTArguments, DataArguments, RunFolderArguments)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Writes an SFT recipe; makes this process its script."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sft.py"])
+    settings = {"dataset_name": "a.csv", "max_length": 128, "bf16": False, "output_dir": "runs/mine/sft"}
+    path = tmp_path / "recipes" / "mine" / "sft.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def test_a_stage_is_short_and_writes_into_a_folder_of_its_own(config):
+    args, data, _ = parse(*TYPES, args=["--config", config, "--smoke"])
+    assert (args.output_dir, args.max_steps, args.batch_size, args.max_length) == ("runs/mine/smoke/sft", 2, 2, 128)
+    assert (data.dataset_name, data.dataset_size) == ("a.csv", 64)
+
+
+def test_options_on_the_command_line_take_precedence(config):
+    args, _, _ = parse(*TYPES, args=["--smoke", f"--config={config}", "--max_steps", "5"])
+    assert (args.max_steps, args.output_dir) == (5, "runs/mine/smoke/sft")
+
+
+def test_a_command_that_is_no_stage_refuses_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["data.py"])
+    with pytest.raises(InputError, match="--smoke in the command line is not an option"):
+        parse(DataArguments, args=["--dataset_name", "a.csv", "--smoke"])
+
+
+def test_a_stage_starts_from_the_smoke_run_before_it_if_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"sft_model_path": "runs/mine/sft", "reward_model_path": "me/reward", "output_dir": "runs/mine/ppo"}
+    assert "sft_model_path" not in smoke_options("ppo", settings)  # the real one
+    Path("runs/mine/smoke/sft").mkdir(parents=True)
+    options = smoke_options("ppo", settings)
+    assert options["sft_model_path"] == "runs/mine/smoke/sft" and "reward_model_path" not in options
+    assert options["output_dir"] == "runs/mine/smoke/ppo"
+
+
+def test_choose_never_writes_into_the_real_run():
+    assert smoke_options("choose", {"sft_path": "runs/mine/sft"})["sft_path"] == "runs/mine/smoke/sft"
+
+
+def test_limits_are_the_recipes_if_they_are_lower():
+    assert smoke_options("ppo", {"response_length": 8})["response_length"] == 8
+    assert smoke_options("ppo", {"response_length": 500})["response_length"] == 16
+    assert smoke_options("ppo", {"max_prompt_length": 1000})["max_prompt_length"] == 256
+    assert "max_prompt_length" not in smoke_options("ppo", {})  # the model's context may be shorter
+
+
+def test_batches_fit_the_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert smoke_options("sft", {})["batch_size"] == 8
+    options = smoke_options("ppo", {})
+    assert (options["batch_size"], options["mini_batch_size"], options["total_episodes"]) == (16, 8, 32)
+
+
+def test_the_benchmark_of_a_run_is_written_beside_its_smoke_runs():
+    line = smoke_line("benchmark", ["--run", "runs/mine", "--tasks", "rte", "--smoke"])
+    assert line[line.index("--output_dir") + 1] == "runs/mine/smoke/benchmark" and "--smoke" not in line
+
+
+def test_the_next_command_stays_a_smoke_run(config):
+    Path(config).with_name("reward.yaml").write_text("")
+    assert next_command("sft", ["sft.py", "--config", config, "--smoke"]) == "rlhf reward mine --smoke"
+
+
+def test_folders_and_stages():
+    assert smoke_folder("runs/mine/sft") == "runs/mine/smoke/sft"
+    assert SMOKE.keys() == {"sft", "reward", "choose", "ppo", "evaluate", "benchmark", "pretrain"}
