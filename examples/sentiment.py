@@ -1,7 +1,7 @@
 """A reward in five lines: the sentiment of an answer by VADER's word list (Hutto and Gilbert 2014), in [-1, 1].
 
-pip install vaderSentiment
-make ppo RECIPE=smollm2-135m-sentiment
+pip install ".[sentiment]" -c constraints.txt
+rlhf ppo smollm2-135m-sentiment
 """
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
