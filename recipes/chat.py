@@ -23,7 +23,7 @@ from rlhf.generation.score_options import policy_options
 from rlhf.inference.chat import Chat
 from rlhf.inference.terminal import Terminal
 from rlhf.models.adapter_files import CONFIG, adapter_folder
-from rlhf.models.stages import load_adapters, stage_folders, trained_style
+from rlhf.models.stages import load_adapters, merged_style, stage_folders, trained_style
 from rlhf.options import READ_ADAPTERS
 from rlhf.runs.checks import check_model_options
 from rlhf.runs.contract import read_contract
@@ -58,7 +58,8 @@ def main() -> None:
     hf_logging.disable_progress_bar()
     print(f"Loading {args.run}: {', '.join(['base', *adapters])} ...", flush=True)
     shared, tokenizer = load_adapters(model_args, adapters)
-    style = resolve_style(None, trained_style(adapters.values()), tokenizer)
+    trained = trained_style(adapters.values()) if adapters else merged_style(str(model_args.model_name_or_path))
+    style = resolve_style(None, trained, tokenizer)
     options = policy_options(adapters.get("ppo"))
     temperature = options.temperature if args.temperature is None else args.temperature
     chat = Chat(shared, tokenizer, style, temperature, args.max_new_tokens, args.seed)

@@ -52,15 +52,15 @@ def main() -> None:
 
 
 def stage_folders(name: str) -> dict[str, Path]:
-    """Returns {stage: folder} of a run, or the one folder of an adapter.
+    """Returns {stage: folder} of a run, or the one folder of an adapter or of a merged model.
 
     Raises:
         InputError: there is no adapter.
     """
     found = {stage: Path(name) / stage for stage in STAGES if (Path(name) / stage / FILE_NAME).exists()}
-    if (Path(name) / FILE_NAME).exists() or not found:
-        return {name: adapter_folder(name)}
-    return found
+    if (Path(name) / FILE_NAME).exists():
+        return {name: Path(name)}
+    return found or {name: adapter_folder(name)}
 
 
 def contract_of(folder: Path) -> "Contract":

@@ -552,7 +552,7 @@ def test_the_card_of_an_rlhf_adapter_has_the_tables_and_no_path(evaluated, capsy
     assert "![" not in tables
     write_model_card(evaluated / "ppo", "ppo", found)
     card = (evaluated / "ppo" / "README.md").read_text()
-    assert card.index("## How it scored") < card.index("## How it compares") < card.index("## How to load it")
+    assert card.index("## How to load it") < card.index("## How it compares") < card.index("## How it scored")
     push_run(evaluated, "me/toy", dry_run=True, evaluations={"ppo": found})
     size = re.search(r"(\d+\.\d) kB  README\.md", capsys.readouterr().out)
     assert float(size[1]) > len(tables) / 1000

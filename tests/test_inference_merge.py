@@ -16,7 +16,11 @@ from rlhf.errors import InputError
 from rlhf.inference import merge as merging
 from rlhf.inference.agreement import Agreement
 from rlhf.inference.merge import merge, outputs, trained_quantization
+from rlhf.models.adapter_files import adapter_digest
 from rlhf.models.loading import load_tokenizer
+from rlhf.models.stages import merged_style
+from rlhf.runs.contract import Contract, write_contract
+from rlhf.runs.merged_card import read_merged
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,19 @@ def test_merged_folder_answers_as_the_adapter_in_plain_transformers(stages, tmp_
     assert tokenizer.pad_token_id < model.get_input_embeddings().num_embeddings
     assert f"vllm serve {tmp_path / 'merged'}" in (tmp_path / "merged" / "README.md").read_text()
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_merged_model_keeps_the_contract_of_its_adapter_and_a_record(stages, tmp_path, monkeypatch, capsys):
+    write_contract(stages / "sft", Contract("sft", base={"name": "base"}, prompt_style="text"))
+    merge(str(stages / "sft"), ModelConfig(dtype="float32"), tmp_path / "merged")
+    (stages / "sft" / "contract.json").unlink()
+    assert merged_style(str(tmp_path / "merged")) == "text" and merged_style(str(stages / "base")) is None
+    record = read_merged(tmp_path / "merged")
+    assert (record.stage, record.base, record.dtype) == ("sft", str(stages / "base"), "float32")
+    assert record.adapter_digest == adapter_digest(stages / "sft")
+    assert record.difference < 1e-4 * record.scale
+    load_main("inspect", [str(tmp_path / "merged")], monkeypatch)()
+    assert "prompt_style" in capsys.readouterr().out
 
 
 def test_generation_config_has_the_stop_tokens_and_the_sampling_of_ppo(stages, tmp_path):

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from hub_client import use_server
 from hub_server import Fault, Repo, hub_server
 from peft import PeftModel
 from test_evaluation_compare import load_main
+from test_runs_model_card import code_blocks
 from toys import finish_stage, save_adapter, save_toy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, SFTConfig
@@ -21,6 +26,7 @@ from rlhf.inference.merge import merge
 from rlhf.runs import hub
 from rlhf.runs.hub_files import FINAL_FILES
 
+ROOT = Path(__file__).resolve().parent.parent
 SAFETENSORS = "adapter_model.safetensors"
 
 
@@ -410,3 +416,23 @@ def test_the_command_pushes_a_run(trained, server, monkeypatch, capsys):
 
 def test_files_of_the_user_are_in_no_list():
     assert not {"notes.txt", ".gitattributes", "README.md"} & set(FINAL_FILES)  # what a push may delete
+
+
+@pytest.mark.slow
+def test_the_installed_command_reaches_the_hub_that_the_environment_names(trained, tmp_path):
+    """In a process of its own, and what it pushed is loaded in another one, by PEFT and transformers alone."""
+    with hub_server() as server:
+        set_ = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_me", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        env = {**os.environ, **set_, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+        push = [sys.executable, "-m", "rlhf.command", "push", str(trained / "sft"), "--hub_id"]
+        done = subprocess.run([*push, "me/toy"], env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{trained / 'sft'} is on the Hub: {server.url}/me/toy\n"
+        (code,) = code_blocks(server.files("me/toy")["README.md"].decode())
+        load = [sys.executable, "-c", code]
+        loaded = subprocess.run(load, env=env, cwd=trained.parent, capture_output=True, text=True, timeout=300)
+        assert loaded.returncode == 0 and loaded.stdout.strip(), loaded.stderr
+        refused = subprocess.run([*push, "other/toy"], env=env, capture_output=True, text=True, timeout=300)
+        assert refused.returncode == 2
+        assert refused.stderr.splitlines()[-1].startswith("error: The Hub refused other/toy: ")
+        assert "Traceback" not in refused.stderr

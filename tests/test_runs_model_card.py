@@ -151,7 +151,7 @@ def test_code_of_a_card_whose_base_is_a_gguf_file(trained, tmp_path, monkeypatch
     result = "score" if stage == "reward" else "output"
     assert torch.as_tensor(scope[result]).shape == torch.as_tensor(expected[result]).shape
     assert ModelCard(card).data.license == "apache-2.0"  # of the file's header
-    assert "- License of the base: apache-2.0\n" in card
+    assert "- Base model: toy (not on the Hub)\n- License of the base: apache-2.0\n" in card
 
 
 def write_gguf(base: Path, path: Path) -> None:
@@ -321,7 +321,7 @@ def test_local_base_and_data_are_no_hub_metadata(trained, tmp_path, monkeypatch)
     with_base(tmp_path / "sft", "models/base")  # a folder that looks like an id
     card = model_card("sft", "sft", "me/toy")
     assert "base_model" not in ModelCard(card).data.to_dict()
-    assert "- Base model: base, a folder that is not on the Hub" in card
+    assert "- Base model: base (not on the Hub)" in card
 
 
 def test_the_sandbox_has_a_license_and_a_language(trained, tmp_path):

@@ -25,7 +25,7 @@ from rlhf.models.adapter_files import (
 )
 from rlhf.models.contracts import tokenizer_digests, with_revision_of
 from rlhf.models.loading import load_config, load_tokenizer, resolve_model_name
-from rlhf.models.stages import load_adapter_tokenizer, load_stage_tokenizer, trained_style
+from rlhf.models.stages import load_adapter_tokenizer, load_stage_tokenizer, merged_style, trained_style
 from rlhf.models.stop_tokens import add_stop_ids, saved_stop_tokens, stop_token_texts, token_ids
 from rlhf.runs.digests import base_identity
 
@@ -149,7 +149,8 @@ def local_system(system: System, run: Run, prompt_style: str | None = None) -> L
         else:
             model_args, folder = _weights(system, run)
             tokenizer, style = _tokenizer(model_args, folder, run), None
-            style = resolve_style(prompt_style, trained_style([folder] if folder else []), tokenizer)
+            trained = trained_style([folder]) if folder else merged_style(str(model_args.model_name_or_path))
+            style = resolve_style(prompt_style, trained, tokenizer)
         reward = None
         if system.reward:
             check_reward(system.reward)

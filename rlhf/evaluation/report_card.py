@@ -42,8 +42,9 @@ def card_evaluation(stage_folder: str | Path, stage: str = "ppo") -> Evaluation 
     if answered is not None and answered != adapter_digest(folder):
         logger.warning("the model card gets no evaluation: summary.json is of another adapter than %s", folder)
         return None
-    text = f"{escaped(lead(summary, benchmark))}\n\n{markdown(card_sections(summary, benchmark), False, level=3)}"
-    return Evaluation(text.strip(), win_rates(summary, stage))
+    tables = markdown(card_sections(summary, benchmark), False, level=3).strip()
+    folded = f"<details><summary>All tables of the evaluation</summary>\n\n{tables}\n\n</details>"
+    return Evaluation(f"{escaped(lead(summary, benchmark))}\n\n{folded}", win_rates(summary, stage))
 
 
 def win_rates(summary: Summary, stage: str) -> list[EvalResult]:

@@ -5,6 +5,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
@@ -136,3 +138,18 @@ def trained_style(folders: Iterable[str | Path]) -> str | None:
     """Returns the form of prompts, "chat" or "text", in the first contract of these adapters that names one."""
     contracts = (read_contract(adapter_folder(folder)) for folder in folders)
     return next((contract.prompt_style for contract in contracts if contract and contract.prompt_style), None)
+
+
+def merged_style(name: str) -> str | None:
+    """Returns the form of prompts that a merged model was trained on; None for any other model.
+
+    Args:
+        name: folder or Hub id. `rlhf merge` writes the contract of the adapter into the folder.
+    """
+    folder = Path(name).expanduser()
+    try:
+        folder = folder if folder.is_dir() else Path(hf_hub_download(name, FILE_NAME)).parent
+    except (OSError, ValueError, HTTPError):  # no such file, not a Hub id, no network
+        return None
+    contract = read_contract(folder)
+    return contract.prompt_style if contract else None

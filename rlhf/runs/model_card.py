@@ -15,7 +15,7 @@ from rlhf.errors import InputError
 from rlhf.runs.contract import read_contract
 from rlhf.runs.loading_code import base_arguments, base_expression, quantization_code
 from rlhf.runs.markdown import markdown_table, render_template
-from rlhf.runs.published import hub_id, is_hub_id, is_sandbox, languages_of, license_of, metadata_of
+from rlhf.runs.published import gguf_file, hub_id, is_hub_id, is_sandbox, languages_of, license_of, metadata_of
 
 STAGES = ("sft", "reward", "ppo")
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -108,10 +108,10 @@ def model_card(
 
 
 def base_text(base_name: str) -> str:
-    """Returns a base's name for readers: without the path of a folder; "" if it is unknown."""
+    """Returns the name of a base for readers, without a path: that of its GGUF file, if it is one; "" if unknown."""
     if not base_name or is_sandbox(base_name):
         return "sandbox" if base_name else ""
-    return hub_id(base_name) or Path(base_name).name
+    return hub_id(base_name) or Path(gguf_file(base_name) or base_name).name.removesuffix(".gguf")
 
 
 def license_text(metadata: dict[str, Any]) -> str | None:
