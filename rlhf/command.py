@@ -13,6 +13,7 @@ import runpy
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import rlhf
@@ -46,9 +47,14 @@ one process on the CPU or on the GPU, or in one process on each of several GPUs.
 
 
 def main() -> None:
-    """Runs a command. A mistake of the user is one line and exit code 2; Ctrl-C is exit code 130."""
+    """Runs a command."""
+    with_one_line_errors(lambda: run(sys.argv[1:]))
+
+
+def with_one_line_errors(function: Callable[[], None]) -> None:
+    """Calls a function. A mistake of the user is one line and exit code 2; Ctrl-C is exit code 130."""
     try:
-        run(sys.argv[1:])
+        function()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,9 @@ from transformers import TrainerCallback
 
 from rlhf.errors import InputError
 from rlhf.ppo import PPOTrainer
+from rlhf.ppo.metrics import score_interval
+from rlhf.ppo.rollout import MicroBatch
+from rlhf.statistics import cluster_mean
 
 
 class Recorder(TrainerCallback):
@@ -406,6 +409,26 @@ def test_fault_22_evaluates_on_held_out_prompts(tmp_path):
     both = ppo.evaluate({"a": prompts(7, seed=5), "b": prompts(2, seed=6)})
     assert both["eval_a_objective/score"] == pytest.approx(first["eval_objective/score"])
     assert (tmp_path / "samples.jsonl").read_text().count('"source": "eval"') > 0
+
+
+def test_the_reward_has_an_interval_over_prompts(tmp_path):
+    ppo, _ = train(ppo_config(tmp_path), eval_dataset=prompts(6, seed=5))
+    metrics = ppo.evaluate() | next(row for row in ppo.state.log_history if "objective/score" in row)
+    for name in ("objective/score", "eval_objective/score"):
+        assert metrics[f"{name}_low"] < metrics[name] < metrics[f"{name}_high"]
+    assert "eval_objective/score_low" not in ppo.evaluate(prompts(1)), "one prompt says nothing of others"
+
+
+def test_episodes_of_a_prompt_are_one_cluster_of_the_interval():
+    def ends(scores, ids, counted=None):
+        batch = MicroBatch(list(range(len(scores))), *[torch.zeros(1)] * 4, scores=torch.tensor(scores))
+        interval = score_interval([batch], ids, lambda tensor: tensor, counted)
+        return [interval[f"objective/score_{end}"] for end in ("low", "high")]
+
+    expected = cluster_mean([1.0, 2.0, 4.0], [0, 1, 2])
+    assert ends([1.0, 2.0, 4.0], [[1], [1, 2], [3]]) == pytest.approx([expected.low, expected.high])
+    assert ends([1.0, 2.0, 4.0] * 2, [[1], [1, 2], [3]] * 2) == pytest.approx([expected.low, expected.high])
+    assert ends([1.0, 2.0, 4.0, 9.0], [[1], [1, 2], [3], [1]], 3) == pytest.approx([expected.low, expected.high])
 
 
 def test_evaluates_before_any_training(tmp_path):

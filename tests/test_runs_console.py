@@ -138,6 +138,7 @@ def test_the_next_command_is_the_recipes_next_stage(tmp_path):
     assert next_command("reward", argv) == "rlhf ppo mine"  # the recipe has no choose.yaml
     assert next_command("ppo", argv) is None
     assert next_command("sft", ["recipes/sft.py"]) is None
+    assert next_command("sft", [*argv, "--output_dir=runs/other"]) is None, "the recipe's next stage would not read it"
 
 
 def test_seam_f22_a_finished_stage_says_where_its_results_are(tmp_path, capsys):

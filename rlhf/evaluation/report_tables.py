@@ -22,6 +22,7 @@ from rlhf.evaluation.report_parts import (
     without_paths,
 )
 from rlhf.runs.model_card import portable
+from rlhf.runs.results import headline_system, judges_of
 
 Summary = dict[str, Any]
 Judges = dict[str, dict[str, Any]]
@@ -40,18 +41,6 @@ def label(system: str) -> str:
 def rival(summary: Summary, system: str) -> str:
     """Returns the system that another one is compared with; "" without one."""
     return preferences.rival(system, summary.get("baseline") or "", summary["systems"]) or ""
-
-
-def judges_of(summary: Summary) -> Judges:
-    """Returns the judges: first those that no system was trained to please."""
-    return dict(sorted(summary["judges"].items(), key=lambda item: bool(item[1].get("optimized"))))
-
-
-def headline_system(summary: Summary) -> str | None:
-    """Returns the system that the report's first sentence is about: RLHF, or else the last that was compared."""
-    compared = [name for judge in judges_of(summary).values() for name in judge.get("win_rate") or {}]
-    sampled = [name for name in compared if not name.endswith(GREEDY)] or compared
-    return "ppo" if "ppo" in compared else sampled[-1] if sampled else None
 
 
 def spec_text(spec: Any) -> str:

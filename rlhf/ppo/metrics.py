@@ -1,5 +1,6 @@
 """Metrics: means over the episodes of all processes, shares of the loss, times, and a few samples to read."""
 
+import hashlib
 import json
 import time
 from collections import defaultdict
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.ppo.reward_functions import ScoreTable
 from rlhf.ppo.rollout import MicroBatch
+from rlhf.statistics import cluster_mean
 from rlhf.tensors import as_float64
 
 
@@ -46,6 +48,36 @@ def episode_means(
     sums = [(as_float64(torch.cat(column)) * weight).sum() for column in columns.values()]
     *sums, episodes = reduce(torch.stack([*sums, as_float64(weight).sum()])).tolist()
     return {name: total / episodes for name, total in zip(columns, sums, strict=True)}
+
+
+def score_interval(
+    batches: list[MicroBatch],
+    prompts: list[list[int]],
+    gather: Callable[[Tensor], Tensor],
+    counted: int | None = None,
+) -> dict[str, float]:
+    """Ends of the 95 % interval of `objective/score` over the prompts of all processes; {} for a single prompt.
+
+    Episodes of the same prompt are one cluster (`rlhf.statistics.cluster_mean`). The policy is held fixed: another run
+    may lie outside. In a log of several rollouts the ends are means over them, so the interval is wider than need be.
+
+    Args:
+        prompts: ids of this process's prompts; as many in each process.
+        gather: concatenates a tensor of every process.
+        counted: as in `episode_means`.
+    """
+    rows = [row for batch in batches for row in batch.rows]
+    scores = torch.cat([batch.scores for batch in batches])
+    keys = torch.tensor([_prompt_key(prompts[row]) for row in rows], device=scores.device)
+    kept = torch.tensor([counted is None or row < counted for row in rows], device=scores.device)
+    scores, keys, kept = (gather(column).cpu().numpy() for column in (scores.float(), keys, kept))
+    mean = cluster_mean(scores[kept], keys[kept])
+    return {f"objective/score_{end}": value for end in ("low", "high") if (value := getattr(mean, end)) is not None}
+
+
+def _prompt_key(ids: list[int]) -> int:
+    """Returns an int64 that is the same for equal prompts in all processes."""
+    return int.from_bytes(hashlib.blake2b(repr(ids).encode(), digest_size=8).digest(), "big", signed=True)
 
 
 @torch.no_grad()
@@ -198,6 +230,8 @@ def change_text(logs: list[dict[str, Any]]) -> str:
         return "nothing was logged"
     first, last = logs[0], logs[-1]
     text = f"reward {first['objective/score']:.2f} to {last['objective/score']:.2f}"
+    if "objective/score_low" in last:
+        text += f" (95 % interval {last['objective/score_low']:.2f} to {last['objective/score_high']:.2f})"
     text += f", KL {last['objective/kl']:.2f} nats, length {first['rollout/length']:.0f} to "
     return text + f"{last['rollout/length']:.0f} tokens, {100 * last['rollout/eos_rate']:.0f} % ended"
 

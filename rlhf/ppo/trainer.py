@@ -44,6 +44,7 @@ from rlhf.ppo.metrics import (
     drop_samples,
     episode_means,
     function_means,
+    score_interval,
     update_shares,
     with_trl_names,
 )
@@ -263,6 +264,7 @@ class PPOTrainer(TRLInterface):
 
         # 6. Metrics, and beta of the next rollout
         means = episode_means(batches, self.kl.coef, self.sum_over_processes)
+        means |= score_interval(batches, columns["input_ids"], self.accelerator.gather)
         means |= self.collapse.update(means, self.state.global_step) | {"objective/kl_coef": self.kl.coef}
         if index >= args.value_warmup_rollouts:  # the policy does not move before
             self.kl.update(means["objective/kl"], args.rollout_size)
@@ -463,7 +465,9 @@ class PPOTrainer(TRLInterface):
             table = self.text_scores(columns, responses)
             batches = self.score(split(lengths, 1, args.per_device_eval_batch_size)[0], columns, responses, table)
         self.apply_score_options(batches)
-        means = episode_means(batches, self.kl.coef, self.sum_over_processes, counted=sum(i < total for i in rows))
+        counted = sum(i < total for i in rows)
+        means = episode_means(batches, self.kl.coef, self.sum_over_processes, counted)
+        means |= score_interval(batches, columns["input_ids"], self.accelerator.gather, counted)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.append_samples(metric_key_prefix, columns, responses, batches)
         self.log(metrics)

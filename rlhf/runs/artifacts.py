@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from enum import Enum
 from functools import cache
@@ -19,6 +20,7 @@ import yaml
 from transformers import TrainerCallback
 
 from rlhf.errors import InputError
+from rlhf.runs.installation import config_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,10 @@ def start_run(output_dir: str | Path, *configs: Any, stage: str) -> None:
     resolved = {name: value for config in configs for name, value in resolved_config(config).items()}
     header = f"# Resolved configuration of this {stage} run; use it again with --config.\n"
     (folder / "config.yaml").write_text(header + yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-    _write_json(folder / "environment.json", {"stage": stage, **environment()})
+    config = config_of(sys.argv)  # recipes/mine/sft.yaml
+    recipe = config.absolute().parent.name if config and config.stem.startswith(stage) else None
+    start = {"stage": stage, "recipe": recipe, "started": round(time.time())}
+    _write_json(folder / "environment.json", start | environment())
 
 
 def resolved_config(config: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -23,6 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.installation import config_of
 from rlhf.runs.stage_report import write_stage_report
 
 SKIPPED = "skipped_rows.jsonl"
@@ -139,9 +139,12 @@ def show_end(result: str, folder: str | Path, seconds: float, stage: str) -> Non
 
 
 def next_command(stage: str, argv: Sequence[str]) -> str | None:
-    """Returns the command of the stage that follows in the recipe, which is the folder of the YAML in `argv`."""
-    config = next((Path(b) for a, b in pairwise(argv) if a == "--config"), None)
-    if config is None or stage not in STAGES:
+    """Returns the command of the stage that follows in the recipe, which is the folder of the YAML in `argv`.
+
+    None for a run in another folder than the recipe's, such as a point of a sweep: the next stage would not read it.
+    """
+    config = config_of(argv)
+    if config is None or stage not in STAGES or any(arg.partition("=")[0] == "--output_dir" for arg in argv):
         return None
     recipe = config.parent
     following = [name for name in STAGES[STAGES.index(stage) + 1 :] if (recipe / f"{name}.yaml").exists()]

@@ -1,26 +1,10 @@
 """The options that decide a stage's result: those that a resumed run must share with its checkpoint."""
 
 import dataclasses
-import re
 from typing import Any
 
 from rlhf.runs.artifacts import option_defaults, resolved_config
-
-# Options that change no weight of the result, or that the contract records in another way: the rows, the base and the
-# adapters by their digests, batches by their size over all processes. The length of a run may change too: a resumed
-# run says so, because its learning rate follows the new length.
-FREE = re.compile(
-    r"(logging|log|report|hub|push|save|eval|dataloader|ddp|hub|trackio|dataset)_.*"
-    r"|.*_(dir|model_path|ensemble_paths|tqdm|num_proc)|output_dir|run_name|project|use_cpu|debug|do_\w+|local_rank"
-    r"|include_\w+|batch_eval_metrics|prediction_loss_only|per_device_eval_batch_size|enable_jit_checkpoint"
-    r"|resume_from_checkpoint|overwrite_output_dir|restore_callback_states_from_checkpoint|load_best_model_at_end"
-    r"|metric_for_best_model|greater_is_better|skip_memory_metrics|remove_unused_columns|torch_empty_cache_steps"
-    r"|(gradient|activation)_checkpointing(_kwargs)?|num_sample_generations|on_bad_rows|columns|prompt_style|ppo_trainer"
-    r"|local_rollout_forward_batch_size|completions_per_forward|choice_\w+|calibration_\w+|cross_validate"
-    r"|model_name_or_path|model_revision|pad_to_multiple_of|per_device_train_batch_size|gradient_accumulation_steps"
-    r"|mini_batch_size|batch_size|num_mini_batches|num_total_batches|micro_batch_size|local_\w*batch_size|seed"
-)
-LENGTH = ("num_train_epochs", "max_steps", "total_episodes")
+from rlhf.runs.settings import FREE
 
 
 def decisive_options(*configs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,9 +13,9 @@ from transformers import TrainingArguments
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process, resolved_config, start_run
 from rlhf.runs.contract import Contract
-from rlhf.runs.decisive_options import FREE
 from rlhf.runs.machines import require_shared
 from rlhf.runs.resume import check_resume, complete_checkpoints, find_checkpoint
+from rlhf.runs.settings import differing
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ RUN = ("environment.json", "adapter_model.safetensors")  # every run of a stage 
 INPUT = re.compile(r".*(_paths?|name_or_path|dataset_name|_dataset)")  # options that name folders to read
 SKIPPED = "skipped_rows.jsonl"
 FOLDERS = ("checkpoint-*", "old-checkpoint-*", ".partial-checkpoint", "raw", "value", "tensorboard")
-SAME_RUN = ("resume_from_checkpoint", "overwrite_output_dir", "output_dir")
 
 
 @dataclass
@@ -143,17 +142,5 @@ def _different_options(folder: Path, configs: tuple) -> str | None:
     if not isinstance(theirs, dict):
         return "without a config.yaml"
     ours = {name: value for config in configs for name, value in resolved_config(config).items()}
-    for name in sorted(theirs.keys() | ours.keys()):
-        a, b = theirs.get(name), ours.get(name)
-        free = name in SAME_RUN or (FREE.fullmatch(name) and name not in _KEPT)
-        if a != b and not free:
-            return f"with {name} {a}, and this one has {b}"
-    return None
-
-
-# Free on resuming, because the contract records them by digests or over all processes, which config.yaml does not.
-_KEPT = (
-    "dataset_name", "dataset_config", "dataset_size", "dataset_seed", "dataset_train_split", "dataset_test_split",
-    "sft_model_path", "reward_model_path", "reward_ensemble_paths", "model_name_or_path", "model_revision", "seed",
-    "batch_size", "mini_batch_size", "num_mini_batches", "calibration_dataset", "calibration_size", "columns",
-)  # fmt: skip
+    found = next(iter(differing(theirs, ours)), None)
+    return f"with {found} {theirs.get(found)}, and this one has {ours.get(found)}" if found else None

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from rlhf.errors import InputError
@@ -55,3 +57,8 @@ def find_config(name: str, stage: str) -> Path:
     if not Path(name).is_file():
         raise InputError(f"Config file {name} does not exist. Check its path.")
     return Path(name)
+
+
+def config_of(argv: Sequence[str]) -> Path | None:
+    """Returns the YAML that a command line names after `--config`; None without one."""
+    return next((Path(value) for name, value in pairwise(argv) if name == "--config"), None)

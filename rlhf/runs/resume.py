@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import say_once
 from rlhf.runs.contract import FILE_NAME, Contract, differences, read_contract
-from rlhf.runs.decisive_options import LENGTH
+from rlhf.runs.settings import LENGTH
 
 # Of the base, its name may differ: a folder may have moved.
 COMPARED = ("stage", "seed", "options", "tokenizer", "prompt_style", "template_date", "stop_tokens", "parents", "rows")

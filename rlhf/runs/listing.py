@@ -1,0 +1,200 @@
+"""Runs that lie in a folder: their stages, how far each came, its settings and its result.
+
+A stage's folder holds environment.json and config.yaml, which it writes first, and result.json, which it writes last. A
+run is the folder of several stages that are named after themselves (runs/mine/sft, runs/mine/ppo), or else a stage's
+own folder. Damaged and foreign folders are described in a word. No library is loaded.
+"""
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.errors import InputError
+from rlhf.runs.installation import recipe_names
+from rlhf.runs.results import Result, result_of
+
+STAGES = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "benchmark")
+NOT_SEARCHED = re.compile(
+    r"(old-)?checkpoint-\d+|\..*|raw|value|tensorboard|answers|verdicts|report|truthfulqa|wandb|__pycache__"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's folder.
+
+    Attributes:
+        name: "sft", "reward", "ppo", ...
+        state: "finished", or what is wrong with it.
+        started: seconds since 1970 at which it began, or was resumed.
+        settings: config.yaml; {} if it is missing or damaged.
+        result: result.json; {} if the stage has not finished.
+        recipe: that it was started with; None if it is not known.
+    """
+
+    name: str
+    folder: Path
+    state: str
+    started: float
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    recipe: str | None
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: stages by name, in the order of the recipe. Without stages, `state` says what the folder is instead."""
+
+    name: str
+    folder: Path
+    stages: dict[str, Stage]
+    summary: dict[str, Any] | None = None
+    state: str = ""
+
+    @property
+    def recipe(self) -> str | None:
+        named = next((stage.recipe for stage in self.stages.values() if stage.recipe), None)
+        return named or (self.folder.name if self.folder.name in recipe_names() else None)
+
+    @property
+    def started(self) -> float:
+        return max((stage.started for stage in self.stages.values()), default=0.0)
+
+    def results(self) -> dict[str, Result]:
+        """Returns the numbers of the finished stages, by stage."""
+        found = {
+            name: result_of(name, stage.result, self.summary) for name, stage in self.stages.items() if stage.finished
+        }
+        return {name: result for name, result in found.items() if result is not None}
+
+    def last_result(self) -> Result | None:
+        """Returns the number of the last stage that has one: the evaluation's, or else PPO's, ..."""
+        return next(reversed(self.results().values()), None)
+
+
+def find_runs(root: str | Path) -> list[Run]:
+    """Returns the runs in a folder, or in the folder of one run, by name; of other folders, those directly in it.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        kind = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"{root} {kind}. Pass a folder that holds runs, such as runs.")
+    stages: dict[Path, dict[str, Stage]] = {}
+    seen, unreadable = set(), []
+    for path, folders, files in os.walk(root, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not NOT_SEARCHED.fullmatch(name))
+        folder = Path(path)
+        if not is_stage(folder, files):
+            continue
+        stage = read_stage(folder)
+        run = folder.parent if folder.name == stage.name else folder
+        stages.setdefault(run, {})[stage.name] = stage
+        seen |= {folder, *folder.parents}
+    runs = [
+        Run(_name(run, root), run, dict(sorted(found.items(), key=_order)), _summary(run))
+        for run, found in stages.items()
+    ]
+    denied = {Path(error.filename) for error in unreadable}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and folder not in seen and not NOT_SEARCHED.fullmatch(folder.name):
+            runs.append(Run(_name(folder, root), folder, {}, state=_word(folder, denied)))
+    return sorted(runs, key=lambda run: [int(part) if part.isdigit() else part for part in _parts(run.name)])
+
+
+def is_stage(folder: Path, files: list[str]) -> bool:
+    """True for the folder of a stage, finished or not."""
+    return "environment.json" in files or {"config.yaml", "metrics.jsonl"} <= set(files)
+
+
+def read_stage(folder: Path) -> Stage:
+    """Reads a stage's folder, whatever is missing or damaged in it."""
+    environment, bad_environment = read_object(folder / "environment.json")
+    settings, bad_settings = read_object(folder / "config.yaml")
+    result, bad_result = read_object(folder / "result.json")
+    if bad := [name for name in (bad_environment, bad_settings, bad_result) if name]:
+        state = ", ".join(bad)
+    elif result is None:
+        state = _progress(folder)
+    else:
+        state = "finished"
+    environment = environment or {}
+    name = environment.get("stage") if isinstance(environment.get("stage"), str) else None
+    started, recipe = environment.get("started"), environment.get("recipe")
+    if not isinstance(started, int | float):
+        known = [folder / name for name in ("environment.json", "config.yaml") if (folder / name).exists()]
+        started = known[0].stat().st_mtime
+    recipe = recipe if isinstance(recipe, str) else None
+    return Stage(name or folder.name, folder, state, started, settings or {}, result or {}, recipe)
+
+
+def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns the mapping in a JSON or YAML file, None if it is missing; and "" or what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"{path.name} cannot be read: {error.strerror}"
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return None, f"{path.name} is damaged"
+    return (content, "") if isinstance(content, dict) else (None, f"{path.name} is damaged")
+
+
+def _progress(folder: Path) -> str:
+    """Returns how far a stage came that has no result."""
+    checkpoints = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*") if path.name[-1].isdigit()]
+    if checkpoints:
+        return f"not finished, has checkpoint-{max(checkpoints)}"
+    step = None
+    if (folder / "metrics.jsonl").exists():
+        with open(folder / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
+            steps = re.findall(r'^\{"step": (\d+)', file.read(), flags=re.MULTILINE)
+        step = steps[-1] if steps else None
+    return f"not finished, at step {step}" if step else "not finished"
+
+
+def _summary(run: Path) -> dict[str, Any] | None:
+    summary, _ = read_object(run / "summary.json")
+    judges = (summary or {}).get("judges")
+    return summary if isinstance(judges, dict) and all(isinstance(judge, dict) for judge in judges.values()) else None
+
+
+def _word(folder: Path, denied: set[Path]) -> str:
+    """Returns what a folder without stages is."""
+    if folder in denied:
+        return "cannot be read"
+    if any(folder.glob("**/adapter_config.json")):
+        return "an adapter of another library, or of an old version"
+    return "empty" if not any(folder.iterdir()) else "no run"
+
+
+def _name(run: Path, root: Path) -> str:
+    return run.relative_to(root).as_posix() if root in run.parents else run.resolve().name
+
+
+def _order(item: tuple[str, Stage]) -> tuple[int, str]:
+    return STAGES.index(item[0]) if item[0] in STAGES else len(STAGES), item[0]
+
+
+def _parts(name: str) -> list[str]:
+    """Returns a name in parts of digits and of other characters, so that seed-10 comes after seed-9."""
+    return re.split(r"(\d+)", name)
+
+
+def date(seconds: float) -> str:
+    """Returns date and time, on this machine's clock."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
