@@ -13,6 +13,7 @@ explains the table.
 import argparse
 import json
 import sys
+from functools import partial
 
 from rlhf.command import with_one_line_errors
 from rlhf.errors import InputError
@@ -21,9 +22,15 @@ from rlhf.runs.listing import find_runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=6)
+    )
     parser.add_argument("folder", nargs="?", default="runs", help="Folder that holds runs, or one run. Default: runs.")
-    parser.add_argument("--json", action="store_true", help="Print JSON, with all settings and numbers of each stage.")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print JSON with all settings and numbers of each stage. Default: the table.",
+    )
     args = parser.parse_args()
     runs = find_runs(args.folder)
     if args.json:

@@ -42,7 +42,8 @@ usage: rlhf <command> [recipe or folder of a run] [--option value ...]
 """
 ACCELERATE = """\
 Stages take --accelerate NAME as well: {names}, or the path of a YAML of `accelerate config`. Without it they run in \
-one process on the CPU or on the GPU, or in one process on each of several GPUs.
+one process on the CPU or on the GPU, or in one process on each of several GPUs. Stages that train take \
+--sweep kl_coef=0.02,0.05 seed=0,1 as well: a run for each point of the grid, in a folder of its own.
 """
 
 
@@ -84,12 +85,25 @@ def run(args: list[str]) -> None:
         print(wrapped(page), end="", flush=True)
     elif command not in LAUNCHED or HELP & set(args):
         start(script, with_config(command, args))
+    elif any(arg.partition("=")[0] == "--sweep" for arg in args):
+        sweep(command, script, args)
     else:
         accelerate, args = take_option(args, "--accelerate")
         args = with_config(command, args)
         options = launch_options(accelerate or ("multi_cpu" if command == "demo" else None))
         folder = installed_folder("accelerate_configs")
         start(folder / "launch.py", [*options, str(folder / "start.py"), str(script), *args])
+
+
+def sweep(command: str, script: Path, args: list[str]) -> None:
+    """Runs a stage once for each point of a grid: `rlhf ppo mine --sweep kl_coef=0.02,0.05 seed=0,1`."""
+    from rlhf.runs.sweep import run_sweep, take_sweep  # not at the top: `rlhf --help` needs no YAML
+
+    words, args = take_sweep(args)
+    accelerate, own = take_option(args, "--accelerate")
+    options = with_config(command, own)
+    launch_options(accelerate)  # refuses what cannot be launched
+    run_sweep(command, script, options, words, [sys.executable, "-m", "rlhf.command", command, *args])
 
 
 def start(script: Path, args: list[str]) -> None:
