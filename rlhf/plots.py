@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 COLORS = {"base": "#8b95a3", "sft": "#3b73b0", "sft_best": "#6f9f6b", "ppo": "#d0702b"}
+MANY = ("#3b73b0", "#d0702b", "#6f9f6b", "#8a63a8", "#b3587a", "#2f8f8b", "#8c7a2f", "#5a7fd0", "#a5523a", "#8b95a3")
 INK = "#3c4650"
 
 STYLE: dict[Any, Any] = {
@@ -69,6 +71,42 @@ def curves(panels: Sequence[tuple[str, dict[str, Curve]]], xlabel: str, columns:
             axes.set_xlabel(xlabel)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
+        return _svg(figure)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's curve in a panel; lines of one label share a color."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+def overlaid(panels: Sequence[tuple[str, Sequence[Line]]], xlabel: str, columns: int) -> str:
+    """A grid of line charts with the curves of several runs, and one legend for all of them.
+
+    Args:
+        panels: (title, lines) each. A label has the color of its place among all labels; after ten they repeat.
+    """
+    labels = list(dict.fromkeys(line.label for _, lines in panels for line in lines))
+    colors = {label: MANY[i % len(MANY)] for i, label in enumerate(labels)}
+    rows, above = -(-len(panels) // columns), 0.3 * -(-len(labels) // 3)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(rows, columns, figsize=(9.6, 2.5 * rows + above), squeeze=False)
+        for axes, (title, lines) in zip(grid.flat, panels, strict=False):
+            for line in lines:
+                style = (0, (3, 2)) if line.dashed else "-"
+                marker = "o" if len(line.x) < 25 else None
+                axes.plot(line.x, line.y, color=colors[line.label], linestyle=style, linewidth=1.2, marker=marker,
+                          markersize=2)  # fmt: skip
+            axes.set_title(title)
+            axes.set_xlabel(xlabel)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        handles = [plt.Line2D([], [], color=color, label=label) for label, color in colors.items()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9)
         return _svg(figure)
 
 

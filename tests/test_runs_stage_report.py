@@ -25,6 +25,8 @@ def metrics(stage, steps=3):
 @pytest.mark.parametrize("stage", PANELS)
 def test_the_page_holds_each_curve_and_needs_no_other_file(tmp_path, stage):
     write_jsonl(tmp_path / stage / "metrics.jsonl", metrics(stage))
+    assert "Not finished" in write_stage_report(tmp_path / stage, stage).read_text(encoding="utf-8")
+    (tmp_path / stage / "result.json").write_text("{}")
     page = write_stage_report(tmp_path / stage, stage).read_text(encoding="utf-8")
     for title in PANELS[stage]:
         assert title in page

@@ -77,7 +77,17 @@ def read_answers(recipe_dir: Path) -> list[AnswerRow]:
 
 
 def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, report: list[Section]) -> str:
-    """Returns the page as HTML. It needs no other file."""
+    """Returns the page of a recipe as HTML. It needs no other file."""
+    return page(title, lead(summary, benchmark), report, tables.headline(summary))
+
+
+def page(title: str, first_words: str, report: list[Section], headline: Table | None = None, files: bool = True) -> str:
+    """Returns sections as an HTML page that needs no other file.
+
+    Args:
+        headline: measure, value and meaning, for the tiles at the top.
+        files: tables and figures are also files in report/, and the page names them.
+    """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("rlhf.evaluation", "."), PackageLoader("rlhf.runs", ".")]),  # report.css
         autoescape=True,  # answers may contain markup
@@ -90,8 +100,9 @@ def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, 
     environment.tests["decided"] = decided
     return environment.get_template("report.html.j2").render(
         title=title,
-        lead=lead(summary, benchmark),
-        headline=tables.headline(summary),
+        lead=first_words,
+        headline=headline.rows if headline else [],
+        files=files,
         sections=report,
         colors=plots.COLORS,
         inline_svg=lambda figure: Markup(plots.inline_svg(figure.svg, figure.data.name)),

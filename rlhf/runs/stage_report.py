@@ -110,7 +110,7 @@ def write_stage_report(folder: str | Path, stage: str, progress: str = "") -> Pa
     )  # fmt: skip
     page = environment.get_template("stage_report.html.j2").render(
         title=f"{stage}: {folder.parent.name}/{folder.name}",
-        state=f"Training, {progress}, at {time.strftime('%H:%M')}" if progress else "Finished",
+        state=f"Training, {progress}, at {time.strftime('%H:%M')}" if progress else _end(folder),
         running=bool(progress),
         seconds=round(SECONDS),
         figure=Markup(svg),
@@ -121,6 +121,10 @@ def write_stage_report(folder: str | Path, stage: str, progress: str = "") -> Pa
     new.write_text(page, encoding="utf-8", errors="replace")
     os.replace(new, folder / NAME)  # a browser never reads half a page
     return folder / NAME
+
+
+def _end(folder: Path) -> str:
+    return "Finished" if (folder / "result.json").exists() else "Not finished"
 
 
 def with_episodes(rows: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
