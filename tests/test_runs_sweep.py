@@ -100,7 +100,19 @@ def test_ctrl_c_in_a_point_stops_the_sweep(run):
 
 def test_sigterm_is_passed_to_the_stage_and_ends_the_sweep(tmp_path):
     stage, code = tmp_path / "stage.py", tmp_path / "sweep.py"
-    stage.write_text("import time\nopen('started', 'w')\ntry: time.sleep(60)\nfinally: open('ended', 'w')\n")
+    stage.write_text(
+        textwrap.dedent("""
+        import os, signal, subprocess, sys, time
+        if len(sys.argv) == 1:  # the launcher, which has no handler
+            sys.exit(subprocess.run([sys.executable, "stage.py", "stage"]).returncode)
+        def end(number, frame):
+            open("ended", "w")
+            sys.exit(130)
+        signal.signal(signal.SIGTERM, end)
+        open("started", "w")
+        time.sleep(60)
+    """)
+    )
     code.write_text(
         textwrap.dedent("""
         import sys, pathlib

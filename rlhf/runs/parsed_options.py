@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from rlhf.cli import parse
+from rlhf.options import Options
 
 
 def parsed_options(script: str | Path, args: Sequence[str]) -> tuple[Any, ...]:
@@ -23,8 +24,8 @@ def parsed_options(script: str | Path, args: Sequence[str]) -> tuple[Any, ...]:
     """
     module = _load(Path(script))
 
-    def parse_alone(*types: type, **options: Any) -> NoReturn:
-        raise _Parsed(parse(*types, **options | {"args": list(args)}))
+    def parse_alone(*types: type, options: Options | None = None) -> NoReturn:
+        raise _Parsed(parse(*types, args=list(args), options=options))
 
     setattr(module, "parse", parse_alone)  # noqa: B010
     logging.disable(logging.WARNING)  # the stage itself will say it

@@ -100,8 +100,10 @@ def _chosen(result: Mapping[str, Any]) -> Result | None:
 
 
 def _mean(numbers: Mapping[str, Any], key: str, name: str) -> Result | None:
-    mean, low, high = (numbers.get(f"{key}{end}") for end in ("", "_low", "_high"))
-    return Result(name, mean, low, high) if _is_number(mean) else None
+    mean = numbers.get(key)
+    if not isinstance(mean, int | float):
+        return None
+    return Result(name, mean, numbers.get(f"{key}_low"), numbers.get(f"{key}_high"))
 
 
 def _is_number(value: Any) -> bool:

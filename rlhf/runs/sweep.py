@@ -233,9 +233,9 @@ def _passing_signals_to(process: subprocess.Popen) -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         received.append(number)
         with suppress(psutil.Error):  # it has just ended
-            launcher = psutil.Process(process.pid)
-            for member in [launcher, *launcher.children(recursive=True)] if number == signal.SIGTERM else []:
-                member.send_signal(signal.SIGINT)  # as a terminal does with Ctrl-C
+            launcher = psutil.Process(process.pid)  # waits for the processes of the stage, and has no handler itself
+            for member in launcher.children(recursive=True) or [launcher] if number == signal.SIGTERM else []:
+                member.send_signal(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
