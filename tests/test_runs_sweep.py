@@ -187,6 +187,8 @@ def test_a_folder_of_other_options_is_not_taken_for_a_point(run):
 def test_stages_that_do_not_train_and_several_machines_are_refused(monkeypatch):
     with pytest.raises(InputError, match=r"sft, reward, ppo\. Run evaluate once for each value"):
         run_sweep("evaluate", PPO, [], ["seed=1"], [])
+    with pytest.raises(InputError, match="--smoke tries one run"):
+        run_sweep("ppo", PPO, ["--smoke"], ["seed=1"], [])
     monkeypatch.setenv("NNODES", "2")
     with pytest.raises(InputError, match="NNODES is 2"):
         run_sweep("ppo", PPO, [], ["seed=1"], [])

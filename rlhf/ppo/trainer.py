@@ -264,7 +264,7 @@ class PPOTrainer(TRLInterface):
 
         # 6. Metrics, and beta of the next rollout
         means = episode_means(batches, self.kl.coef, self.sum_over_processes)
-        means |= score_interval(batches, columns["input_ids"], self.accelerator.gather)
+        means |= score_interval(batches, columns["input_ids"], self.gather)
         means |= self.collapse.update(means, self.state.global_step) | {"objective/kl_coef": self.kl.coef}
         if index >= args.value_warmup_rollouts:  # the policy does not move before
             self.kl.update(means["objective/kl"], args.rollout_size)
@@ -467,7 +467,7 @@ class PPOTrainer(TRLInterface):
         self.apply_score_options(batches)
         counted = sum(i < total for i in rows)
         means = episode_means(batches, self.kl.coef, self.sum_over_processes, counted)
-        means |= score_interval(batches, columns["input_ids"], self.accelerator.gather, counted)
+        means |= score_interval(batches, columns["input_ids"], self.gather, counted)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.append_samples(metric_key_prefix, columns, responses, batches)
         self.log(metrics)
@@ -496,6 +496,10 @@ class PPOTrainer(TRLInterface):
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """Sum over the processes."""
         return self.accelerator.reduce(tensor, reduction="sum")  # pyright: ignore[reportReturnType]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in their order."""
+        return self.accelerator.gather(tensor)  # pyright: ignore[reportReturnType]
 
     def wrapped_model(self) -> nn.Module:
         """The model as the training loop has it; before training, prepared for mixed precision alone."""

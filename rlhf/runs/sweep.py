@@ -80,6 +80,8 @@ def run_sweep(stage: str, script: Path, options: Sequence[str], words: Sequence[
         raise InputError(f"{OPTION} is for stages that train: {', '.join(STAGES)}. Run {stage} once for each value.")
     if os.environ.get("NNODES", "1") not in ("", "1"):
         raise InputError(f"{OPTION} runs on one machine, and NNODES is {os.environ['NNODES']}. Unset NNODES.")
+    if "--smoke" in options:
+        raise InputError(f"--smoke tries one run, and {OPTION} runs many. Leave one of the two out.")
     grid = read_grid(words)
     with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as pool:  # the libraries stay out of this one
         points = pool.submit(find_points, stage, str(script), list(options), grid).result()
