@@ -24,7 +24,7 @@ RLHF  = $(VENV)/bin/python -m rlhf.command
 STAGE = @$(RLHF) $(1) $(RECIPE) $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark label chat compare inspect notebook push
+.PHONY: help install demo new doctor check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark label chat compare inspect notebook push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -46,6 +46,12 @@ $(TESTED): $(INSTALLED)
 
 demo: $(INSTALLED) ## the whole recipe on the sandbox, base to report, in about ten minutes
 	@$(RLHF) demo
+
+new: $(INSTALLED) ## write a recipe: make new ARGS="mine --model <folder or Hub id> --data <file>"
+	@$(RLHF) new $(ARGS)
+
+doctor: $(INSTALLED) ## what this machine can do, and what is missing
+	@$(RLHF) doctor
 
 check: $(INSTALLED) ## run all stages of RECIPE on a short model first, in seconds
 	$(call STAGE,check)

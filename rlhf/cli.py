@@ -178,8 +178,8 @@ class _Parser(TrlParser):
     def format_help(self) -> str:
         hidden = {**self.options.refused, **self.options.without_effect}
         types = [cast(type, kind) for kind in self.dataclass_types]
-        smoke = HELP if Path(sys.argv[0]).stem in SMOKE else ""
-        return wrapped(help_page(sys.argv[0], types, self._actions, hidden) + smoke)
+        more = HELP if Path(sys.argv[0]).stem in SMOKE else ""
+        return wrapped(help_page(sys.argv[0], types, self._actions, hidden, more))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)

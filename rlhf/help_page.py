@@ -54,7 +54,9 @@ def wrapped(page: str, width: int | None = None) -> str:
     )
 
 
-def help_page(script: str, types: Sequence[type], actions: Iterable[Action], hidden: Iterable[str] = ()) -> str:
+def help_page(
+    script: str, types: Sequence[type], actions: Iterable[Action], hidden: Iterable[str] = (), more: str = ""
+) -> str:
     """Returns the help of a script, not wrapped.
 
     Args:
@@ -62,6 +64,7 @@ def help_page(script: str, types: Sequence[type], actions: Iterable[Action], hid
         types: the dataclasses of its options.
         actions: one for each option, in the order of the page.
         hidden: options without effect.
+        more: options that no dataclass has, described.
     """
     by_name = {action.dest: action for action in reversed(list(actions))}
     command, hidden, others = Path(script).stem, set(hidden), 0
@@ -81,6 +84,7 @@ def help_page(script: str, types: Sequence[type], actions: Iterable[Action], hid
     blocks = [docstring(script)]
     blocks += [f"{title} options:\n" + "\n".join(options) for title, options in groups.items() if options]
     blocks.append("  --config FILE\n      YAML with any of these options. The command line overrides it.")
+    blocks.append(more)
     if others:
         blocks.append(f"{others} more options of the Trainer: rlhf {command} --help-all")
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -12,10 +12,9 @@ from typing import Any
 
 import yaml
 
-HELP = """
+HELP = """\
   --smoke
-      Try the stage in under a minute: few rows and steps, short answers, into the folder smoke beside its own.
-"""
+      Try the stage in under a minute: few rows and steps, short answers, into the folder smoke beside its own."""
 FEW_ROWS = {
     "dataset_size": 64,
     "dataset_eval_size": 4,
@@ -87,7 +86,7 @@ def smoke_options(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, limit in AT_MOST.get(stage, {}).items():
         options[name] = min(settings.get(name) or limit, limit)
     if stage in ("sft", "reward"):
-        options["batch_size"] = step
+        options["batch_size"] = step if stage == "sft" else processes  # a ranking has several answers
     if stage == "ppo":
         options |= {"batch_size": 2 * step, "mini_batch_size": step, "total_episodes": 4 * step}
         if settings.get("max_prompt_length"):
