@@ -12,6 +12,7 @@ from rlhf.cli import parse, run
 from rlhf.data import DataArguments
 from rlhf.data.bad_rows import BadRows
 from rlhf.data.loading import checked_rows, find_rows
+from rlhf.errors import InputError
 from rlhf.evaluation.agreement import agreement_report
 
 
@@ -22,6 +23,8 @@ def main() -> None:
     comparisons = (row for rows in splits.values() for row in checked_rows("votes", rows(), args, bad_rows))
     report = agreement_report(comparisons)
     bad_rows.report()
+    if not report["labelers"]:
+        raise InputError(f"No row of {args.dataset_name} names a labeler. Add a column labeler_id to the comparisons.")
     print(json.dumps(report, indent=2))
 
 

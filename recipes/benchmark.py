@@ -37,6 +37,7 @@ from rlhf.options import READ_ADAPTERS
 from rlhf.runs.artifacts import is_first_process, start_run
 from rlhf.runs.checks import check_model_options
 from rlhf.runs.digests import base_identity, json_digest
+from rlhf.runs.folders import check_output
 
 # Task -> function from TaskArguments to one task or several. All other names are tasks of lm-eval.
 PREPARE: dict[str, Callable[[TaskArguments], Task | list[Task]]] = {
@@ -111,6 +112,7 @@ def main() -> None:
     args, model_args = parse(BenchmarkArguments, ModelConfig, options=READ_ADAPTERS, positional="run")
     check_model_options(model_args)
     folder = Path(args.output_dir or f"{args.run}/benchmark")
+    check_output(folder, args, model_args)
     adapters = named_adapters(args)
     tasks = [task for spec in args.tasks for task in prepare(spec, args, folder)]
     names = [task.name for task in tasks]

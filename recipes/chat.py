@@ -79,7 +79,7 @@ def adapters_of(name: str) -> dict[str, str]:
     """Returns stage -> folder or Hub id of the adapters of a run; of one adapter; {} for a whole model.
 
     Raises:
-        InputError: the folder holds nothing of these.
+        InputError: the folder does not exist, or holds nothing of these.
     """
     folder = Path(name).expanduser()
     if any((folder / stage / CONFIG).exists() for stage in STAGES):
@@ -91,6 +91,11 @@ def adapters_of(name: str) -> dict[str, str]:
         raise InputError(
             f"{name} holds neither finished stages nor a model. Pass the folder of a run, such as runs/mine."
         )
+    is_path = (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or (folder.parent != Path() and folder.parent.is_dir())
+    )
+    if is_path and not folder.exists():
+        raise InputError(f"Run folder {name} does not exist. Pass the folder of a run, such as runs/mine.")
     return {}
 
 

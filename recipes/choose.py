@@ -59,7 +59,9 @@ def main() -> None:
         raise InputError("reward_model_path is missing; by validation loss, recipes/sft.py has chosen already. Set it.")
     require_shared(folder, "sft_path")
     result = read_result(folder)
-    if not result["epochs"]:
+    if not all("checkpoint" in row for row in result.get("epochs", [])):
+        raise InputError(f"{folder}/result.json names no checkpoints of its epochs. Run the SFT stage again.")
+    if not result.get("epochs"):
         raise InputError(
             f"{folder} has no checkpoints to choose from. Run SFT with save_strategy and eval_strategy epoch."
         )

@@ -25,6 +25,7 @@ from rlhf.data.splits import SPLITS
 from rlhf.errors import InputError
 from rlhf.models.loading import load_tokenizer
 from rlhf.runs.artifacts import start_run, write_result
+from rlhf.runs.folders import check_output
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     args, data_args = parse(PrepareArguments, DataArguments)
     personal = PersonalData(args.phone_region) if args.personal_data == "drop" else None
     tokenizer = load_tokenizer(args.model_name_or_path)
+    check_output(args.output_dir, args, data_args)
     start_run(args.output_dir, args, data_args, stage="data")
 
     # Decide row by row

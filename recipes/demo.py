@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from rlhf.errors import PlainParser
 from rlhf.runs.console import show
 from rlhf.runs.processes import process_state
 
@@ -22,7 +23,7 @@ STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose.py", "ppo": 
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     state, seconds = process_state(), {}
     for stage, recipe in STAGES.items():
         started, config = time.monotonic(), RECIPES / "sandbox" / f"{stage}.yaml"

@@ -47,8 +47,9 @@ from rlhf.models.loading import load_config, resolve_model_name
 from rlhf.options import READ_ADAPTERS
 from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.artifacts import is_first_process, start_run, write_result
-from rlhf.runs.checks import check_model_options
+from rlhf.runs.checks import check_model_options, check_writable
 from rlhf.runs.console import duration, say, show, show_title
+from rlhf.runs.folders import check_output
 from rlhf.runs.hub import write_model_card
 
 DEFAULT_BASELINE = "sft"
@@ -147,6 +148,8 @@ def main() -> None:
     args, data_args, model_args = parse(EvaluateArguments, EvaluationData, ModelConfig, options=READ_ADAPTERS)
     check_model_options(model_args)
     recipe_dir, output_dir = Path(args.recipe_dir or Path(args.output_dir).parent), args.output_dir
+    check_output(output_dir, args, data_args, model_args)
+    check_writable(recipe_dir, "recipe_dir")
     other_runs = [read_summary(folder) for folder in args.other_runs or ()]
 
     # Systems and judges, checked before a model is loaded
@@ -203,6 +206,7 @@ def main() -> None:
     results = {name: stage.result for name, stage in folders.items()}
     seconds = round(time.monotonic() - started, 1)
     summary = summarize(rows, entries, results, settings, seconds, other_runs)
+    recipe_dir.mkdir(parents=True, exist_ok=True)
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     write_result(output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
     report = write_report(recipe_dir, rows)

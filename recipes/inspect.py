@@ -25,7 +25,7 @@ else:
     from pathlib import Path
 
     from rlhf.cli import run
-    from rlhf.errors import InputError
+    from rlhf.errors import InputError, PlainParser
     from rlhf.models.adapter_files import adapter_folder
     from rlhf.runs.contract import FILE_NAME, Contract, read_contract, read_conversations
     from rlhf.runs.inspection import contract_text, differences_text
@@ -33,7 +33,7 @@ else:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="Folder of a stage or of a run, or Hub id of an adapter.")
     parser.add_argument("other", nargs="?", help="A second one: what differs is printed.")
     args = parser.parse_args()

@@ -47,7 +47,7 @@ from rlhf.models.loading import (
 )
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stages import load_adapter_tokenizer, trained_style
-from rlhf.models.stop_tokens import add_stop_ids
+from rlhf.models.stop_tokens import add_stop_ids, check_token_id
 from rlhf.options import PPO
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.config import TRL_MODEL
@@ -132,7 +132,9 @@ def main() -> None:
     # Prompts and pretraining text
     show_title("ppo", args.output_dir)
     tokenizer = load_adapter_tokenizer(model_args, sft)
-    add_stop_ids(tokenizer, [] if args.stop_token_id is None else [args.stop_token_id])
+    if args.stop_token_id is not None:
+        check_token_id(tokenizer, args.stop_token_id, "stop_token_id")
+        add_stop_ids(tokenizer, [args.stop_token_id])
     train = load_prompts(data_args, "train", args.output_dir)
     test = load_prompts(data_args, "validation", args.output_dir) if args.eval_strategy != "no" else None
     style = trained_style(list(parents.values())[:2])

@@ -17,10 +17,14 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
 from rlhf.cli import parse, run
+from rlhf.errors import InputError, require_at_least
+from rlhf.models.loading import resolve_model_name
 from rlhf.runs.artifacts import MetricsCallback, start_run, write_result
+from rlhf.runs.checks import check_training
 from rlhf.runs.console import show, show_end, show_title
 from rlhf.runs.processes import use_one_device
 from rlhf.runs.progress import watch
+from rlhf.runs.resume import find_checkpoint
 from rlhf.sandbox import datasets as sandbox
 from rlhf.sandbox.base_model import architecture, pack, train_tokenizer
 
@@ -41,10 +45,20 @@ class PretrainArguments(TrainingArguments):
     block_size: int = field(default=256, metadata={"help": "Tokens per training block of packed documents."})
     tokenizer_documents: int = field(default=30_000, metadata={"help": "Documents that the tokenizer is trained on."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, 1, "n_documents", "tokenizer_documents")
+        require_at_least(self, 2, "block_size")
+        if self.graded_share is not None and not 0 <= self.graded_share <= 1:
+            raise InputError(f"graded_share is {self.graded_share}; it must be at least 0 and at most 1.")
+
 
 def main() -> None:
     (args,) = parse(PretrainArguments)
     use_one_device(args)
+    check_training(args)
+    continued = resolve_model_name(args.continue_from) if args.continue_from else None
+    checkpoint = find_checkpoint(args)
     started, folder = time.monotonic(), args.output_dir
     start_run(folder, args, stage="pretrain")
     set_seed(args.seed)
@@ -55,9 +69,9 @@ def main() -> None:
     sizes = {"train": args.n_documents, "validation": 500}
     rows = {split: sandbox.pretraining(split, size, **options) for split, size in sizes.items()}
     documents = {split: list(chain.from_iterable(dataset["text"])) for split, dataset in rows.items()}
-    if args.continue_from:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.continue_from)
-        model = LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32")
+    if continued:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(continued)
+        model = LlamaForCausalLM.from_pretrained(continued, dtype="float32")
     else:
         tokenizer = train_tokenizer(documents["train"][: args.tokenizer_documents])
         model = LlamaForCausalLM(architecture(tokenizer))
@@ -74,7 +88,7 @@ def main() -> None:
     )
     show("rows", f"{len(blocks['train']):,} blocks of {args.block_size} tokens, {len(blocks['validation']):,} held out")
     watch(trainer, "pretrain", args.continue_from or "random weights")
-    train_loss = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).training_loss
+    train_loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
     validation_loss = trainer.evaluate()["eval_loss"]
 
     # bfloat16 is precise enough on disk; the stages load the weights in float32.

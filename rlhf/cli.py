@@ -5,7 +5,9 @@ import dataclasses
 import difflib
 import gc
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -18,7 +20,7 @@ import yaml
 from tqdm.auto import tqdm
 from trl import TrlParser
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, machine_fault
 from rlhf.help_page import help_page, wrapped
 from rlhf.noise import quiet_libraries
 from rlhf.options import Options
@@ -77,7 +79,7 @@ def parse(
     try:
         if config is not None:
             with open(config, encoding="utf-8") as file:
-                _refuse_repeated_keys(yaml.compose(file), config)
+                _check_keys(yaml.compose(file), config)
         if "--smoke" in args:
             args = smoke_line(Path(sys.argv[0]).stem, args)
         with warnings.catch_warnings():
@@ -92,16 +94,19 @@ def parse(
     except yaml.YAMLError as error:
         raise InputError(f"Config file {config} is not valid YAML: {error}. Correct the file.") from error
     except ValueError as error:  # from __post_init__ of dataclasses of TRL, transformers and this library
-        raise InputError(str(error)) from error
+        raise InputError(parser.sentence(str(error))) from error
     if unknown:
         parser.refuse_unknown(unknown[0], where="the command line")
+    for instance in parsed:
+        _refuse_not_finite(instance)
     return tuple(parsed)
 
 
 def run(main: Callable[[], Any]) -> None:
     """Calls `main`, with this library's log on stderr.
 
-    An `InputError` becomes one line on stderr and exit code 2; other exceptions pass through.
+    An `InputError` becomes one line on stderr and exit code 2, and so does a fault of the machine, such as a full disk
+    (`rlhf.errors.machine_fault`); other exceptions pass through. Notes of the exception end the line.
 
     Ctrl-C and SIGTERM become one line, too, with exit code 130. It is the message of the KeyboardInterrupt, which a
     trainer gives to say how to go on.
@@ -121,12 +126,14 @@ def run(main: Callable[[], Any]) -> None:
         with warnings.catch_warnings():
             quiet_libraries()
             main()
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, Exception) and not _signals:
-            raise
+            sentence = str(error) if isinstance(error, InputError) else machine_fault(error)
+            if sentence is None:
+                raise
+            words = " ".join([sentence, *getattr(error, "__notes__", ())]).split()
+            print(f"error: {' '.join(words)}", file=sys.stderr, flush=True)
+            sys.exit(2)
         # Of several processes one is often told by another's end, in an error of the connection, that it is stopped.
         error = error if isinstance(error, KeyboardInterrupt) else ""
         if os.environ.get("RANK", "0") == "0":
@@ -165,6 +172,7 @@ class _Parser(TrlParser):
 
     config_file: str | None = None
     options = Options({}, {})
+    given = Namespace()  # the values before a dataclass changes them
 
     def leave_out(self, options: Options) -> None:
         """Makes the parser refuse, or ignore, the options that the recipe does not obey."""
@@ -183,6 +191,7 @@ class _Parser(TrlParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         parsed, unknown = super().parse_known_args(args, namespace)
+        self.given = Namespace(**vars(parsed))  # the caller empties its own
         self._check_options(parsed)
         return parsed, unknown
 
@@ -201,7 +210,16 @@ class _Parser(TrlParser):
             logger.warning("%s is without effect: %s", name, reason)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # TRL's second spelling, with hyphens
         raise InputError(message.removesuffix(".") + ". Run with --help for all options.")
+
+    def sentence(self, message: str) -> str:
+        """Returns the message of a dataclass with the name of its option, where it begins with the value alone."""
+        if "doesn't support bf16" in message:  # transformers advises use_cpu
+            return "bf16 is true, and there is no GPU that can compute with it. Pass --bf16 false."
+        value = message.split(maxsplit=1)[0] if message else ""
+        names = [name for name, given in vars(self.given).items() if isinstance(given, str) and given == value]
+        return f"{names[0]}: {message.rstrip('.')}." if len(names) == 1 else f"{message.rstrip('.')}."
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         # These become defaults. argparse checks the type of a default only if it is a string, and never its choices:
@@ -221,9 +239,11 @@ class _Parser(TrlParser):
         return super().set_defaults_with_config(**config)
 
     def _convert(self, action: Action, value: Any) -> Any:
+        kind = getattr(action.type, "__name__", "")  # TRL wraps the types of fields that may be None
+        if isinstance(value, dict) and (kind in ("int", "float", "string_to_bool") or action.choices):
+            raise ArgumentError(None, f"expected a single value, not the mapping {value}")
         if value is None or isinstance(value, dict):
             return value
-        kind = getattr(action.type, "__name__", "")  # TRL wraps the types of fields that may be None
         if isinstance(value, list):
             if action.nargs == "+":
                 return [self._convert(action, item) for item in value]
@@ -251,18 +271,41 @@ class _Parser(TrlParser):
         raise InputError(f"{name} in {where} is not an option of this recipe; {hint}")
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, path: str) -> None:
-    """Raises InputError if a mapping has a key twice; of the two, PyYAML takes the last without a word."""
+def _check_keys(node: yaml.Node | None, path: str) -> None:
+    """Raises InputError for a YAML that is no mapping of names to values, or that has a key twice.
+
+    Of two equal keys, PyYAML takes the last without a word.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"Config file {path} is no mapping of options. Write lines such as learning_rate: 1.0e-4.")
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            name = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            line = key.start_mark.line + 1
+            raise InputError(f"Config file {path}, line {line}: the key is {name}. Write the name of an option.")
+    _refuse_repeated_keys(node, path)
+
+
+def _refuse_repeated_keys(node: yaml.Node, path: str) -> None:
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines:
+            line, name = key.start_mark.line + 1, str(key.value)
+            if name in lines:
                 raise InputError(
-                    f"Config file {path} sets {key.value} twice, in lines {lines[key.value]} and {line}. Leave one out."
+                    f"Config file {path} sets {name} twice, in lines {lines[name]} and {line}. Leave one out."
                 )
-            lines[key.value] = line
+            lines[name] = line
             _refuse_repeated_keys(value, path)
+
+
+def _refuse_not_finite(config: Any) -> None:
+    """Raises InputError for a number that is NaN or infinite; `max_grad_norm: inf` clips nothing."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number) and field.name != "max_grad_norm":
+                raise InputError(f"{field.name} is {number}. Give a finite number, or leave it out.")
 
 
 def _default(field: dataclasses.Field) -> Any:

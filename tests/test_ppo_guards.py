@@ -159,7 +159,7 @@ def saved_episodes(error) -> Path:
 def test_non_finite_scores_stop_the_run_with_the_episodes_on_disk(tmp_path):
     layout = shared_base()
     layout.heads["reward"].weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="scores of a rollout are not finite at step 0") as error:
+    with pytest.raises(InputError, match="scores of a rollout are not finite at step 0") as error:
         train(ppo_config(tmp_path), layout)
     [[batch]] = load_rollout(saved_episodes(error), "cpu").minibatches
     assert batch.scores.isnan().all()
@@ -167,7 +167,7 @@ def test_non_finite_scores_stop_the_run_with_the_episodes_on_disk(tmp_path):
 
 
 def test_a_non_finite_loss_stops_the_run_with_the_episodes_on_disk(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss is inf .*at step 0") as error:
+    with pytest.raises(InputError, match=r"the loss is inf .*at step 0") as error:
         train(ppo_config(tmp_path, vf_coef=float("inf")))
     assert len(load_rollout(saved_episodes(error), "cpu").minibatches) == 1
 
@@ -183,7 +183,7 @@ def test_a_non_finite_gradient_stops_the_run_before_the_step(tmp_path):
         return gradient * (float("nan") if len(calls) == 6 else 1.0)  # in the third minibatch of two micro-batches
 
     parameter.register_hook(spoil)
-    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 2") as error:
+    with pytest.raises(InputError, match="the gradient is not finite at step 2") as error:
         ppo.train()
     [minibatch] = load_rollout(saved_episodes(error), "cpu").minibatches
     expected = [ppo.rollout.at(m, ppo.args.seed) for m in (0, 1)]

@@ -90,7 +90,7 @@ def test_no_text_is_used_while_the_value_model_warms_up(tmp_path):
 
 def test_a_non_finite_loss_on_text_stops_the_run_with_the_text_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf.ppo.ptx.ptx_loss", lambda logprobs, tokens: logprobs.sum() * torch.inf)
-    with pytest.raises(FloatingPointError, match="the loss on pretraining text is -inf at step 0") as error:
+    with pytest.raises(InputError, match="the loss on pretraining text is -inf at step 0") as error:
         trainer(ppo_config(tmp_path, **PTX), pretrain_dataset=TEXT).train()
     path = tmp_path / "non_finite_text-step_0-process_0.json"
     assert str(path) in str(error.value)

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from rlhf.data.cells import unique_keys
 from rlhf.data.checks import RowError
 from rlhf.data.spellings import QUESTIONS, SCORES
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 
 SUFFIXES = (
     ".jsonl",
@@ -143,7 +143,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str | None]]:
                     byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
                     yield number, "", f"not UTF-8 text ({byte} of the line); save the file as UTF-8"
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise InputError(
+            f"{path} cannot be read: {first_line(error)}. Check its permissions, or copy it here again."
+        ) from error
 
 
 def _open(path: Path) -> BufferedIOBase:
@@ -155,7 +157,9 @@ def _starts_with(path: Path, start: bytes) -> bool:
         with _open(path) as file:
             return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(start)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise InputError(
+            f"{path} cannot be read: {first_line(error)}. Check its permissions, or copy it here again."
+        ) from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[SourceRow]:

@@ -22,7 +22,7 @@ from rlhf.data.loading import load_pretraining
 from rlhf.data.schemas import RowError, pretraining
 from rlhf.data.sources import is_hub_dataset, stream_hub
 from rlhf.data.splits import first_turn, split_of
-from rlhf.errors import InputError
+from rlhf.errors import InputError, options_named
 
 Rows = Dataset | IterableDataset
 
@@ -242,7 +242,8 @@ def open_sources(args: PretrainingArguments, data: DataArguments, output_dir: st
                 columns=None if name == "sandbox" else args.pretrain_columns,
                 on_bad_rows=data.on_bad_rows,
             )
-            sources.append(load_pretraining(own, "train", output_dir, hold_out=name == data.dataset_name))
+            with options_named({"dataset_name ": "pretrain_dataset_name ", "--columns": "--pretrain_columns"}):
+                sources.append(load_pretraining(own, "train", output_dir, hold_out=name == data.dataset_name))
     return sources or None
 
 

@@ -41,7 +41,7 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     blocks = F.pad(weights, (0, -weights.shape[-1] % width)).unflatten(-1, (-1, width))  # [B, V / width, width]
     block, remainder = search_cdf(blocks.sum(-1), uniforms)
     index, _ = search_cdf(blocks[torch.arange(len(blocks), device=blocks.device), block], remainder)
-    return block * width + index
+    return (block * width + index).clamp(max=logits.shape[-1] - 1)  # of logits that are NaN, see `search_cdf`
 
 
 def search_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,5 +55,6 @@ def search_cdf(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     total = cdf[:, -1]
     target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))[:, None]
     index = torch.searchsorted(cdf, target, right=True)
+    index = index.clamp(max=weights.shape[-1] - 1)  # of weights that are NaN, which the guards of a rollout report
     weight = weights.gather(1, index)
     return index.squeeze(1), ((target - (cdf.gather(1, index) - weight)) / weight).clamp(0, 1).squeeze(1)

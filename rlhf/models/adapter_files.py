@@ -75,7 +75,8 @@ def check_adapter(name: str | Path, base_name: str | None = None, revision: str 
             f"{folder / CONFIG} is not a PEFT configuration: {error}. Run the stage that writes it again."
         ) from error
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
-        raise InputError(f"Adapter {name} has PEFT type {PeftType(config.peft_type).value}. Pass a LORA adapter.")
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise InputError(f"Adapter {name} has PEFT type {kind}. Pass a LORA adapter.")
     check_lora_config(config, f"Adapter {name}")
     trained_on, contract, same = config.base_model_name_or_path, read_contract(folder), None
     if base_name is not None and contract is not None:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf.errors import InputError, first_line
+from rlhf.errors import InputError, first_line, machine_fault, require_at_least
 from rlhf.models.chat_template import DEFAULT_CHAT_TEMPLATE, begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id, unembed_contiguous_states
@@ -88,10 +88,40 @@ def load_config(name: str, revision: str = "main") -> PreTrainedConfig:
         InputError: there is no such model.
     """
     folder = resolve_model_name(name)
+    gguf_file = _find_gguf(folder)
     try:
-        return AutoConfig.from_pretrained(folder, revision=revision, gguf_file=_find_gguf(folder))
-    except (OSError, ValueError) as error:
-        raise InputError(f"Model {name} cannot be loaded: {first_line(error)}.") from error
+        return AutoConfig.from_pretrained(folder, revision=revision, gguf_file=gguf_file)
+    except Exception as error:  # each reader of a format raises errors of its own
+        raise cannot_load(name, error) from error
+
+
+def cannot_load(name: str | None, error: Exception) -> Exception:
+    """Returns the InputError for a model whose files a library refuses; a fault of the machine as it is."""
+    if isinstance(error, InputError) or machine_fault(error):
+        return error
+    folder, kind = Path(name or "").expanduser(), type(error).__name__
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        return InputError(f"{name} is an adapter and no model. Set model_name_or_path to its base.")
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+        return InputError(f"Model {name} is stored as a pickle (.bin), which may run code. Save it as safetensors.")
+    if kind == "SafetensorError":
+        reason = f"a .safetensors file is damaged or was not copied to its end ({first_line(error)})"
+        return InputError(f"Model {name} cannot be loaded: {reason}. Copy or download it again.")
+    if "ignore_mismatched_sizes" in str(error):
+        return InputError(f"Model {name} cannot be loaded: the sizes in config.json are not those of its weights.")
+    if "couldn't connect to" in str(error):
+        reason = "it is neither a folder here nor on the Hub in reach"
+        return InputError(f"Model {name} cannot be loaded: {reason}. Check the name and the connection.")
+    reason = first_line(error.__cause__ or error) if kind.startswith("StrictDataclass") else first_line(error)
+    return InputError(f"Model {name} cannot be loaded: {reason}. Check model_name_or_path and the files.")
+
+
+def check_causal(config: PreTrainedConfig, name: str | None) -> None:
+    """Raises InputError for a model that cannot continue text: an encoder, or an encoder with a decoder."""
+    masked = [each for each in config.architectures or () if each.endswith("ForMaskedLM")]
+    if config.is_encoder_decoder or (masked and not getattr(config, "is_decoder", False)):
+        kind = "has an encoder" if config.is_encoder_decoder else f"is a {masked[0]}"
+        raise InputError(f"Model {name} {kind} and does not continue text. Set model_name_or_path to a causal model.")
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -189,7 +219,13 @@ def check_lora(model_args: ModelConfig) -> PeftModel:
     Raises:
         InputError: the model has no such layers, or PEFT cannot adapt them with these settings.
     """
+    require_at_least(model_args, 1, "lora_r")
+    if not model_args.lora_alpha > 0:
+        raise InputError(f"lora_alpha is {model_args.lora_alpha}, and the adapter is scaled by it. Make it positive.")
+    if not 0 <= model_args.lora_dropout < 1:
+        raise InputError(f"lora_dropout is {model_args.lora_dropout}; it must be at least 0 and below 1.")
     config = load_config(str(model_args.model_name_or_path), model_args.model_revision)
+    check_causal(config, model_args.model_name_or_path)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*`is_gradient_checkpointing` is deprecated", FutureWarning)  # by PEFT
@@ -237,11 +273,16 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
             output_loading_info=True,
             **kwargs,
         )
-    except (OSError, ValueError, ImportError) as error:  # not found, no causal LM, package missing
-        raise InputError(f"Model {model_args.model_name_or_path} cannot be loaded: {first_line(error)}.") from error
+    except Exception as error:  # not found, no causal LM, package missing, a damaged file
+        raise cannot_load(model_args.model_name_or_path, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)
     if missing := sorted(set(loading["missing_keys"]) - {"score.weight"}):
+        if len(missing) > len(model.state_dict()) / 2:
+            raise InputError(
+                f"Model {name} has weights of another architecture than its config.json: {len(missing)} are missing, "
+                f"such as {missing[0]}. Copy or download it again."
+            )
         logger.warning("Model %s lacks weights, which are now random: %s", name, ", ".join(missing))
     limit = context_length(model.config)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -288,8 +329,12 @@ def load_tokenizer(name: str, revision: str = "main", eos_token: str | None = No
     gguf_file = None if has_own_files else _find_gguf(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, gguf_file=gguf_file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"No tokenizer can be loaded from {name}: {first_line(error)}.") from error
+    except Exception as error:  # the Rust library raises plain Exceptions
+        if machine_fault(error):
+            raise
+        raise InputError(
+            f"No tokenizer can be loaded from {name}: {first_line(error)}. Copy or download its tokenizer.json again."
+        ) from error
     if eos_token is not None:
         if eos_token not in tokenizer.get_vocab():
             raise InputError(

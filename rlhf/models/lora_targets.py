@@ -30,10 +30,6 @@ def names_or_pattern(target_modules: Collection[str] | None) -> Collection[str] 
 
 def check_lora_values(config: LoraConfig, model: PreTrainedModel) -> None:
     """Raises ValueError for what PEFT accepts and would train nothing with, in whole or in part."""
-    if not config.lora_alpha > 0:
-        raise ValueError(f"lora_alpha is {config.lora_alpha}, and the adapter is scaled by it: make it positive.")
-    if config.lora_dropout == 1:
-        raise ValueError("lora_dropout is 1, so nothing passes the adapter: make it smaller.")
     modules = [name for name, _ in model.named_modules()]
     named = {
         "lora_target_modules": (set() if isinstance(config.target_modules, str) else config.target_modules, modules),

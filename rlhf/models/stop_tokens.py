@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
+from rlhf.errors import InputError
+
 KEY = "stop_tokens"
 
 
@@ -46,6 +48,14 @@ def add_stop_ids(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> None
     known = {i for i in ids if 0 <= i < len(tokenizer) and tokenizer.convert_ids_to_tokens(i) is not None}
     tokens = [tokenizer.convert_ids_to_tokens(i) for i in sorted(known | set(stop_ids(tokenizer)))]
     tokenizer.init_kwargs[KEY] = tokens
+
+
+def check_token_id(tokenizer: PreTrainedTokenizerBase, token_id: int, option: str) -> None:
+    """Raises InputError if the tokenizer has no token of this id."""
+    if not 0 <= token_id < len(tokenizer) or tokenizer.convert_ids_to_tokens(token_id) is None:
+        raise InputError(
+            f"{option} is {token_id}, and the tokenizer has no token of this id. Its ids are 0 to {len(tokenizer) - 1}."
+        )
 
 
 def saved_stop_tokens(folder: str | Path) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rlhf.errors import NotFiniteError
 from rlhf.ppo.advantages import moments
 from rlhf.ppo.checkpointing import save_rollout
 from rlhf.ppo.config import PPOConfig
@@ -160,9 +161,11 @@ def stop_non_finite(what: str, rollout: Rollout, args: PPOConfig, step: int) -> 
     path = Path(args.output_dir) / f"non_finite-step_{step}-process_{args.process_index}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_rollout(path, rollout)
-    raise FloatingPointError(
-        f"{what} at step {step}; the episodes are in {path} (see rlhf.ppo.checkpointing.load_rollout). Resume from the "
-        "last checkpoint with smaller learning rates."
+    remedy = "Start again with a smaller learning_rate or value_learning_rate."
+    if step == 0:  # no weight has changed
+        remedy = "The base or an adapter gives such numbers: run its stage again, or load it with --dtype float32."
+    raise NotFiniteError(
+        f"{what} at step {step}; the episodes are in {path} (see rlhf.ppo.checkpointing.load_rollout). {remedy}"
     )
 
 
@@ -171,7 +174,7 @@ def stop_non_finite_text(loss: Tensor, blocks: list[list[int]], args: PPOConfig,
     path = Path(args.output_dir) / f"non_finite_text-step_{step}-process_{args.process_index}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(blocks), encoding="utf-8")
-    raise FloatingPointError(
-        f"the loss on pretraining text is {loss} at step {step}; the ids of its blocks are in {path}. Resume from the "
-        "last checkpoint with a smaller learning rate."
+    raise NotFiniteError(
+        f"the loss on pretraining text is {loss} at step {step}; the ids of its blocks are in {path}. Start again "
+        "with a smaller learning_rate."
     )

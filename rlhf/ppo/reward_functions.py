@@ -15,8 +15,10 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.text_rewards import TextRewardModel
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 from rlhf.models.chat_template import answer_text
 from rlhf.runs.digests import file_digest, weights_digest
 
@@ -88,12 +90,18 @@ def function_table(
         if isinstance(function, TextRewardModel):
             results[i] = function(prompts, completions, ended)
         elif is_async(function):
-            waiting[i] = function(**accepted(function, given))
+            waiting[i] = _called(function, given)
         else:
-            results[i] = function(**accepted(function, given))
+            with _users_code(function):
+                results[i] = function(**accepted(function, given))
     for i, result in zip(waiting, run_all(list(waiting.values())), strict=True):
         results[i] = result
     for function, scores in zip(functions, results, strict=True):
+        if not hasattr(scores, "__len__") or isinstance(scores, str | bytes | dict):
+            raise InputError(
+                f"reward function {name_of(function)} gave {scores!r:.40} for {len(completions)} completions; return a "
+                "list with one number for each."
+            )
         if len(scores) != len(completions):
             raise InputError(
                 f"reward function {name_of(function)} gave {len(scores)} scores for {len(completions)} completions; "
@@ -115,7 +123,33 @@ def function_table(
 
 def _is_number(score: Any) -> bool:
     """True for a finite number, which may be a scalar of NumPy or torch."""
-    return not isinstance(score, str | bytes) and math.isfinite(float(score))
+    try:
+        return not isinstance(score, str | bytes) and math.isfinite(float(score))
+    except (TypeError, ValueError):
+        return False
+
+
+async def _called(function: RewardFunction, given: dict[str, Any]) -> Any:
+    with _users_code(function):
+        return await function(**accepted(function, given))
+
+
+@contextmanager
+def _users_code(function: RewardFunction) -> Iterator[None]:
+    """Reports an exception of a reward function with the line of the user's file that raised it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        code = getattr(getattr(function, "func", function), "__code__", None)
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+        place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        raise InputError(
+            f"reward function {name_of(function)} raised {type(error).__name__}: {first_line(error)}{place}. Correct "
+            "it, or return None for a completion that it cannot judge."
+        ) from error
 
 
 def score_texts(
@@ -255,7 +289,10 @@ def _find(name: str) -> RewardFunction | str:
             f"its package: pip install {(error.name or '').partition('.')[0]}."
         ) from error
     except Exception as error:  # whatever the user's file raises
-        raise InputError(f"reward function {name} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise InputError(
+            f"reward function {name} cannot be imported: {type(error).__name__}: {first_line(error)}. Correct the "
+            "file, or its name."
+        ) from error
 
 
 def _import_file(path: Path):

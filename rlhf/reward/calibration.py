@@ -19,7 +19,7 @@ from rlhf.data import DataArguments, load_demonstrations
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.loading import find_rows
 from rlhf.data.prompt_style import in_prompt_style
-from rlhf.errors import InputError
+from rlhf.errors import InputError, options_named
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.trainer import KWiseRewardTrainer
 from rlhf.tensors import PADDING_ID, length_batches, pad_right
@@ -48,7 +48,9 @@ def load_calibration_rows(
         name, config = args.calibration_dataset, args.calibration_dataset_config
         columns = source.columns if name == source.dataset_name else None
         source = replace(source, dataset_name=name, dataset_config=config, dataset_format=None, columns=columns)
-        if source.dataset_train_split not in find_rows("demonstrations", source):
+        with options_named({"dataset_name ": "calibration_dataset "}):
+            splits = find_rows("demonstrations", source)
+        if source.dataset_train_split not in splits:
             source = replace(source, dataset_train_split="train")
     try:
         rows = in_prompt_style(load_demonstrations(source, "validation"), source, tokenizer, "validation", style)

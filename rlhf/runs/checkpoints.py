@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import cast
 
+import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, NotFiniteError, first_line, is_damage
 from rlhf.runs.contract import Contract, write_contract
 from rlhf.runs.decisive_options import decisive_options
 from rlhf.runs.digests import base_identity, frozen_digest, rows_entry
@@ -47,7 +48,7 @@ class AtomicCheckpoints(Trainer):
         """Trains as transformers' Trainer does.
 
         Raises:
-            InputError: the checkpoint is of another run, or beyond the end of this one.
+            InputError: the checkpoint is of another run, or beyond the end of this one; or the loss is not finite.
             KeyboardInterrupt: the user or the system stopped the run; its message says how to go on.
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
@@ -61,8 +62,27 @@ class AtomicCheckpoints(Trainer):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(self._how_to_go_on()) from error
+        except Exception as error:
+            if checkpoint is not None and is_damage(error):
+                raise InputError(
+                    f"{checkpoint} is damaged: {first_line(error)}. Resume from an earlier checkpoint of its folder, "
+                    "or start again with --overwrite_output_dir true."
+                ) from error
+            if self.state.global_step > start and not isinstance(error, NotFiniteError):
+                error.add_note(f"The run {self._how_to_go_on()}")
+            raise
         self._count_steps(start, checkpoint)
         return output
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """Trains on a batch as transformers' Trainer does, which would go on with a loss that is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise NotFiniteError(
+                f"The loss is {loss.item()} after {self.state.global_step} steps. Start again with a learning_rate "
+                f"below {self.args.learning_rate:g}, or with --bf16 false and --dtype float32."
+            )
+        return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the contract beside the adapter that transformers' Trainer saves."""

@@ -42,7 +42,7 @@ def check_training(args: TrainingArguments) -> None:
         raise InputError(
             "activation_offloading moves activations from a GPU to the CPU, and there is no GPU. Unset it."
         )
-    check_writable(args.output_dir or ".")
+    check_writable(str(args.output_dir))
 
 
 def check_values(args: TrainingArguments) -> None:
@@ -119,12 +119,14 @@ def check_model_options(model_args: ModelConfig) -> None:
         raise InputError(f"load_in_{bits}bit needs the package bitsandbytes. Install it: pip install bitsandbytes.")
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path, option: str = "output_dir") -> None:
     """Writes a file into the folder, or the nearest one above it that exists, and deletes the file.
 
     Raises:
         InputError: that is not possible.
     """
+    if not str(folder).strip():
+        raise InputError(f"{option} is empty. Set it to a folder.")
     path = Path(folder).absolute()
     try:
         nearest = next(parent for parent in (path, *path.parents) if parent.exists())
@@ -132,7 +134,7 @@ def check_writable(folder: str | Path) -> None:
             file.write(bytes(1000))
             file.flush()
     except OSError as error:
-        raise InputError(f"output_dir {folder} cannot be written: {error.strerror}. Choose another.") from error
+        raise InputError(f"{option} {folder} cannot be written: {error.strerror}. Choose another.") from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 from dataclasses import dataclass, field
+from os.path import expanduser, realpath
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process, resolved_config, start_run
+from rlhf.runs.checks import check_writable
 from rlhf.runs.contract import Contract
 from rlhf.runs.machines import require_shared
 from rlhf.runs.resume import check_resume, complete_checkpoints, find_checkpoint
@@ -86,7 +88,7 @@ def check_folder(output_dir: str | Path, *configs: Any, resume: bool, overwrite:
             options.
     """
     folder = Path(output_dir)
-    _check_inputs(folder, configs)
+    check_inputs(folder, configs)
     if resume:
         return
     finished, checkpoints = (folder / "result.json").exists(), complete_checkpoints(folder)
@@ -123,13 +125,24 @@ def _has_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RUN) or bool(complete_checkpoints(folder))
 
 
-def _check_inputs(folder: Path, configs: tuple) -> None:
+def check_output(folder: str | Path, *configs: Any) -> None:
+    """Checks the output folder of a command without checkpoints, before it is created.
+
+    Raises:
+        InputError: it cannot be written, or is one that the command reads.
+    """
+    check_writable(folder)
+    check_inputs(Path(folder), configs)
+
+
+def check_inputs(folder: Path, configs: tuple) -> None:
     """Refuses an output folder that an option names as base, adapter or data: a run would delete its own input."""
     for config in configs:
         for name, value in resolved_config(config).items():
             paths = value if isinstance(value, list) else [value]
             read = [path for path in paths if path and path != "sandbox"] if INPUT.fullmatch(name) else []
-            if any(Path(path).expanduser().resolve() == folder.resolve() for path in read):
+            # os.path raises neither for a user without a home nor for symbolic links in a circle; Path does.
+            if any(realpath(expanduser(path)) == realpath(folder) for path in read):
                 raise InputError(f"output_dir is {folder}, which {name} names, too. Set another output_dir.")
 
 
