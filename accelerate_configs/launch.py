@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import psutil
 from accelerate.commands.launch import main
 
 
@@ -83,10 +84,20 @@ def exit_code(error: Exception) -> int:
     return code
 
 
+def forward(number: int, frame: object) -> None:
+    """Sends a signal to the stage, which would otherwise go on without its launcher."""
+    children = psutil.Process().children()
+    for child in children:
+        child.send_signal(number)
+    if not children:
+        sys.exit(128 + number)
+
+
 if __name__ == "__main__":
     # The stage gets the signal as well, and says how to go on. A function, because a child inherits SIG_IGN.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, forward)  # `kill` and schedulers send it to this process alone
     try:
         machines = machine_options(os.environ)
     except ValueError as error:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -143,12 +144,15 @@ def run(main: Callable[[], Any]) -> None:
         log.removeHandler(stderr)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    _signals.append(number)
-    raise KeyboardInterrupt
+def _interrupt(number: int, frame: object) -> None:
+    """Raises KeyboardInterrupt, once a second: terminal and launcher may both send a signal."""
+    now, last = time.monotonic(), max(_signals, default=-math.inf)
+    _signals.append(now)
+    if now - last > 1:
+        raise KeyboardInterrupt
 
 
-_signals: list[int] = []  # received since `run` started
+_signals: list[float] = []  # times in seconds at which one came, since `run` started
 
 
 class _HelpAll(Action):

@@ -201,7 +201,7 @@ def half_gguf(folder: Path) -> None:
 MODELS = {
     "half": (lambda m: cut(m / "model.safetensors", 3000), "damaged or was not copied to its end"),
     "pointer": (lambda m: (m / "model.safetensors").write_text("version https://git-lfs"), "not copied to its end"),
-    "pickle": (pickle_weights, "stored as a pickle (.bin)"),
+    "pickle": (pickle_weights, "its weights are a pickle (.bin)"),
     "adapter": (lambda m: (m / "config.json").rename(m / "adapter_config.json"), "is an adapter and no model."),
     "sizes": (lambda m: change(m, hidden_size=64), "the sizes in config.json are not those of its weights"),
     "heads": (lambda m: change(m, num_attention_heads=7), "not a multiple of the number of attention heads"),

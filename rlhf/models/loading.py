@@ -103,7 +103,8 @@ def cannot_load(name: str | None, error: Exception) -> Exception:
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         return InputError(f"{name} is an adapter and no model. Set model_name_or_path to its base.")
     if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
-        return InputError(f"Model {name} is stored as a pickle (.bin), which may run code. Save it as safetensors.")
+        reason = "its weights are a pickle (.bin), which may run code"
+        return InputError(f"Model {name} cannot be loaded: {reason}. Save them as safetensors.")
     if kind == "SafetensorError":
         reason = f"a .safetensors file is damaged or was not copied to its end ({first_line(error)})"
         return InputError(f"Model {name} cannot be loaded: {reason}. Copy or download it again.")
