@@ -152,6 +152,7 @@ def shortened(stage: str, settings: dict[str, Any], folder: Path) -> dict[str, A
         changes |= {"mini_batch_size": 2, "total_episodes": 2, "local_rollout_forward_batch_size": 2}
         changes |= {"response_length": 4, "max_prompt_length": 64, "ptx_length": 16, "ptx_examples_per_episode": 1}
         changes |= {"reward_ensemble_paths": None, "on_bad_rows": "skip"}
+        changes["value_warmup_rollouts"] = 0  # of the one rollout
     if stage == "choose":
         changes |= {"choice_prompts": 2, "choice_max_new_tokens": 4, "choice_batch_size": 2}
     if stage == "evaluate":

@@ -20,7 +20,7 @@ class NotFiniteError(InputError):
     """A loss, gradient or score that is NaN or infinite, which ends the run. To resume it would not help."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Returns the first line of a library's error, without a full stop; the name of its class if it has no text.
 
     Of the system's own errors it is the reason, without number and path.
