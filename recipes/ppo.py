@@ -42,9 +42,9 @@ from rlhf.models.loading import (
     load_base,
     load_config,
     lora_config,
-    refuse_lora_options,
     resolve_model_name,
 )
+from rlhf.models.lora_targets import refuse_lora_options
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stages import load_adapter_tokenizer, trained_style
 from rlhf.models.stop_tokens import add_stop_ids, check_token_id

@@ -6,7 +6,7 @@ No other module calls `from_pretrained` on base models.
 import logging
 import os
 import warnings
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,11 +24,12 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from rlhf.errors import InputError, first_line, machine_fault, require_at_least
+from rlhf.errors import InputError, first_line, machine_fault
 from rlhf.models.chat_template import DEFAULT_CHAT_TEMPLATE, begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id, unembed_contiguous_states
-from rlhf.models.lora_targets import check_lora_values, linear_layers, names_or_pattern
+from rlhf.models.lora_targets import check_lora_numbers, check_lora_values, linear_layers, names_or_pattern
+from rlhf.models.model_faults import cannot_load, check_causal
 from rlhf.models.positions import cache_argument
 from rlhf.models.stop_tokens import KEY as STOP_TOKENS
 from rlhf.models.stop_tokens import add_stop_ids, base_stop_ids, stop_token_texts
@@ -93,36 +94,6 @@ def load_config(name: str, revision: str = "main") -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, revision=revision, gguf_file=gguf_file)
     except Exception as error:  # each reader of a format raises errors of its own
         raise cannot_load(name, error) from error
-
-
-def cannot_load(name: str | None, error: Exception) -> Exception:
-    """Returns the InputError for a model whose files a library refuses; a fault of the machine as it is."""
-    if isinstance(error, InputError) or machine_fault(error):
-        return error
-    folder, kind = Path(name or "").expanduser(), type(error).__name__
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        return InputError(f"{name} is an adapter and no model. Set model_name_or_path to its base.")
-    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
-        reason = "its weights are a pickle (.bin), which may run code"
-        return InputError(f"Model {name} cannot be loaded: {reason}. Save them as safetensors.")
-    if kind == "SafetensorError":
-        reason = f"a .safetensors file is damaged or was not copied to its end ({first_line(error)})"
-        return InputError(f"Model {name} cannot be loaded: {reason}. Copy or download it again.")
-    if "ignore_mismatched_sizes" in str(error):
-        return InputError(f"Model {name} cannot be loaded: the sizes in config.json are not those of its weights.")
-    if "couldn't connect to" in str(error):
-        reason = "it is neither a folder here nor on the Hub in reach"
-        return InputError(f"Model {name} cannot be loaded: {reason}. Check the name and the connection.")
-    reason = first_line(error.__cause__ or error) if kind.startswith("StrictDataclass") else first_line(error)
-    return InputError(f"Model {name} cannot be loaded: {reason}. Check model_name_or_path and the files.")
-
-
-def check_causal(config: PreTrainedConfig, name: str | None) -> None:
-    """Raises InputError for a model that cannot continue text: an encoder, or an encoder with a decoder."""
-    masked = [each for each in config.architectures or () if each.endswith("ForMaskedLM")]
-    if config.is_encoder_decoder or (masked and not getattr(config, "is_decoder", False)):
-        kind = "has an encoder" if config.is_encoder_decoder else f"is a {masked[0]}"
-        raise InputError(f"Model {name} {kind} and does not continue text. Set model_name_or_path to a causal model.")
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -197,34 +168,13 @@ def lora_config(
     return config
 
 
-def refuse_lora_options(model_args: ModelConfig, folder: Path) -> None:
-    """Refuses options of a new adapter where there is one already.
-
-    Raises:
-        InputError: a `lora_*` option, use_rslora or use_dora is not the default.
-    """
-    for each in fields(model_args):
-        default = each.default_factory() if each.default_factory is not MISSING else each.default
-        if "lora" in each.name or each.name == "use_dora":
-            value = getattr(model_args, each.name)
-            if value != default:
-                raise InputError(
-                    f"{each.name} is {value}, but the adapter {folder} is trained already, and its folder says it. "
-                    f"Leave {each.name} out."
-                )
-
-
 def check_lora(model_args: ModelConfig) -> PeftModel:
     """Returns the model of `model_args` with LoRA, without any weights (on the meta device), which takes seconds.
 
     Raises:
         InputError: the model has no such layers, or PEFT cannot adapt them with these settings.
     """
-    require_at_least(model_args, 1, "lora_r")
-    if not model_args.lora_alpha > 0:
-        raise InputError(f"lora_alpha is {model_args.lora_alpha}, and the adapter is scaled by it. Make it positive.")
-    if not 0 <= model_args.lora_dropout < 1:
-        raise InputError(f"lora_dropout is {model_args.lora_dropout}; it must be at least 0 and below 1.")
+    check_lora_numbers(model_args)
     config = load_config(str(model_args.model_name_or_path), model_args.model_revision)
     check_causal(config, model_args.model_name_or_path)
     try:

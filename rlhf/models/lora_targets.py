@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Collection
+from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -10,8 +12,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from trl import ModelConfig
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, require_at_least
 
 # Read in the kernels by weight, past the layer: on a GPU the adapter would be left out, and dt_proj on a CPU too.
 MAMBA_WEIGHTS = {"x_proj", "dt_proj", "out_proj"}
@@ -26,6 +29,32 @@ def names_or_pattern(target_modules: Collection[str] | None) -> Collection[str] 
         return target_modules
     names = target_modules.replace(" ", "").split(",")
     return set(names) if all(re.fullmatch(r"\w+(\.\w+)*", name) for name in names) else target_modules
+
+
+def check_lora_numbers(model_args: ModelConfig) -> None:
+    """Raises InputError for a rank, a scale or a dropout with which nothing would be trained."""
+    require_at_least(model_args, 1, "lora_r")
+    if not model_args.lora_alpha > 0:
+        raise InputError(f"lora_alpha is {model_args.lora_alpha}, and the adapter is scaled by it. Make it positive.")
+    if not 0 <= model_args.lora_dropout < 1:
+        raise InputError(f"lora_dropout is {model_args.lora_dropout}; it must be at least 0 and below 1.")
+
+
+def refuse_lora_options(model_args: ModelConfig, folder: Path) -> None:
+    """Refuses options of a new adapter where there is one already.
+
+    Raises:
+        InputError: a `lora_*` option, use_rslora or use_dora is not the default.
+    """
+    for each in fields(model_args):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        if "lora" in each.name or each.name == "use_dora":
+            value = getattr(model_args, each.name)
+            if value != default:
+                raise InputError(
+                    f"{each.name} is {value}, but the adapter {folder} is trained already, and its folder says it. "
+                    f"Leave {each.name} out."
+                )
 
 
 def check_lora_values(config: LoraConfig, model: PreTrainedModel) -> None:
