@@ -1,10 +1,12 @@
 """`--smoke`: what it changes, where it writes, and what it starts from."""
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from small_stages import write_rows
 
 from rlhf.cli import parse
 from rlhf.data import DataArguments
@@ -87,3 +89,25 @@ def test_the_next_command_stays_a_smoke_run(config):
 def test_folders_and_stages():
     assert smoke_folder("runs/mine/sft") == "runs/mine/smoke/sft"
     assert SMOKE.keys() == {"sft", "reward", "choose", "ppo", "evaluate", "benchmark", "pretrain"}
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_written_recipe_hold_one_after_another(tmp_path, monkeypatch, toy_folder):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"Question {i}?", "completions": [f"Bad {i}.", f"Good {i} it is.", "No."], "ranks": [1, 0, 2]}
+        for i in range(120)
+    ]
+    write_rows(tmp_path / "rankings.jsonl", rows)
+    recipes = Path(__file__).resolve().parent.parent / "recipes"
+
+    def start(command: str, *args: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(recipes / f"{command}.py"), *args])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+    start("new", "mine", "--model", toy_folder, "--data", "rankings.jsonl")
+    for stage in ("sft", "reward", "choose", "ppo", "evaluate"):
+        start(stage, "--config", f"recipes/mine/{stage}.yaml", "--smoke")
+    assert sorted(path.name for path in Path("runs/mine").iterdir()) == ["smoke"]
+    made = {path.name for path in Path("runs/mine/smoke").iterdir()}
+    assert {"sft", "reward", "ppo", "evaluate", "summary.json", "report.html"} <= made
