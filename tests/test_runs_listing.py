@@ -155,6 +155,14 @@ def test_settings_are_beside_the_result_or_below(tmp_path):
     assert [line.strip() for line in lines[2::2]] == ["seed 1", "seed 2"] and "settings" not in lines[0]
 
 
+def test_the_name_of_a_point_has_its_settings(tmp_path):
+    for name in ("lr-1e-05_seed-1", "lr-0.0005_seed-1", "lr-0.002_seed-1"):
+        write_stage(tmp_path / name / "ppo", lr=float(name.split("_")[0][3:]), seed=1, kl=len(name))
+    lines = runs_table(find_runs(tmp_path), 200).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["lr-1e-05_seed-1", "lr-0.0005_seed-1", "lr-0.002_seed-1"]
+    assert lines[1].endswith("kl 15"), "and only what the name does not say stands beside it"
+
+
 # ---- Results
 
 
@@ -163,8 +171,8 @@ def test_settings_are_beside_the_result_or_below(tmp_path):
     [
         ("reward", {"accuracy": 0.748, "low": 0.736, "high": 0.76}, "accuracy 74.8 % (73.6 to 76.0)"),
         ("reward", {"accuracy": None}, None),
-        ("sft", {"eval_loss": 1.25}, "validation loss 1.25"),
-        ("sft", {"chosen": "c", "epochs": [{"checkpoint": "c", "eval_loss": 0.5}]}, "validation loss 0.50"),
+        ("sft", {"eval_loss": 1.25}, "validation loss 1.250"),
+        ("sft", {"chosen": "c", "epochs": [{"checkpoint": "c", "eval_loss": 0.5}]}, "validation loss 0.500"),
         (
             "sft",
             {"chosen": "c", "epochs": [{"checkpoint": "c", "eval_loss": 0.5, "rm_score": 1.0, "rm_score_se": 0.5}]},

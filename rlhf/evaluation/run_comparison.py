@@ -10,7 +10,7 @@ from rlhf import plots
 from rlhf.errors import InputError
 from rlhf.evaluation.report import CONTROL, page
 from rlhf.evaluation.report_figures import intervals
-from rlhf.evaluation.report_parts import PERCENT, SCORE, Column, Figure, Part, Section, Table
+from rlhf.evaluation.report_parts import PERCENT, Column, Figure, Part, Section, Table, Unit
 from rlhf.evaluation.run_seeds import groups_of, over_seeds, seeds_table
 from rlhf.evaluation.run_wins import win_parts
 from rlhf.runs.artifacts import read_metrics
@@ -78,7 +78,8 @@ def lead(runs: Sequence[Run]) -> str:
     of = f" of {', '.join(recipes)}" if recipes else ""
     unfinished = [run.name for run in runs if not all(stage.finished for stage in run.stages.values())]
     words = f" Not finished: {', '.join(unfinished)}." if unfinished else ""
-    return f"{len(runs)} runs{of}, with the stages {', '.join(stages)}.{words}"
+    what = f", with the stage{'s' if len(stages) > 1 else ''} {', '.join(stages)}" if stages else ""
+    return f"{len(runs)} runs{of}{what}.{words}"
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
@@ -100,18 +101,25 @@ def results_table(runs: Sequence[Run]) -> Table:
     """Returns the table of runs: settings that differ, date, and the number of each finished stage."""
     found = [{(stage, r.name): r for stage, r in run.results().items()} for run in runs]
     keys = dict.fromkeys(key for results in found for key in results)
-    shares = {key: any(results[key].share for results in found if key in results) for key in keys}
-    columns = (Column("run"), Column("settings that differ"), Column("started"), *(
-        Column(f"{stage}: {name.rstrip(':')}" + (", %" if shares[stage, name] else ""),
-               PERCENT if shares[stage, name] else SCORE)
-        for stage, name in keys
-    ))  # fmt: skip
+    units = {key: unit_of(result) for results in found for key, result in results.items()}
+    columns = (
+        Column("run"),
+        Column("settings that differ"),
+        Column("started"),
+        *(Column(f"{stage}: {name.rstrip(':')}", units[stage, name]) for stage, name in keys),
+    )
     rows = [
         [run.name, settings_text(differs), date(run.started), *(_cell(results.get(key)) for key in keys)]
         for run, differs, results in zip(runs, differing_settings(runs), found, strict=True)
     ]
     note = "95 % intervals over prompts, for the models of each run: with another seed a run may lie outside."
+    note = note if any(result.low is not None for results in found for result in results.values()) else ""
     return Table("runs", "Runs", columns, rows, note)
+
+
+def unit_of(result: Result) -> Unit:
+    """Returns the form of a number in tables; shares are in percent."""
+    return PERCENT if result.share else Unit(digits=result.digits)
 
 
 def _cell(result: Result | None) -> dict[str, Any] | None:
@@ -129,7 +137,7 @@ def _group_figure(groups: dict[str, list[Run]]) -> list[Figure]:
     if not everywhere or len(groups) < 2:
         return []
     stage, title = everywhere[-1]
-    unit = PERCENT if next(iter(results.values()))[0][stage].share else SCORE
+    unit = unit_of(next(iter(results.values()))[0][stage])
     estimates = {name: over_seeds([own[stage].mean for own in members]) for name, members in results.items()}
     rows = [
         (f"{name} ({len(groups[name])})", plots.MANY[i % len(plots.MANY)], estimate)

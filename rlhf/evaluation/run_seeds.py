@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rlhf.evaluation.report_parts import METRIC, PERCENT, SCORE, Column, Table, Unit
+from rlhf.evaluation.report_parts import PERCENT, SCORE, Column, Table, Unit
 from rlhf.runs.differences import base_model, differing_settings, settings_of, settings_text
 from rlhf.runs.listing import Run
 from rlhf.statistics import cluster_mean
@@ -80,8 +80,10 @@ def numbers_of(run: Run) -> dict[str, tuple[float, Unit]]:
     """Returns the numbers of a run that are averaged over seeds, each with the form of its column."""
     found = {}
     for stage, result in run.results().items():
-        title = f"{stage}: {result.name.rstrip(':')}" + (", %" if result.share else "")
-        found[title] = (result.mean, PERCENT if result.share else METRIC if "loss" in result.name else SCORE)
+        found[f"{stage}: {result.name.rstrip(':')}"] = (
+            result.mean,
+            PERCENT if result.share else Unit(digits=result.digits),
+        )
     ppo = run.stages["ppo"].result if "ppo" in run.stages else {}
     for title, name in PPO.items():
         value = ppo.get(f"eval_{name}", ppo.get(name))

@@ -31,10 +31,9 @@ def win_parts(runs: Sequence[Run]) -> list[Part]:
     systems = {run.name: headline_system(run.summary or {}) for run in runs if run.name in answers}
     rows = {name: answers_as(name, answers[name], system) for name, system in systems.items() if system}
     missing = [run.name for run in runs if not rows.get(run.name)]
-    remarks = [
-        f"Not evaluated, so not compared here: {', '.join(missing)}. Run rlhf evaluate with the output_dir "
-        f"{runs[0].folder}/evaluate and the like, and with the same prompts."
-    ] if missing else []  # fmt: skip
+    remedy = f"Run rlhf evaluate with the output_dir {runs[0].folder}/evaluate and the like, and with the same prompts."
+    remarks = [f"Not evaluated, so not compared here: {', '.join(missing)}. {remedy}"] if missing and rows else []
+    remarks += [f"None of these runs was evaluated. {remedy}"] if not rows else []
     by_name = {run.name: run for run in runs}
     wins: dict[str, dict[tuple[str, str], Any]] = defaultdict(dict)
     for a, b in combinations(rows, 2):

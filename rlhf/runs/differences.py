@@ -87,7 +87,10 @@ def runs_table(runs: Sequence[Run], width: int | None = None) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     left = sum(widths) + len(GAP) * len(header)
     words = [_words(run) for run in runs]
-    settings = [settings_text(values) for values in differing_settings(runs)]
+    settings = [
+        settings_text({name: value for name, value in values.items() if f"{name}-{value}" not in run.name})
+        for run, values in zip(runs, differing_settings(runs), strict=True)
+    ]  # a point of a sweep has them in its name
     beside = left + max(map(len, settings), default=0) <= width and not any(words)
     more = ["; ".join(filter(None, texts)) for texts in zip(settings, words, strict=True)]
     lines = []

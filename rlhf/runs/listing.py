@@ -111,7 +111,7 @@ def find_runs(root: str | Path) -> list[Run]:
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and folder not in seen and not NOT_SEARCHED.fullmatch(folder.name):
             runs.append(Run(_name(folder, root), folder, {}, state=_word(folder, denied)))
-    return sorted(runs, key=lambda run: [int(part) if part.isdigit() else part for part in _parts(run.name)])
+    return sorted(runs, key=lambda run: _parts(run.name))
 
 
 def is_stage(folder: Path, files: list[str]) -> bool:
@@ -190,9 +190,9 @@ def _order(item: tuple[str, Stage]) -> tuple[int, str]:
     return STAGES.index(item[0]) if item[0] in STAGES else len(STAGES), item[0]
 
 
-def _parts(name: str) -> list[str]:
-    """Returns a name in parts of digits and of other characters, so that seed-10 comes after seed-9."""
-    return re.split(r"(\d+)", name)
+def _parts(name: str) -> list[Any]:
+    """Returns a name in turn as text and as numbers, so that seed-10 comes after seed-9, and 0.002 after 0.0005."""
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name))]
 
 
 def date(seconds: float) -> str:

@@ -12,10 +12,11 @@ class Result:
     """A number of a run.
 
     Attributes:
-        name: what was measured, with the data it was measured on.
+        name: what was measured, and on which data.
         mean: the number; a share is between 0 and 1.
         low, high: ends of the interval; None where the stage measured none.
         share: True for a share, which is written in percent.
+        digits: decimals of its text.
     """
 
     name: str
@@ -23,10 +24,11 @@ class Result:
     low: float | None = None
     high: float | None = None
     share: bool = False
+    digits: int = 2
 
     def text(self) -> str:
         """Returns the number with its interval and name: `held-out reward 0.84 (0.81 to 0.87)`."""
-        numbers = [f"{100 * x:.1f}" if self.share else f"{x:.2f}" for x in self.ends()]
+        numbers = [f"{100 * x:.1f}" if self.share else f"{x:.{self.digits}f}" for x in self.ends()]
         unit = " %" if self.share else ""
         return f"{self.name} {numbers[0]}{unit}" + (f" ({numbers[1]} to {numbers[2]})" if len(numbers) == 3 else "")
 
@@ -103,7 +105,8 @@ def _mean(numbers: Mapping[str, Any], key: str, name: str) -> Result | None:
     mean = numbers.get(key)
     if not isinstance(mean, int | float):
         return None
-    return Result(name, mean, numbers.get(f"{key}_low"), numbers.get(f"{key}_high"))
+    digits = 3 if "loss" in name else 2
+    return Result(name, mean, numbers.get(f"{key}_low"), numbers.get(f"{key}_high"), digits=digits)
 
 
 def _is_number(value: Any) -> bool:
