@@ -56,7 +56,7 @@ def test_a_model_card_shows_what_looks_like_a_template(tmp_path, stage):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": SYNTAX}))
     (tmp_path / "result.json").write_text(json.dumps({SYNTAX: SYNTAX}))
     card = model_card(tmp_path, stage)
-    assert f"- Base model: {SYNTAX}\n- Data: {SYNTAX} ({SYNTAX})\n" in card
+    assert f"- Base model: {SYNTAX} (not on the Hub)\n" in card and f"- Data: {SYNTAX} ({SYNTAX})\n" in card
     assert f"\n| {SYNTAX} | {SYNTAX} |\n" in card
     assert f"base, adapter = {json.dumps(SYNTAX)}, " in card
     assert "49" not in card.replace(str(tmp_path), "")
