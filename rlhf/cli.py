@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 THRESHOLDS = gc.get_threshold()
 gc.set_threshold(1_000_000)
 
+OTHER_PROCESSES = 3.0  # seconds that they leave to the first one to report a mistake
+
 # Fields of text that may also be true or false.
 TRUTH_OR_TEXT = ("resume_from_checkpoint", "fsdp")
 
@@ -132,6 +134,10 @@ def run(main: Callable[[], Any]) -> None:
             sentence = str(error) if isinstance(error, InputError) else machine_fault(error)
             if sentence is None:
                 raise
+            if os.environ.get("RANK", "0") != "0":
+                # Most mistakes are those of all processes. The launcher ends the others once the first has said so.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                time.sleep(OTHER_PROCESSES)
             words = " ".join([sentence, *getattr(error, "__notes__", ())]).split()
             print(f"error: {' '.join(words)}", file=sys.stderr, flush=True)
             sys.exit(2)

@@ -19,6 +19,7 @@ from small_stages import options_of, write_data
 from toys import finish_stage, save_toy
 
 import rlhf.command
+from rlhf.cli import run
 from rlhf.errors import MEMORY, InputError, machine_fault
 from rlhf.ppo.reward_functions import find_reward_functions, function_table
 
@@ -140,6 +141,39 @@ def test_yaml(refused, tmp_path, text, part):
     sentence = refused("sft {tmp}/a.yaml")
     assert part in sentence
     assert "a.yaml" in sentence or ".nan" in text
+
+
+LAUNCHES = {
+    "use_cpu: true\n": "A `distributed_type` must be specified",
+    "distributed_type: MULTI_GPUS\n": "'MULTI_GPUS' is not a valid DistributedType",
+    'distributed_type: "NO"\nnum_procesess: 2\n': "num_procesess",
+    'distributed_type: "NO"\nnum_processes: 0\n': "sets num_processes to 0. Set it to 1 or more.",
+    'distributed_type: "NO"\nmixed_precision: bf17\n': "sets mixed_precision to bf17. Set it to no, fp16,",
+}
+
+
+@pytest.mark.parametrize(("text", "part"), LAUNCHES.items(), ids=map(repr, LAUNCHES))
+def test_launches(refused, tmp_path, text, part):
+    (tmp_path / "a.yaml").write_text(text + "compute_environment: LOCAL_MACHINE\n")
+    sentence = refused("sft --accelerate {tmp}/a.yaml")
+    assert part in sentence
+    assert "a.yaml" in sentence
+
+
+def test_several_processes_report_a_mistake_once(capsys, monkeypatch):
+    """The first at once, the others later, when a launcher has ended them; alone with its mistake, one reports it."""
+    waited = []
+    monkeypatch.setattr("rlhf.cli.time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            run(mistake)
+        assert one_sentence(2, capsys.readouterr().err) == "Correct it."
+    assert waited == [3.0]
+
+
+def mistake() -> None:
+    raise InputError("Correct it.")
 
 
 # ---- Files

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, first_line
 from rlhf.runs.installation import installed_folder
 
 
@@ -58,10 +58,35 @@ def read_launch(accelerate: str | None) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"--accelerate {path} cannot be read: {error}. {remedy}") from error
     if not isinstance(config, dict) or not isinstance(config.get("num_processes", 1), int):
         raise InputError(f"--accelerate {path} is no configuration of Accelerate. {remedy}")
+    if path.parent != folder:
+        check_configuration(path, config)
     config.setdefault("num_processes", 1)
     if counts_gpus(path, config) and config["num_processes"] > 1 and count_gpus():
         config["num_processes"] = count_gpus()
     return path, config
+
+
+def check_configuration(path: Path, config: dict[str, Any]) -> None:
+    """Reads a configuration as Accelerate does, whose launcher would end with a traceback.
+
+    Raises:
+        InputError: an unknown or a missing key, or a value that is none of its values.
+    """
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    try:
+        load_config_from_file(str(path))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"--accelerate {path} is no configuration of Accelerate: {first_line(error)}. Write one with `accelerate "
+            "config --config_file`."
+        ) from error
+    if config.get("num_processes", 1) < 1:
+        raise InputError(f"--accelerate {path} sets num_processes to {config['num_processes']}. Set it to 1 or more.")
+    if config.get("mixed_precision", "no") not in (False, "no", "fp16", "bf16", "fp8"):
+        raise InputError(
+            f"--accelerate {path} sets mixed_precision to {config['mixed_precision']}. Set it to no, fp16, bf16 or fp8."
+        )
 
 
 def counts_gpus(path: Path, config: dict[str, Any]) -> bool:
