@@ -176,7 +176,7 @@ def rows_text(found: Holding) -> str:
     if found.k is not None:
         parts.append(f"K = {found.k[0]}" + (f" to {found.k[1]}" if found.k[1] > found.k[0] else ""))
     if found.prompts:
-        parts.append(f"prompts of {percentile(found.prompts, 50):,} tokens, {max(found.prompts):,} at most")
+        parts.append(f"prompts of {percentile(found.prompts, 50):,} tokens (median), {max(found.prompts):,} at most")
     if found.answers:
         parts.append(f"answers of {percentile(found.answers, 50):,}, {max(found.answers):,} at most")
     return "; ".join(parts)

@@ -136,13 +136,19 @@ def weights(plan: Plan) -> list[Setting]:
     return settings
 
 
-def training(plan: Plan, stage: str) -> list[Setting]:
-    """Returns precision, rows of a pass and checkpointing."""
+def training(plan: Plan, stage: str, step: int) -> list[Setting]:
+    """Returns precision, rows of a pass and checkpointing.
+
+    Args:
+        step: rows of an optimizer step.
+    """
     settings: list[Setting] = []
     if not plan.fit.autocast:
         reason = "half precision would save little" if plan.machine.bf16 else "it is for GPUs that compute in it"
         settings.append(("bf16", False, reason))
-    settings.append(("per_device_train_batch_size", plan.fit.rows[stage], f"rows in a pass: {plan.fit.text(stage)}"))
+    rows = min(plan.fit.rows[stage], step)
+    reason = "those of a step" if rows == step else plan.fit.text(stage)
+    settings.append(("per_device_train_batch_size", rows, f"rows in a pass: {reason}"))
     if not plan.fit.checkpointing:
         settings.append(("gradient_checkpointing", False, "the memory is enough without, which is faster"))
     settings.append(("report_to", "none", "or tensorboard, trackio, wandb"))

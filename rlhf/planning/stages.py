@@ -32,7 +32,7 @@ def sft(plan: Plan) -> list[Setting]:
         ("batch_size", size, _batch_reason(rows * epochs, size, 32)),
         rate(plan),
         ("max_length", plan.lengths.row, _longest(plan, "demonstrations")),
-        *training(plan, "sft"),
+        *training(plan, "sft", size),
         output(plan, "sft"),
     ]
 
@@ -57,7 +57,7 @@ def reward(plan: Plan) -> list[Setting]:
         rate(plan),
         ("max_length", plan.lengths.row, _longest(plan, "comparisons")),
         ("completions_per_forward", per_forward, "answers in a pass"),
-        *training(plan, "reward"),
+        *training(plan, "reward", size),
         output(plan, "reward"),
     ]
 
@@ -111,7 +111,7 @@ def ppo(plan: Plan) -> list[Setting]:
         settings.append(("pretrain_dataset_name", text, "PPO-ptx: keeps what the base knows"))
         settings.append(("ptx_length", tokens, "tokens of a block"))
         settings.append(("ptx_examples_per_episode", blocks, "the paper's 8" if gpu else "the paper's 8 are for GPUs"))
-    return [*settings, *training(plan, "ppo"), output(plan, "ppo")]
+    return [*settings, *training(plan, "ppo", step), output(plan, "ppo")]
 
 
 def evaluate(plan: Plan) -> list[Setting]:
