@@ -146,6 +146,23 @@ def test_runs_that_differ_in_seeds_alone_are_a_group_with_a_t_interval(tmp_path)
     assert "Over seeds" in page and page.count("<svg") == 2
 
 
+def test_a_measured_run_is_of_the_same_group_as_one_that_was_not_measured(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"seed-{seed}", score=float(seed), seed=seed)
+    for stage in ("benchmark", "evaluate"):
+        write_stage(tmp_path / "seed-0" / stage, result={}, limit=100)
+    assert [len(members) for members in groups_of(find_runs(tmp_path)).values()] == [3]
+
+
+def test_a_number_that_not_all_seeds_have_says_how_many_do(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"seed-{seed}", score=float(seed), seed=seed)
+    assert "has no such number" not in seeds_table(groups_of(find_runs(tmp_path))).note
+    (tmp_path / "seed-2" / "ppo" / "result.json").unlink()
+    note = seeds_table(groups_of(find_runs(tmp_path))).note
+    assert re.search(r"ppo: reward in training of .* is over 2 of its 3 runs: the others have no such number", note)
+
+
 def test_the_same_seed_again_is_no_further_seed(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_run(tmp_path / name, seed=seed)

@@ -98,6 +98,12 @@ def test_folders_without_a_run_are_listed_with_a_word(tmp_path):
     assert states == {"empty": "empty", "foreign": "no run", "mine": "", "trl": trl}
 
 
+def test_a_folder_that_cannot_be_read_is_a_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"cannot be read\. Check its permissions"):
+        find_runs(tmp_path)
+
+
 def test_a_missing_folder_is_a_mistake(tmp_path):
     (tmp_path / "file").touch()
     for name, words in (("file", "is a file"), ("none", "does not exist")):
@@ -171,13 +177,15 @@ def test_the_name_of_a_point_has_its_settings(tmp_path):
     [
         ("reward", {"accuracy": 0.748, "low": 0.736, "high": 0.76}, "accuracy 74.8 % (73.6 to 76.0)"),
         ("reward", {"accuracy": None}, None),
-        ("sft", {"eval_loss": 1.25}, "validation loss 1.250"),
+        ("sft", {"chosen": None, "epochs": []}, None),
+        ("pretrain", {"train_loss": 1.5, "validation_loss": 1.25}, "validation loss 1.250"),
         ("sft", {"chosen": "c", "epochs": [{"checkpoint": "c", "eval_loss": 0.5}]}, "validation loss 0.500"),
         (
             "sft",
             {"chosen": "c", "epochs": [{"checkpoint": "c", "eval_loss": 0.5, "rm_score": 1.0, "rm_score_se": 0.5}]},
             "reward of the chosen epoch 1.00 (0.02 to 1.98)",
         ),
+        ("sft", {"chosen": "c", "epochs": [{"checkpoint": "c", "rm_score": 1.0}]}, "reward of the chosen epoch 1.00"),
         (
             "ppo",
             {f"{prefix}objective/score{end}": x for prefix, y in (("", 9), ("eval_", 0))
@@ -200,6 +208,25 @@ def test_an_evaluated_run_has_the_win_rate_of_the_judge_that_nobody_was_trained_
     own = {"objective/score": 1.0, "objective/score_low": 0.9, "objective/score_high": 1.1}
     assert result_of("ppo", own, SUMMARY).name == "reward in training", "the run's own interval comes first"
     assert result_of("evaluate", {}, None) is None
+
+
+def test_a_win_rate_by_the_reward_model_of_the_training_says_so():
+    summary = {"baseline": "sft", "judges": {"reward": SUMMARY["judges"]["reward"]}}
+    assert result_of("evaluate", {}, summary).text() == "RLHF over SFT, reward (optimized): 90.0 % (80.0 to 100.0)"
+
+
+def test_an_evaluation_of_adapters_that_were_trained_again_since_has_no_number(tmp_path):
+    for stage, started in {"sft": 10, "ppo": 20, "evaluate": 30}.items():
+        write_stage(tmp_path / "mine" / stage, result={"objective/score": 1.0}, started=started)
+    (tmp_path / "mine" / "summary.json").write_text(json.dumps(SUMMARY))
+    (run,) = find_runs(tmp_path)
+    assert run.last_result().name == "RLHF over SFT, gold:" and run.results()["ppo"].name == "test reward"
+    write_stage(tmp_path / "mine" / "ppo", result={"objective/score": 2.0}, started=40)
+    (run,) = find_runs(tmp_path)
+    assert run.last_result() == Result("reward in training", 2.0) and run.summary is None
+    assert "evaluate is of adapters that were trained again since" in runs_table([run])
+    write_stage(tmp_path / "mine" / "ppo", result={"objective/score": 2.0}, started=None)
+    assert find_runs(tmp_path)[0].summary, "of an older version, which does not say when it began"
 
 
 # ---- The command

@@ -76,7 +76,7 @@ def lead(runs: Sequence[Run]) -> str:
     recipes = sorted({run.recipe for run in runs if run.recipe})
     stages = [stage for stage in PANELS if any(stage in run.stages for run in runs)]
     of = f" of {', '.join(recipes)}" if recipes else ""
-    unfinished = [run.name for run in runs if not all(stage.finished for stage in run.stages.values())]
+    unfinished = [run.name for run in runs if not all(run.stages[s].finished for s in PANELS if s in run.stages)]
     words = f" Not finished: {', '.join(unfinished)}." if unfinished else ""
     what = f", with the stage{'s' if len(stages) > 1 else ''} {', '.join(stages)}" if stages else ""
     return f"{len(runs)} runs{of}{what}.{words}"

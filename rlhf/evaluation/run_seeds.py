@@ -17,6 +17,8 @@ from rlhf.statistics import cluster_mean
 # Further numbers of a PPO run, from its result.json: of held-out prompts if there are any, else of the last rollouts.
 PPO = {"KL, nats per response": "objective/kl", "length, tokens": "rollout/length"}
 
+MEASURING = ("evaluate", "benchmark")  # stages that change no model: one run may have been measured, another not
+
 
 def is_seed(name: str) -> bool:
     """True for the name of a seed: `seed`, `sft.seed`, `dataset_seed`."""
@@ -31,7 +33,7 @@ def groups_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     seen: dict[str, int] = {}
     for run in runs:
-        settings = {stage: settings_of(found) for stage, found in run.stages.items() if stage != "evaluate"}
+        settings = {stage: settings_of(found) for stage, found in run.stages.items() if stage not in MEASURING}
         others, seeds = ({s: _part(own, seed) for s, own in settings.items()} for seed in (False, True))
         key = json.dumps([base_model(run), others], sort_keys=True, default=str)
         once = json.dumps([key, seeds], sort_keys=True)
@@ -58,16 +60,22 @@ def seeds_table(groups: dict[str, list[Run]]) -> Table:
     several = {name: members for name, members in groups.items() if len(members) > 1}
     numbers = {name: [numbers_of(run) for run in members] for name, members in several.items()}
     titles = dict.fromkeys(title for members in numbers.values() for own in members for title in own)
-    rows = []
+    rows, absent = [], []
     for name, members in numbers.items():
-        cells = [over_seeds([own[title][0] for own in members if title in own]) for title in titles]
-        rows.append([name, len(members), *cells])
+        known = {title: [own[title][0] for own in members if title in own] for title in titles}
+        rows.append([name, len(members), *map(over_seeds, known.values())])
+        absent += [
+            f"{title} of {name} is over {len(values)} of its {len(members)} runs: the others have no such number."
+            for title, values in known.items()
+            if 0 < len(values) < len(members)
+        ]
     units = {title: unit for members in numbers.values() for own in members for title, (_, unit) in own.items()}
     columns = (Column("runs"), Column("seeds"), *(Column(title, units[title]) for title in titles))
     note = (
         "Mean over seeds, with the 95 % interval of Student’s t over seeds: it is for the mean of further seeds, and "
         f"from two seeds it is very wide. {seed_text(several)}"
     )
+    note = " ".join([note.rstrip(), *absent])
     return Table("over_seeds", "Over seeds", columns, rows, note)
 
 
@@ -98,7 +106,7 @@ def seed_text(groups: dict[str, list[Run]]) -> str:
         stage
         for members in groups.values()
         for stage in dict.fromkeys(name for run in members for name in run.stages)
-        if stage != "evaluate"
+        if stage not in MEASURING
         and len({str(run.stages[stage].settings.get("seed")) for run in members if stage in run.stages}) > 1
     }
     if not stages:

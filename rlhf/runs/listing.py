@@ -9,7 +9,8 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rlhf.runs.installation import recipe_names
 from rlhf.runs.results import Result, result_of
 
 STAGES = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "benchmark")
+OUTDATED = "is of adapters that were trained again since"
 NOT_SEARCHED = re.compile(
     r"(old-)?checkpoint-\d+|\..*|raw|value|tensorboard|answers|verdicts|report|truthfulqa|wandb|__pycache__"
 )
@@ -33,6 +35,7 @@ class Stage:
         name: "sft", "reward", "ppo", ...
         state: "finished", or what is wrong with it.
         started: seconds since 1970 at which it began, or was resumed.
+        timed: False if it does not say when, as in older versions; `started` is then the date of a file.
         settings: config.yaml; {} if it is missing or damaged.
         result: result.json; {} if the stage has not finished.
         recipe: that it was started with; None if it is not known.
@@ -42,6 +45,7 @@ class Stage:
     folder: Path
     state: str
     started: float
+    timed: bool
     settings: dict[str, Any]
     result: dict[str, Any]
     recipe: str | None
@@ -94,6 +98,8 @@ def find_runs(root: str | Path) -> list[Run]:
         raise InputError(f"{root} {kind}. Pass a folder that holds runs, such as runs.")
     stages: dict[Path, dict[str, Stage]] = {}
     seen, unreadable = set(), []
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"{root} cannot be read. Check its permissions, or pass another folder.")
     for path, folders, files in os.walk(root, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not NOT_SEARCHED.fullmatch(name))
         folder = Path(path)
@@ -103,15 +109,28 @@ def find_runs(root: str | Path) -> list[Run]:
         run = folder.parent if folder.name == stage.name else folder
         stages.setdefault(run, {})[stage.name] = stage
         seen |= {folder, *folder.parents}
-    runs = [
-        Run(_name(run, root), run, dict(sorted(found.items(), key=_order)), _summary(run))
-        for run, found in stages.items()
-    ]
+    runs = []
+    for run, found in stages.items():
+        found = {name: checked_evaluation(stage, found) for name, stage in sorted(found.items(), key=_order)}
+        outdated = "evaluate" in found and found["evaluate"].state == OUTDATED
+        runs.append(Run(_name(run, root), run, found, None if outdated else _summary(run)))
     denied = {Path(error.filename) for error in unreadable}
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and folder not in seen and not NOT_SEARCHED.fullmatch(folder.name):
             runs.append(Run(_name(folder, root), folder, {}, state=_word(folder, denied)))
     return sorted(runs, key=lambda run: _parts(run.name))
+
+
+def checked_evaluation(stage: Stage, stages: Mapping[str, Stage]) -> Stage:
+    """Returns a stage; an evaluation that is older than what it evaluated has the state `OUTDATED`.
+
+    Its numbers are of other adapters than those that lie beside it now.
+    """
+    if stage.name != "evaluate" or not stage.finished or not stage.timed:
+        return stage
+    trained = (stages[name] for name in ("sft", "reward", "ppo") if name in stages)
+    later = any(other.timed and other.started > stage.started for other in trained)
+    return replace(stage, state=OUTDATED) if later else stage
 
 
 def is_stage(folder: Path, files: list[str]) -> bool:
@@ -133,11 +152,12 @@ def read_stage(folder: Path) -> Stage:
     environment = environment or {}
     name = environment.get("stage") if isinstance(environment.get("stage"), str) else None
     started, recipe = environment.get("started"), environment.get("recipe")
-    if not isinstance(started, int | float):
+    timed = isinstance(started, int | float)
+    if not timed:
         known = [folder / name for name in ("environment.json", "config.yaml") if (folder / name).exists()]
         started = known[0].stat().st_mtime
     recipe = recipe if isinstance(recipe, str) else None
-    return Stage(name or folder.name, folder, state, started, settings or {}, result or {}, recipe)
+    return Stage(name or folder.name, folder, state, started, timed, settings or {}, result or {}, recipe)
 
 
 def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:

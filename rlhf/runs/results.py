@@ -51,9 +51,9 @@ def result_of(stage: str, result: Mapping[str, Any], summary: Mapping[str, Any] 
     if stage == "reward" and _is_number(result.get("accuracy")):
         return Result("accuracy", result["accuracy"], result.get("low"), result.get("high"), share=True)
     if stage == "sft":
-        return _chosen(result) or _mean(result, "eval_loss", "validation loss")
+        return _chosen(result)
     if stage == "pretrain":
-        return _mean(result, "eval_loss", "validation loss")
+        return _mean(result, "validation_loss", "validation loss")
     if stage == "ppo":
         held_out = _mean(result, "eval_objective/score", "held-out reward")
         own = held_out or _mean(result, "objective/score", "reward in training")
@@ -78,7 +78,8 @@ def _wins(summary: Mapping[str, Any]) -> Result | None:
     for name, judge in judges_of(summary).items():
         estimate = (judge.get("win_rate") or {}).get(system)
         if system is not None and estimate:
-            title = f"{NAMES.get(system, system)} over {NAMES.get(baseline, baseline)}, {name}:"
+            by = f"{name} (optimized)" if judge.get("optimized") else name
+            title = f"{NAMES.get(system, system)} over {NAMES.get(baseline, baseline)}, {by}:"
             return Result(title, estimate["mean"], estimate["low"], estimate["high"], share=True)
     return None
 
@@ -96,14 +97,15 @@ def _chosen(result: Mapping[str, Any]) -> Result | None:
     if row is None:
         return None
     if _is_number(row.get("rm_score")):
-        half = 1.96 * row.get("rm_score_se", 0.0)
-        return Result("reward of the chosen epoch", row["rm_score"], row["rm_score"] - half, row["rm_score"] + half)
+        mean, error = row["rm_score"], row.get("rm_score_se")
+        ends = (None, None) if error is None else (mean - 1.96 * error, mean + 1.96 * error)
+        return Result("reward of the chosen epoch", mean, *ends)
     return _mean(row, "eval_loss", "validation loss")
 
 
 def _mean(numbers: Mapping[str, Any], key: str, name: str) -> Result | None:
-    mean = numbers.get(key)
-    if not isinstance(mean, int | float):
+    mean: Any = numbers.get(key)
+    if not _is_number(mean):
         return None
     digits = 3 if "loss" in name else 2
     return Result(name, mean, numbers.get(f"{key}_low"), numbers.get(f"{key}_high"), digits=digits)
