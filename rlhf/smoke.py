@@ -84,20 +84,25 @@ def smoke_options(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     step = -(-2 // processes) * processes  # rows, a multiple of the processes
     options = dict(SMOKE[stage])
     for name, limit in AT_MOST.get(stage, {}).items():
-        options[name] = min(settings.get(name) or limit, limit)
+        options[name] = _at_most(settings.get(name), limit)
     if stage in ("sft", "reward"):
         options["batch_size"] = step if stage == "sft" else processes  # a ranking has several answers
     if stage == "ppo":
         options |= {"batch_size": 2 * step, "mini_batch_size": step, "total_episodes": 4 * step}
         if settings.get("max_prompt_length"):
-            options["max_prompt_length"] = min(settings["max_prompt_length"], PROMPTS_AT_MOST)
+            options["max_prompt_length"] = _at_most(settings["max_prompt_length"], PROMPTS_AT_MOST)
     for name in READ:
-        if settings.get(name) and Path(smoke_folder(settings[name])).is_dir():
-            options[name] = smoke_folder(settings[name])
+        if settings.get(name) and Path(smoke_folder(str(settings[name]))).is_dir():
+            options[name] = smoke_folder(str(settings[name]))
     for name in WRITTEN:
         if settings.get(name):
-            options[name] = smoke_folder(settings[name])
+            options[name] = smoke_folder(str(settings[name]))
     return options
+
+
+def _at_most(value: Any, limit: int) -> Any:
+    """Returns a limit that is not above another; one that is no number stays, for the parser to refuse it."""
+    return min(value, limit) if isinstance(value, int | float) and value else value or limit
 
 
 def smoke_folder(folder: str) -> str:

@@ -198,6 +198,13 @@ def test_every_setting_of_a_recipe_has_a_reason_and_paths_follow_from_its_name(c
             assert not any(isinstance(v, str) and re.fullmatch(r"[\d.]+e-\d", v) for v in settings.values())
 
 
+def test_a_format_that_was_given_is_written_once(csv, toy_folder):
+    model, tokenizer = look_at_model(toy_folder)
+    held = look_at_data(DataArguments(csv, dataset_format="best_answer", on_bad_rows="skip"), tokenizer)[0]
+    text = render(plan("mine", model, CPU, choose_sources([held])), "reward")
+    assert text.count("dataset_format: best_answer") == 1
+
+
 def test_demonstrations_alone_give_sft_and_its_evaluation(tmp_path, toy_folder, new, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "a.jsonl", [{"prompt": f"Say {i}.", "completion": f"{i}."} for i in range(60)])

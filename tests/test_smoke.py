@@ -69,6 +69,11 @@ def test_limits_are_the_recipes_if_they_are_lower():
     assert "max_prompt_length" not in smoke_options("ppo", {})  # the model's context may be shorter
 
 
+def test_a_value_of_the_wrong_type_is_left_to_the_parser():
+    assert smoke_options("ppo", {"response_length": "many"})["response_length"] == "many"
+    assert smoke_options("sft", {"output_dir": 5})["output_dir"] == "smoke/5"
+
+
 def test_batches_fit_the_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert smoke_options("sft", {})["batch_size"] == 8

@@ -44,7 +44,7 @@ def reward(plan: Plan) -> list[Setting]:
     size = batch(rows, 64, 20)
     if shown is not None and shown.args.dataset_name != found.args.dataset_name:
         settings.append(("calibration_dataset", shown.args.dataset_name, "its demonstrations score 0 on average"))
-    elif shown is not None and shown.args.dataset_format == "best_answer":
+    elif shown is not None and shown.args.dataset_format == "best_answer" != found.args.dataset_format:
         settings.append(("dataset_format", "best_answer", "calibrates: the best answers score 0 on average"))
     if shown is not None:
         settings.append(("sft_model_path", f"runs/{plan.name}/sft", "its LoRA weights are the start, as in the paper"))
