@@ -27,7 +27,7 @@ from rlhf.runs.gguf_header import general_metadata
 from rlhf.runs.hub_files import staged
 from rlhf.runs.merged_card import merged_card
 from rlhf.runs.model_card import model_card, portable
-from rlhf.runs.published import languages_of, license_of, metadata_of
+from rlhf.runs.published import is_hub_id, languages_of, license_of, metadata_of
 
 STAGES = ("sft", "reward", "ppo")
 
@@ -322,6 +322,11 @@ def test_local_base_and_data_are_no_hub_metadata(trained, tmp_path, monkeypatch)
     card = model_card("sft", "sft", "me/toy")
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert "- Base model: base (not on the Hub)" in card
+
+
+def test_a_file_of_data_is_no_hub_id_in_another_folder_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("me/rankings") and not is_hub_id("data/rankings.csv") and not is_hub_id("runs/labels.db")
 
 
 def test_the_sandbox_has_a_license_and_a_language(trained, tmp_path):

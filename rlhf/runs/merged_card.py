@@ -5,6 +5,7 @@ contract.json, trained_on.safetensors      of the adapter: see `rlhf.runs.contra
 """
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def merged_card(
         front_matter=data.to_yaml(),
         title=name,
         name_code=json.dumps(name),
+        name_word=shlex.quote(name),
         merged=merged,
         is_reward=is_reward,
         base=base_text(base_name),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def model_card(
         base_code=base_expression(base_name, portable=repo is not None),
         base_arguments=base_arguments(base_name, commit, config),
         quantization=quantization_code(config),
-        adapter=repo or str(folder),
+        adapter_word=shlex.quote(repo or str(folder)),
         adapter_code=json.dumps(repo or str(folder)),
         bias_code=repr(calibration["bias"]) if "bias" in calibration else None,
         prompt_style=contract.prompt_style if contract else None,

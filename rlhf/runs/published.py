@@ -11,6 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from rlhf.runs.gguf_header import general_metadata
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".db")
 LICENSE = ("license", "license_name", "license_link")
 SANDBOX = {"license": "apache-2.0", "language": ["en"]}  # this project's own
 
@@ -23,8 +24,11 @@ def hub_id(name: str | None) -> str | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """True for `owner/name`, unless a file or folder has this name."""
-    return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    """True for `owner/name`, unless a file or folder has this name, or it ends as a file of data does.
+
+    A run may be uploaded from another folder than the one in which `data/rankings.csv` was read.
+    """
+    return HUB_ID.fullmatch(name) is not None and not name.endswith(DATA) and not Path(name).exists()
 
 
 def is_sandbox(name: str) -> bool:
@@ -56,7 +60,7 @@ def metadata_of(name: str, kind: str = "model", revision: str | None = None, onl
         general = general_metadata(folder / file) if file else {}
         said = {"license": general.get("general.license"), "language": general.get("general.languages")}
         return {key: value for key, value in said.items() if value} | _front_matter(folder / "README.md")
-    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if folder.exists() or name.endswith(DATA) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return {}
     try:
         path = hf_hub_download(name, "README.md", repo_type=kind, revision=revision, local_files_only=not online)
