@@ -44,8 +44,9 @@ def main() -> None:
     (args,) = parse(ExportArguments, positional="model")
     converter, source, target = find_converter(args.llama_cpp), Path(args.model).expanduser(), Path(args.gguf)
     target = target.expanduser()
-    if target.exists():
-        raise InputError(f"{target} exists already. Name another file with --gguf, or delete it.")
+    for path in (target, target.with_name("Modelfile")):
+        if path.exists():
+            raise InputError(f"{path} exists already. Name a file in another folder with --gguf, or delete it.")
     is_adapter = (source / CONFIG).exists()
     if not is_adapter and not (source / "config.json").exists():
         raise InputError(f"{source} is neither a merged model nor an adapter. Pass a stage, such as {source}/ppo.")

@@ -116,6 +116,7 @@ def test_converter_is_found_on_the_path(stages, tmp_path, monkeypatch):
         (["{base}", "--gguf", "{tmp}/a.bin"], "Name a file that ends in .gguf"),
         (["{base}", "--gguf", "{tmp}/a.gguf"], "not on the PATH. Run `git clone"),
         (["{base}", "--gguf", "{tmp}/old.gguf", "--llama_cpp", "{tmp}"], "old.gguf exists already"),
+        (["{base}", "--gguf", "{tmp}/there/a.gguf", "--llama_cpp", "{tmp}"], "Modelfile exists already"),
         (["{tmp}", "--gguf", "{tmp}/a.gguf", "--llama_cpp", "{tmp}"], "neither a merged model nor an adapter"),
         (["{reward}", "--gguf", "{tmp}/a.gguf", "--llama_cpp", "{tmp}"], "is a reward model"),
         (["{base}", "--gguf", "{tmp}/a.gguf", "--llama_cpp", "{tmp}"], "cannot convert .*: No module named 'sentence"),
@@ -124,8 +125,10 @@ def test_converter_is_found_on_the_path(stages, tmp_path, monkeypatch):
 def test_mistakes_are_one_sentence_and_leave_no_file(stages, tmp_path, monkeypatch, words, message):
     (tmp_path / CONVERTER).write_text("raise SystemExit(\"No module named 'sentencepiece'\")")
     (tmp_path / "old.gguf").write_text("")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "Modelfile").write_text("")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     words = [word.format(tmp=tmp_path, base=stages / "base", reward=stages / "reward") for word in words]
     with pytest.raises(InputError, match=message):
         load_main("export", words, monkeypatch)()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONVERTER, "old.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONVERTER, "old.gguf", "there"]
