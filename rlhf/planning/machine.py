@@ -1,13 +1,12 @@
 """The machine that a recipe is for: cores, memory, GPUs."""
 
-import os
 from dataclasses import dataclass
 
 import psutil
 import torch
 
 from rlhf.runs.console import gigabytes
-from rlhf.runs.launch import count_gpus
+from rlhf.runs.launch import count_cores, count_gpus
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """Returns the machine that this process runs on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory, gpus = psutil.virtual_memory().total, count_gpus()
+    cores, memory, gpus = count_cores(), psutil.virtual_memory().total, count_gpus()
     if not gpus:
         return Machine(cores, memory)
     if not torch.cuda.is_available():

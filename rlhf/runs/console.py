@@ -133,7 +133,8 @@ def show_end(result: str, folder: str | Path, seconds: float, stage: str) -> Non
     show("result", paint(result, "1"))
     peak = f"; at most {gigabytes(torch.cuda.max_memory_allocated())} GB" if torch.cuda.is_initialized() else ""
     show("time", f"{duration(seconds)}{peak}")
-    show("files", f"{folder}: the adapter, report.html, result.json, metrics.jsonl with all numbers")
+    what = "the model" if stage == "pretrain" else "the adapter"
+    show("files", f"{folder}: {what}, report.html, result.json, metrics.jsonl with all numbers")
     if command := next_command(stage, sys.argv):
         show("next", command)
 

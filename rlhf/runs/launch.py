@@ -45,7 +45,7 @@ def read_launch(accelerate: str | None) -> tuple[Path, dict[str, Any]]:
     import yaml
 
     folder = installed_folder("accelerate_configs")
-    by_gpus = "multi_node" if several_machines() else ("cpu", "single_gpu", "multi_gpu")[min(count_gpus(), 2)]
+    by_gpus = "multi_node" if names_several_machines() else ("cpu", "single_gpu", "multi_gpu")[min(count_gpus(), 2)]
     name = accelerate or by_gpus
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
@@ -92,10 +92,12 @@ def check_configuration(path: Path, config: dict[str, Any]) -> None:
 def counts_gpus(path: Path, config: dict[str, Any]) -> bool:
     """True for a configuration of the package that is for the GPUs of one machine."""
     packaged = path.parent == installed_folder("accelerate_configs")
-    return packaged and not config.get("use_cpu") and config.get("num_machines", 1) == 1 and not several_machines()
+    return (
+        packaged and not config.get("use_cpu") and config.get("num_machines", 1) == 1 and not names_several_machines()
+    )
 
 
-def several_machines() -> bool:
+def names_several_machines() -> bool:
     """True if NNODES names several machines; accelerate_configs/launch.py then sets the number of processes."""
     return os.environ.get("NNODES", "1") not in ("", "1")
 
@@ -109,6 +111,10 @@ def count_gpus() -> int:
 
 def threads(processes: int) -> int:
     """Returns the threads of each process on the CPU: OMP_NUM_THREADS, or an equal share of the cores, rounded up."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else -(-cores // processes)
+    return int(given) if given.isdigit() and int(given) else -(-count_cores() // processes)
+
+
+def count_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

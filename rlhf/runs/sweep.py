@@ -24,6 +24,7 @@ import psutil
 
 from rlhf.errors import InputError
 from rlhf.runs.differences import runs_table
+from rlhf.runs.launch import names_several_machines
 from rlhf.runs.listing import find_runs, read_object, read_stage
 from rlhf.runs.settings import SAME_RUN, differing
 
@@ -78,7 +79,7 @@ def run_sweep(stage: str, script: Path, options: Sequence[str], words: Sequence[
     """
     if stage not in STAGES:
         raise InputError(f"{OPTION} is for stages that train: {', '.join(STAGES)}. Run {stage} once for each value.")
-    if os.environ.get("NNODES", "1") not in ("", "1"):
+    if names_several_machines():
         raise InputError(f"{OPTION} runs on one machine, and NNODES is {os.environ['NNODES']}. Unset NNODES.")
     if "--smoke" in options:
         raise InputError(f"--smoke tries one run, and {OPTION} runs many. Leave one of the two out.")
