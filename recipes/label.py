@@ -1,8 +1,8 @@
 """Lets people rank, rate and write completions in a browser (arXiv 2203.02155, appendix B).
 
-    make label
-    make label RECIPE=mine ARGS="--systems sft ppo --prompts prompts.jsonl --k 4"
-    make label ARGS="--invite anna ben"
+    rlhf label runs/sandbox --recipe recipes/sandbox
+    rlhf label runs/mine --systems sft ppo --prompts prompts.jsonl --k 4
+    rlhf label runs/mine --invite anna ben
 
 Makes items, keeps them in the store (labels.db in the run's folder), prints a link that logs in once, and serves the
 page until Ctrl-C. A store that is there goes on. Items are completions of systems (`rlhf/evaluation/systems.py` has all
@@ -34,7 +34,7 @@ FIRST_LOOK = 100  # items, if nothing is named to make them of
 
 
 def main() -> None:
-    (args,) = parse(LabelArguments)
+    (args,) = parse(LabelArguments, positional="run")
     listening, flags = None, []
     if args.serve and not args.has_work:
         check_packages()
@@ -43,7 +43,7 @@ def main() -> None:
         listening = listen(args)
     instructions = read_text(args.instructions) if args.instructions else None
     if (args.revoke or args.export) and not args.path.exists():
-        raise InputError(f"{args.path} does not exist. Run `make label` first, or name another --store.")
+        raise InputError(f"{args.path} does not exist. Run `rlhf label` first, or name another --store.")
     with Store(args.path) as store:
         if instructions is not None:
             store.set_setting("instructions", instructions)

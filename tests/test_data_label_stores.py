@@ -1,4 +1,4 @@
-"""Stores of `make label` as data sets: by kind, held out like files, read while the server writes, and refused."""
+"""Stores of `rlhf label` as data sets: by kind, held out like files, read while the server writes, and refused."""
 
 import json
 import shutil
@@ -135,7 +135,7 @@ def test_reading_writes_nothing_into_the_store(tmp_path):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ({}, "has no demonstrations: nobody has judged anything yet. Write demonstrations on the page of `make label`"),
+        ({}, "has no demonstrations: nobody has judged anything yet. Write demonstrations on the page of `rlhf label`"),
         ({"comparison": [ranking(1), ranking(2)], "rating": [rated(1, 3)]}, "only 2 comparisons and 1 rating"),
     ],
 )

@@ -112,7 +112,7 @@ def test_labelers_are_invited_screened_held_out_and_revoked(label, tmp_path):
 
 
 def test_rankings_come_in_and_labels_go_out(label, tmp_path):
-    assert "does not exist. Run `make label` first" in label("--export", tmp_path / "out")
+    assert "does not exist. Run `rlhf label` first" in label("--export", tmp_path / "out")
     rows = [{"prompt": "Why?", "completions": ["a", "b"], "ranks": [0, 1], "labeler_id": "ann"}]
     source = write_rows(tmp_path / "old.jsonl", rows)
     assert "Batch old: 1 new judgments of 1 rankings." in label("--import_rankings", source)

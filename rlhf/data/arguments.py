@@ -22,7 +22,7 @@ class DataArguments:
     Args:
         dataset_name: name on the Hub (`trl-lib/ultrafeedback_binarized`), file of a Hub repository
             (`OpenAssistant/oasst1/2023-04-12_oasst_ready.trees.jsonl.gz`), local file or folder (json, jsonl, csv,
-            parquet), a store of `make label` (labels.db), or `sandbox`.
+            parquet), a store of `rlhf label` (labels.db), or `sandbox`.
         dataset_seed: seed that draws the rows of the sandbox; its world stays the same. Other sources ignore it.
     """
 

@@ -1,4 +1,4 @@
-"""Reads what labelers have judged from the store of `make label`, an SQLite file, also while its server writes.
+"""Reads what labelers have judged from the store of `rlhf label`, an SQLite file, also while its server writes.
 
 The store has a view `label_rows(kind, content)`. Each content is a JSON object with the columns of our files:
 
@@ -127,7 +127,7 @@ def _of_group(read: Callable[[], Iterator[SourceRow]], held_out: bool) -> Iterat
 def _open(path: Path) -> sqlite3.Connection:
     """Returns a connection that cannot write and sees one state of the store, whatever its server adds meanwhile."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Correct the path, or make a store with `make label`.")
+        raise InputError(f"{path} does not exist. Correct the path, or make a store with `rlhf label`.")
     uri = f"{path.resolve().as_uri()}?mode=ro"
     log = path.with_name(f"{path.name}-wal")
     has_log = log.exists() and log.stat().st_size > 0
@@ -136,7 +136,7 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         if "label_rows" in str(error):
             raise InputError(
-                f"{path} is a database without the view label_rows, so no label store. Give one of `make label`."
+                f"{path} is a database without the view label_rows, so no label store. Give one of `rlhf label`."
             ) from error
         if has_log:
             raise InputError(
@@ -148,7 +148,7 @@ def _open(path: Path) -> sqlite3.Connection:
             raise InputError(f"{path} cannot be read ({again}). Correct its rights.") from again
     except sqlite3.DatabaseError as error:
         raise InputError(
-            f"{path} is not a readable SQLite database ({error}). Give a store of `make label`."
+            f"{path} is not a readable SQLite database ({error}). Give a store of `rlhf label`."
         ) from error
 
 
@@ -190,4 +190,4 @@ def _nothing(path: Path, kinds: tuple[str, ...], counts: dict[str, int]) -> str:
     wanted = " and no ".join(f"{kind}s" for kind in kinds)
     some = f"only {there}" if there else "nobody has judged anything yet"
     remedy = "Write demonstrations" if kinds == ("demonstration",) else "Judge completions"
-    return f"{path} has no {wanted}: {some}. {remedy} on the page of `make label` first."
+    return f"{path} has no {wanted}: {some}. {remedy} on the page of `rlhf label` first."

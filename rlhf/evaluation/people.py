@@ -1,4 +1,4 @@
-"""People as judges: their comparisons and ratings in files or in the store of `make label`.
+"""People as judges: their comparisons and ratings in files or in the store of `rlhf label`.
 
 They are matched to the systems' answers by prompt and text.
 
@@ -165,7 +165,7 @@ def _rows(path: Path) -> Iterator[SourceRow]:
         fault = "holds no file of comparisons" if path.is_dir() else "does not exist"
         raise InputError(
             f"{path} {fault}. Give a json, jsonl, csv or parquet file of people's comparisons or ratings, or the store "
-            "of `make label`."
+            "of `rlhf label`."
         )
     for file in files:
         if not is_readable(file):
