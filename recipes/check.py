@@ -37,6 +37,7 @@ from rlhf.runs.batches import divide_batch
 from rlhf.runs.checks import check_model_options, check_training
 from rlhf.runs.installation import find_recipe
 from rlhf.runs.launch import read_launch
+from rlhf.runs.parsed_options import parsed_options
 
 RECIPES = Path(__file__).parent
 STAGES = ("sft", "reward", "choose", "ppo", "evaluate")
@@ -91,7 +92,7 @@ def check_stage(stage: str, path: Path, folder: Path, processes: int) -> None:
     Raises:
         InputError: what the stage would end with. Other exceptions are bugs of this library.
     """
-    check_options(stage, parsed(stage, path), processes)
+    check_options(stage, parsed_options(RECIPES / f"{stage}.py", ["--config", str(path)]), processes)
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     (folder / f"{stage}.yaml").write_text(yaml.safe_dump(settings | shortened(stage, settings, folder)))
     run_recipe(stage, folder / f"{stage}.yaml")
@@ -192,27 +193,6 @@ def data(settings: dict[str, Any], prefix: str, kind: str, folder: Path) -> dict
 
 
 # ---- Recipes as functions
-
-
-class Parsed(Exception):
-    """Ends a recipe once it has read its options."""
-
-
-def parsed(stage: str, path: Path) -> tuple:
-    """Returns the configs that a recipe makes of its YAML."""
-    parse = rlhf.cli.parse
-
-    def stop(*types: type, **kwargs: Any) -> tuple:
-        raise Parsed(*parse(*types, **kwargs))
-
-    rlhf.cli.parse = stop
-    try:
-        run_recipe(stage, path)
-    except Parsed as configs:
-        return configs.args
-    finally:
-        rlhf.cli.parse = parse
-    raise AssertionError(f"recipes/{stage}.py does not call parse")
 
 
 def run_recipe(stage: str, path: Path) -> None:

@@ -29,14 +29,15 @@ def parsed_options(script: str | Path, args: Sequence[str]) -> tuple[Any, ...]:
 
     setattr(module, "parse", parse_alone)  # noqa: B010
     before, sys.argv = sys.argv, [str(script), *args]
-    logging.disable(logging.WARNING)  # the stage itself will say it
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))  # the stage itself will say it
     try:
         module.main()
     except _Parsed as parsed:
         return parsed.args[0]
     finally:
         sys.argv = before
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     raise AssertionError(f"{script} has not called parse")
 
 
