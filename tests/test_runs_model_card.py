@@ -244,6 +244,17 @@ def test_cards_name_the_commands_that_use_the_adapter(trained):
     assert "`rlhf merge me/judge --output_dir models/reward`" in model_card(trained / "reward", "reward", "me/judge")
 
 
+def test_the_card_of_ppo_says_what_the_reward_was(trained, tmp_path):
+    folder = shutil.copytree(trained / "ppo", tmp_path / "ppo")
+    assert "from a reward model, the third stage" in model_card(folder, "ppo")
+    with_config(folder, reward_funcs=["rewards.py:short"], reward_model_path="runs/mine/reward")
+    assert "from a reward model and `rewards.py:short`, the third stage" in model_card(folder, "ppo")
+    with_config(folder, reward_funcs=["rewards.py:short"], reward_model_path=None)
+    card = model_card(folder, "ppo")
+    assert "from the reward `rewards.py:short`" in card and "optimized against `rewards.py:short`" in card
+    assert "reward model" not in card.partition("<details>")[0]
+
+
 # ---- Numbers
 
 

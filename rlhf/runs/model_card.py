@@ -92,6 +92,8 @@ def model_card(
         license=license_text(said),
         data=_data(config),
         pretraining_text=[source_text(name) for name in config.get("pretrain_dataset_name") or []],
+        functions=" and ".join(f"`{name}`" for name in config.get("reward_funcs") or []),
+        reward_model=bool(config.get("reward_model_path")),
         config=yaml.safe_dump(config, sort_keys=False).strip(),
         accuracy=_accuracy_text(result) if stage == "reward" else None,
         scores=_scores(result),
