@@ -9,7 +9,7 @@ over prompts. Runs that differ only in seeds are grouped, and their means have i
 such a page is never overwritten. Loads no model.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf.cli import parse, run
@@ -34,8 +34,7 @@ class ReportArguments:
 
 def main() -> None:
     (args,) = parse(ReportArguments, positional="runs")
-    found = {run.folder.resolve(): run for name in args.runs for run in runs_of(name)}
-    runs = list(found.values())
+    runs = merged([run for name in args.runs for run in runs_of(name)])
     if not runs:
         raise InputError("Only pages were passed. Pass folders of runs, such as runs/mine; rlhf runs lists them.")
     if len(runs) > 1:
@@ -60,6 +59,15 @@ def runs_of(name: str) -> list[Run]:
     if not runs:
         raise InputError(f"{name} holds no run. Pass folders such as runs/mine; rlhf runs lists them.")
     return own or runs
+
+
+def merged(runs: list[Run]) -> list[Run]:
+    """Returns each run once, with all stages of it that were passed: runs/a/sft runs/a/ppo is one run."""
+    found: dict[Path, Run] = {}
+    for one in runs:
+        before = found.get(one.folder.resolve())
+        found[one.folder.resolve()] = one if before is None else replace(one, stages=before.stages | one.stages)
+    return list(found.values())
 
 
 def named_apart(runs: list[Run]) -> list[Run]:

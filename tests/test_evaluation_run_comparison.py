@@ -100,6 +100,8 @@ def test_one_run_gets_its_own_reports_again(report, tmp_path):
     assert report("runs/a/ppo") == (0, "runs/a/ppo/report.html")
     assert "Finished" in Path("runs/a/ppo/report.html").read_text()
     assert report("runs/a", "--output", "page.html")[0] == 2
+    write_run(tmp_path / "runs" / "a", stage="sft")
+    assert report("runs/a/sft", "runs/a/ppo") == (0, "runs/a/sft/report.html\nruns/a/ppo/report.html")
 
 
 @pytest.mark.parametrize(
