@@ -1,6 +1,6 @@
 """Lets people rank, rate and write completions in a browser (arXiv 2203.02155, appendix B).
 
-    rlhf label runs/sandbox --recipe recipes/sandbox
+    rlhf label runs/sandbox --recipe sandbox
     rlhf label runs/mine --systems sft ppo --prompts prompts.jsonl --k 4
     rlhf label runs/mine --invite anna ben
 
@@ -25,6 +25,7 @@ from rlhf.labeling.arguments import LabelArguments
 from rlhf.labeling.queue import add_batch
 from rlhf.labeling.serving import check_certificate, check_packages, find_flags, listen, serve
 from rlhf.labeling.store import Store
+from rlhf.runs.installation import find_recipe
 
 # Other imports are where they are needed: a store that is there is served within a second or two.
 if TYPE_CHECKING:
@@ -145,9 +146,15 @@ def items_of_systems(systems: list[str], args: LabelArguments) -> "list[Item]":
 
 
 def recipe_settings(args: LabelArguments, stage: str) -> dict[str, Any]:
-    """Returns the settings of a stage in the recipe's folder, {} without any."""
-    path = Path(args.recipe or "") / f"{stage}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if args.recipe and path.exists() else {}
+    """Returns the settings of a stage in the recipe, {} without any.
+
+    Raises:
+        InputError: there is no such recipe.
+    """
+    if not args.recipe:
+        return {}
+    path = find_recipe(args.recipe) / f"{stage}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def recipe_data(args: LabelArguments, size: int) -> Any:

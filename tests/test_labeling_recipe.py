@@ -42,7 +42,8 @@ def items(tmp_path) -> list[dict]:
 
 
 def test_a_first_look_is_at_the_recipes_comparisons(label, tmp_path):
-    assert "Batch first look: 6 new items" in label("--recipe", "recipes/sandbox", "--size", 6, "--serve", "false")
+    assert "There is no recipe sandbx. Did you mean sandbox?" in label("--recipe", "sandbx", "--serve", "false")
+    assert "Batch first look: 6 new items" in label("--recipe", "sandbox", "--size", 6, "--serve", "false")
     assert all(row["kind"] == "comparison" and row["sources"] is None for row in items(tmp_path))
     assert label("--recipe", "recipes/sandbox", "--serve", "false") == ""  # a store with items goes on
 

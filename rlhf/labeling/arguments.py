@@ -13,7 +13,7 @@ class LabelArguments:
     run: str = field(metadata={"help": "Folder of a run, such as runs/sandbox: its stages and its labels.db."})
     recipe: str | None = field(
         default=None,
-        metadata={"help": "Folder of the recipe's YAMLs: data for a first look, and options of its models."},
+        metadata={"help": "Name of a recipe, or its folder: data for a first look, and options of its models."},
     )
     store: str | None = field(default=None, metadata={"help": "File of the labels. None: labels.db in run."})
 
