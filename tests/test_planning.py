@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -175,6 +176,19 @@ def test_batches_are_the_papers_where_there_are_rows_for_them():
     assert batch(100_000, 64, 20) == 64
     assert batch(160, 64, 20) == 8
     assert batch(10, 64, 20) == 4
+
+
+@pytest.mark.parametrize("gpus", [1, 3, 8, 24])
+def test_batches_are_multiples_of_the_gpus(csv, toy_folder, gpus):
+    model, tokenizer = look_at_model(toy_folder)
+    chosen = plan(
+        "mine", model, replace(H100, gpus=gpus), choose_sources([look_at_data(DataArguments(csv), tokenizer)[0]])
+    )
+    for stage in ("sft", "reward"):
+        assert yaml.safe_load(render(chosen, stage))["batch_size"] % gpus == 0
+    ppo = yaml.safe_load(render(chosen, "ppo"))
+    assert ppo["mini_batch_size"] % gpus == 0
+    assert ppo["batch_size"] == 8 * ppo["mini_batch_size"] and ppo["total_episodes"] == 32 * ppo["batch_size"]
 
 
 # ---- The recipe

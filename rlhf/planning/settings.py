@@ -35,6 +35,11 @@ class Plan:
     def on(self) -> str:
         return "gpu" if self.machine.gpus else "cpu"
 
+    @property
+    def processes(self) -> int:
+        """Those of a launch: one on the CPU, or one on each GPU."""
+        return max(self.machine.gpus, 1)
+
 
 def plan(name: str, model: Model, machine: Machine, data: dict[str, Holding]) -> Plan:
     """Returns the lengths that cover the rows, and the precision that fits.
@@ -67,15 +72,16 @@ def choose_lengths(model: Model, machine: Machine, data: dict[str, Holding]) -> 
     context = model.context or LONGEST[on]
     rows = [n for kind in ("demonstrations", "comparisons") if kind in data for n in data[kind].lengths]
     answers = [n for kind in ("demonstrations", "comparisons") if kind in data for n in data[kind].answers]
-    row = min(_up(max(rows, default=LONGEST[on])), LONGEST[on], context)
-    response = max(8, min(_up(percentile(answers, 90), 16) if answers else ANSWER[on], ANSWER[on], context // 2))
+    row = min(rounded_up(max(rows, default=LONGEST[on])), LONGEST[on], context)
+    response = max(8, min(rounded_up(percentile(answers, 90), 16) if answers else ANSWER[on], ANSWER[on], context // 2))
     prompts = data["prompts"].prompts if "prompts" in data else []
-    prompt = min(_up(max(prompts, default=row)), max(row - response, 16), context - response)
+    prompt = min(rounded_up(max(prompts, default=row)), max(row - response, 16), context - response)
     k = data["comparisons"].k[1] if "comparisons" in data and data["comparisons"].k else 2
     return Lengths(row, prompt, response, k)
 
 
-def _up(number: int, step: int = 64) -> int:
+def rounded_up(number: int, step: int = 64) -> int:
+    """Returns the smallest multiple of `step` that is not below a number."""
     return -(-number // step) * step
 
 
@@ -160,12 +166,15 @@ def endings(plan: Plan) -> list[Setting]:
     return [("missing_eos_penalty", 1.0, "penalizes truncated answers")] if share_of_answers(plan) >= 50 else []
 
 
-def batch(rows: int, paper: int, steps: int) -> int:
-    """Returns the paper's batch size, or a smaller power of two, at least 4, that leaves `steps` steps."""
+def batch(rows: int, paper: int, steps: int, processes: int = 1) -> int:
+    """Returns the paper's batch size, or a smaller power of two, at least 4, that leaves `steps` steps.
+
+    It is rounded up to a multiple of the processes, which share a batch.
+    """
     size = paper
     while size > 4 and rows / size < steps:
         size //= 2
-    return size
+    return rounded_up(size, processes)
 
 
 def output(plan: Plan, stage: str) -> Setting:

@@ -9,6 +9,7 @@ from rlhf.planning.settings import (
     endings,
     output,
     rate,
+    rounded_up,
     share_of_answers,
     source,
     training,
@@ -23,13 +24,14 @@ RATES = {32: (1e-3, 1e-3), 256: (1e-4, 3e-4), 512: (5e-5, 1.5e-4)}
 def sft(plan: Plan) -> list[Setting]:
     """Supervised fine-tuning: three epochs, among which `rlhf choose` chooses; one on much data."""
     rows = plan.data["demonstrations"].rows["train"]
-    epochs, size = (3, batch(3 * rows, 32, 50)) if rows < 20_000 else (1, 32)
+    epochs = 3 if rows < 20_000 else 1
+    size = batch(epochs * rows, 32, 50, plan.processes)
     why = "the paper trains 16 and chooses one by reward-model score (rlhf choose)" if epochs > 1 else "much data"
     return [
         *weights(plan),
         *source(plan, "demonstrations", "max_length"),
         ("num_train_epochs", epochs, why),
-        ("batch_size", size, _batch_reason(rows * epochs, size, 32)),
+        ("batch_size", size, _batch_reason(plan, rows * epochs, size, 32)),
         rate(plan),
         ("max_length", plan.lengths.row, _longest(plan, "demonstrations")),
         *training(plan, "sft", size),
@@ -41,7 +43,7 @@ def reward(plan: Plan) -> list[Setting]:
     """Reward model on the LoRA weights of SFT, one epoch as in the paper."""
     found, shown = plan.data["comparisons"], plan.data.get("demonstrations")
     rows, settings = found.rows["train"], []
-    size = batch(rows, 64, 20)
+    size = batch(rows, 64, 20, plan.processes)
     if shown is not None and shown.args.dataset_name != found.args.dataset_name:
         settings.append(("calibration_dataset", shown.args.dataset_name, "its demonstrations score 0 on average"))
     elif shown is not None and shown.args.dataset_format == "best_answer" != found.args.dataset_format:
@@ -53,7 +55,7 @@ def reward(plan: Plan) -> list[Setting]:
         *weights(plan),
         *source(plan, "comparisons", "max_length"),
         *settings,
-        ("batch_size", size, _batch_reason(rows, size, 64)),
+        ("batch_size", size, _batch_reason(plan, rows, size, 64)),
         rate(plan),
         ("max_length", plan.lengths.row, _longest(plan, "comparisons")),
         ("completions_per_forward", per_forward, "answers in a pass"),
@@ -83,6 +85,11 @@ def ppo(plan: Plan) -> list[Setting]:
     episodes, rollout, step = (32_768 if large else 16_384, 512, 64) if gpu else (512, 64, 16)
     steps, rollouts = episodes // step, episodes // rollout
     policy_rate, value_rate = RATES[steps]
+    minibatches = rollout // step
+    step = rounded_up(step, plan.processes)  # which share it
+    rollout, episodes = minibatches * step, rollouts * minibatches * step
+    size = "the paper's" if rollout == 512 else "the paper's 512 are for GPUs"
+    size = f"the paper's 512, for {plan.processes} GPUs" if rollout > 512 else size
     cautious = plan.data["comparisons"].rows["train"] < FEW_RANKINGS or plan.model.parameters < SMALL
     start = f"runs/{plan.name}/sft" if "demonstrations" in plan.data else ""
     at_once = min(rollout, 4 * plan.fit.rows["ppo"]) if gpu else rollout
@@ -92,7 +99,7 @@ def ppo(plan: Plan) -> list[Setting]:
         *source(plan, "prompts", "max_prompt_length"),
         ("sft_model_path", start, "policy and reference"),
         ("reward_model_path", f"runs/{plan.name}/reward", ""),
-        ("batch_size", rollout, "episodes of a rollout, " + ("the paper's" if gpu else "the paper's 512 are for GPUs")),
+        ("batch_size", rollout, f"episodes of a rollout, {size}"),
         ("mini_batch_size", step, "episodes of a step"),
         ("total_episodes", episodes, f"{rollouts} rollouts; {length}"),
         ("local_rollout_forward_batch_size", at_once, "answers sampled at once"),
@@ -137,7 +144,9 @@ def evaluate(plan: Plan) -> list[Setting]:
 # ---- Reasons
 
 
-def _batch_reason(rows: int, size: int, paper: int) -> str:
+def _batch_reason(plan: Plan, rows: int, size: int, paper: int) -> str:
+    if size > paper:
+        return f"{rows // size:,} steps; the paper's {paper}, for {plan.processes} GPUs"
     return f"{rows // size:,} steps" + (", the paper's size" if size == paper else f"; the paper's {paper} leave few")
 
 
