@@ -176,10 +176,8 @@ def main() -> None:
     distinct = len({prompt_key(prompt) for prompt in prompts["prompt"][:]})
     if distinct > 1 and is_first_process():
         smallest = detectable_difference(distinct, win_rate_deviation())
-        show(
-            "prompts",
-            f"{distinct} distinct; they detect a win rate that differs from 50 % by {100 * smallest:.1f} points",
-        )
+        detected = f"they detect a win rate that differs from 50 % by {100 * smallest:.1f} points"
+        show("prompts", f"{distinct} distinct; {detected if smallest < 0.5 else 'too few to tell systems apart'}")
 
     # Answers and verdicts
     rows = answer_all(systems, local, files, prompts, run, output_dir, batch_size=args.batch_size, seed=args.seed)

@@ -32,7 +32,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     | {name: value for name, value in TRAINING.items() if name != "max_steps"}
     | {"local_rollout_forward_batch_size": 4, "warmup_rollouts": 0, "value_warmup_rollouts": 0}
     | {"num_sample_generations": 2, "ptx_examples_per_episode": 1, "pretrain_dataset_size": 100},
-    "evaluate": {"dataset_eval_size": 4, "batch_size": 4, "best_of_n": 0},
+    "evaluate": {"dataset_eval_size": 2, "batch_size": 2, "best_of_n": 0},
     "benchmark": {"limit": 4, "continuations": 2},
     "pretrain": {
         **{name: value for name, value in TRAINING.items() if name not in ("push_to_hub", "overwrite_output_dir")},
@@ -74,7 +74,11 @@ def smoke_line(stage: str, args: list[str]) -> list[str]:
     options = smoke_options(stage, settings)
     if stage == "benchmark" and rest[:1] == ["--run"]:
         options["output_dir"] = str(Path(rest[1]) / "smoke" / "benchmark")
-    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    given = [
+        text
+        for name, value in options.items()
+        for text in (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
+    ]
     return [*config, *given, *rest]
 
 
@@ -91,6 +95,9 @@ def smoke_options(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         options |= {"batch_size": 2 * step, "mini_batch_size": step, "total_episodes": 4 * step}
         if settings.get("max_prompt_length"):
             options["max_prompt_length"] = _at_most(settings["max_prompt_length"], PROMPTS_AT_MOST)
+    # Without greedy answers: half of a minute.
+    if stage == "evaluate" and settings.get("sft_model_path") and not settings.get("systems"):
+        options["systems"] = ["base", *(name for name in ("sft", "ppo") if settings.get(f"{name}_model_path"))]
     for name in READ:
         if settings.get(name) and Path(smoke_folder(str(settings[name]))).is_dir():
             options[name] = smoke_folder(str(settings[name]))

@@ -116,3 +116,12 @@ def test_all_stages_of_a_written_recipe_hold_one_after_another(tmp_path, monkeyp
     assert sorted(path.name for path in Path("runs/mine").iterdir()) == ["smoke"]
     made = {path.name for path in Path("runs/mine/smoke").iterdir()}
     assert {"sft", "reward", "ppo", "evaluate", "summary.json", "report.html"} <= made
+
+
+def test_a_smoke_evaluation_samples_from_the_stages_that_there_are():
+    assert smoke_options("evaluate", {"sft_model_path": "runs/a/sft"})["systems"] == ["base", "sft"]
+    both = {"sft_model_path": "runs/a/sft", "ppo_model_path": "runs/a/ppo"}
+    assert smoke_options("evaluate", both)["systems"] == ["base", "sft", "ppo"]
+    assert "systems" not in smoke_options("evaluate", both | {"systems": ["ppo"]})
+    line = smoke_line("evaluate", ["--smoke", "--systems", "ppo"])
+    assert line[-2:] == ["--systems", "ppo"]

@@ -7,7 +7,7 @@ Repositories are private by default. Everything can be repeated: what is on the 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -39,7 +39,7 @@ class Push:
 
     hub_id: str
     private: bool = True
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     revision: str | None = None
 
 

@@ -170,5 +170,5 @@ def plan(args: Any, state: Any) -> str:
     else:
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         epochs = "epoch" if state.num_train_epochs == 1 else "epochs"
-        text = f"{state.num_train_epochs:g} {epochs}, {state.max_steps:,} steps of {rows:,} rows"
+        text = f"{state.num_train_epochs:g} {epochs}, {state.max_steps:,} steps of {rows:,} row{'s' * (rows > 1)}"
     return text + (f"; resumed after step {state.global_step:,}" if state.global_step else "")
