@@ -80,7 +80,7 @@ def test_make_help_lists_every_target():
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_commands_of_the_pages_exist(page):
     text = (ROOT / page).read_text()
-    for target in re.findall(r"(?:^|`|\s)make (?!sure)([a-z]+)\b", "\n".join(_code(text)), flags=re.MULTILINE):
+    for target in re.findall(r"(?m)(?:^[ \t]*(?:\$ )?|`)make (?!sure)([a-z]+)\b", "\n".join(_code(text))):
         assert target in makefile_targets(), f"{page}: make {target}"
     for command in re.findall(r"(?<!from )\brlhf ([a-z]+)\b", "\n".join(_code(text))):
         assert command in SCRIPTS, f"{page}: rlhf {command}"
