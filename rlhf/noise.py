@@ -4,10 +4,6 @@ import logging
 import warnings
 from functools import partial
 
-import datasets
-from tqdm.auto import tqdm
-from transformers.utils import logging as hf_logging
-
 NOISE = (
     ".*'pin_memory' argument is set as true but no accelerator is found",
     ".*`is_gradient_checkpointing` is deprecated",  # by PEFT
@@ -25,6 +21,10 @@ def quiet_libraries() -> None:
     """Hides these warnings from now on. Recipes do so by themselves, notebooks and scripts may."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+
+    import datasets  # not at the top: with it comes tqdm.auto, which warns in a notebook as it is imported
+    from transformers.utils import logging as hf_logging
+
     datasets.disable_progress_bars()  # of every map, also of TRL's "Building labels"
     hf_logging.disable_progress_bar()  # "Loading weights"
     logging.getLogger("datasets.fingerprint").setLevel(logging.ERROR)  # it warns of rows that it cannot cache
@@ -32,6 +32,7 @@ def quiet_libraries() -> None:
 
 def quiet_gguf() -> None:
     """Hides transformers' bar of the weights that it takes out of a GGUF file, which has no switch."""
+    from tqdm import tqdm
     from transformers import modeling_gguf_pytorch_utils  # not at the top: most models are no GGUF file
 
     modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)
