@@ -22,7 +22,7 @@ REQUIRED = {"task": ("type",), "dataset": ("type", "name"), "metrics": ("type", 
 
 @dataclass
 class Fault:
-    """What happens, `times` times, to requests whose "METHOD path" matches `pattern`.
+    """Mishap of the next `times` requests whose "METHOD path" matches `pattern`.
 
     kind: a status; "before": the connection breaks at once; "midway": in the middle of the body that the client sends;
     "after": the request is obeyed, and the answer is lost.

@@ -1,4 +1,4 @@
-"""What a person reads of a stage: facts, the table of progress, the end."""
+"""Console of a stage: facts, the table of progress, the end."""
 
 import io
 import json

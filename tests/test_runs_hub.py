@@ -85,7 +85,7 @@ def refusal(capsys, call) -> str:
     return line
 
 
-# ---- What is uploaded
+# ---- Files of an upload
 
 
 def test_all_stages_go_to_private_repositories_and_a_private_collection(trained, server, capsys):

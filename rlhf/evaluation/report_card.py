@@ -1,4 +1,4 @@
-"""What a model card says of an evaluation: the tables of the report, and win rates in the Hub's format."""
+"""An evaluation in a model card: the tables of the report, and win rates in the Hub's format."""
 
 import logging
 from pathlib import Path

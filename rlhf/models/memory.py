@@ -106,7 +106,7 @@ def resident_bytes(shape: Shape, layout: Layout, trained: int, frozen: int = 0, 
 
 
 def attention_bytes(shape: Shape, layout: Layout, rows: int, queries: int, keys: int, masked: bool) -> int:
-    """What fused attention of one layer keeps for backward, for `rows` of `queries` tokens that look at `keys` tokens.
+    """Returns what fused attention of a layer keeps for backward: `rows` of `queries` tokens look at `keys` tokens.
 
     Queries and output, keys and values, and the logarithm of the sum for each head:
 
@@ -121,7 +121,7 @@ def attention_bytes(shape: Shape, layout: Layout, rows: int, queries: int, keys:
 
 
 def token_bytes(shape: Shape, layout: Layout, batched: bool = False) -> int:
-    """What the rest of one layer keeps for backward, for each token.
+    """Returns what the rest of one layer keeps for backward, for each token.
 
         norms           8 H: both take a float32 copy, or the float32 hidden states. + 4 (Q + K) with qk_norm
         MLP             3 e I: gate, its activation, up
@@ -151,7 +151,7 @@ def kept_weights(shape: Shape, layout: Layout) -> int:
 
 
 def forward_bytes(shape: Shape, layout: Layout, tokens: int, layer: int, passes: int = 1) -> dict[str, int]:
-    """What the layers keep between forward and backward.
+    """Returns what the layers keep between forward and backward.
 
         activations  L (layer + passes kept_weights); with checkpointing L s H tokens, the inputs of the layers
         final norm   (4 + s) H tokens
@@ -170,7 +170,7 @@ def forward_bytes(shape: Shape, layout: Layout, tokens: int, layer: int, passes:
 
 
 def backward_bytes(shape: Shape, layout: Layout, tokens: int, layer: int) -> dict[str, int]:
-    """What backward adds in one layer of one pass.
+    """Returns what backward adds in one layer of one pass.
 
         recomputed  with checkpointing, what the layer keeps: layer + kept_weights
         gradients of activations

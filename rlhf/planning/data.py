@@ -1,4 +1,4 @@
-"""What a source of data holds, as the stages read it: kinds, rows of each split, bad rows, lengths in tokens."""
+"""Contents of a source of data, as the stages read it: kinds, rows of each split, bad rows, lengths in tokens."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing, each missing thing with its remedy in one line."""
+"""Abilities of this machine and what is missing, each missing thing with its remedy in one line."""
 
 import importlib.metadata
 import importlib.util

@@ -30,7 +30,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits the memory.
+    """Rows and layout that fit the memory.
 
     Attributes:
         precision: of the frozen base.

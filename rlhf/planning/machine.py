@@ -11,7 +11,7 @@ from rlhf.runs.launch import count_cores, count_gpus
 
 @dataclass(frozen=True)
 class Machine:
-    """What a stage can use.
+    """Parts of this machine that a stage can use.
 
     Attributes:
         cores: of the CPU, for this process.

@@ -22,7 +22,7 @@ FEW_RANKINGS = 5_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What the settings depend on."""
+    """Model, data and machine on which the settings depend."""
 
     name: str
     model: Model

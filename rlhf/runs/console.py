@@ -1,4 +1,4 @@
-"""What a person reads of a stage: a title, facts before the training, the result and the next command.
+"""Console of a stage: a title, facts before the training, the result and the next command.
 
 Lines go to stdout, from the first process only; `rlhf.runs.progress` adds the table between them. Names are colored on
 a terminal, unless NO_COLOR is set (no-color.org). Elsewhere the lines are plain.

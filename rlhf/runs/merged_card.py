@@ -22,7 +22,7 @@ FILE_NAME = "merged.json"
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merged model was made from.
+    """Origin of a merged model.
 
     Attributes:
         stage: of the adapter: "sft", "reward", "ppo", or "adapter" if it does not say.

@@ -25,7 +25,7 @@ EMBEDDINGS = re.compile(r"^base_model\.model\.(?!.*\.(lora_|modules_to_save)).*(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found about a stage's adapter.
+    """Findings of an evaluation about a stage's adapter.
 
     Attributes:
         text: Markdown, from headings of level 3 down.

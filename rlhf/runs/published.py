@@ -1,4 +1,4 @@
-"""What a base model or a data set says of itself: its id on the Hub, its license, its languages."""
+"""Statements of a base model or a data set about itself: its id on the Hub, its license, its languages."""
 
 import re
 from pathlib import Path
