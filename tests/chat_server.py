@@ -3,8 +3,10 @@
 import json
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from local_server import running
 
 DROP = object()  # the connection breaks in the middle of an answer
 
@@ -85,15 +87,6 @@ def completion(text: str | None, finish_reason: str = "stop") -> dict:
     return {"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice], "usage": usage}
 
 
-@contextmanager
-def chat_server(behave: Callable):
+def chat_server(behave: Callable) -> AbstractContextManager[ChatServer]:
     """Runs a server while the context lasts."""
-    server = ChatServer(behave)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(ChatServer(behave))

@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from local_server import running
 
 LICENSES = {"apache-2.0", "mit", "llama3.2", "openrail", "other", "unknown"}
 REQUIRED = {"task": ("type",), "dataset": ("type", "name"), "metrics": ("type", "value")}  # of a model-index
@@ -430,15 +431,6 @@ ROUTES = [
 ]
 
 
-@contextmanager
-def hub_server():
+def hub_server() -> AbstractContextManager[HubServer]:
     """Runs a server while the context lasts."""
-    server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(HubServer())

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from test_evaluation_compare import load_main
-from toys import bpe_tokenizer, save_adapter, save_toy
+from toys import bpe_tokenizer, save_toy_stages
 
 from rlhf.errors import InputError
 from rlhf.inference.gguf import CONVERTER, go_template, modelfile
@@ -19,12 +19,7 @@ WRITES = "import sys; open(sys.argv[sys.argv.index('--outfile') + 1], 'w').write
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    root = tmp_path_factory.mktemp("export")
-    save_toy(root / "base")
-    for stage in ("sft", "reward"):
-        save_adapter(root / "base", root / stage, stage)
-        load_tokenizer(str(root / "base")).save_pretrained(root / stage)
-    return root
+    return save_toy_stages(tmp_path_factory.mktemp("export"))
 
 
 def rendered(template: str, messages: list[dict]) -> str:

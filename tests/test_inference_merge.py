@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from test_evaluation_compare import load_main
-from toys import save_adapter, save_toy
+from toys import save_toy_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import ModelConfig
 
@@ -17,7 +17,6 @@ from rlhf.inference import merge as merging
 from rlhf.inference.agreement import Agreement
 from rlhf.inference.merge import merge, outputs, trained_quantization
 from rlhf.models.adapter_files import adapter_digest
-from rlhf.models.loading import load_tokenizer
 from rlhf.models.stages import merged_style
 from rlhf.runs.contract import Contract, write_contract
 from rlhf.runs.merged_card import read_merged
@@ -25,13 +24,7 @@ from rlhf.runs.merged_card import read_merged
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """A base, and an SFT and a reward adapter with their tokenizer."""
-    root = tmp_path_factory.mktemp("merge")
-    save_toy(root / "base")
-    for stage in ("sft", "reward"):
-        save_adapter(root / "base", root / stage, stage)
-        load_tokenizer(str(root / "base")).save_pretrained(root / stage)
-    return root
+    return save_toy_stages(tmp_path_factory.mktemp("merge"))
 
 
 def test_merged_folder_answers_as_the_adapter_in_plain_transformers(stages, tmp_path):

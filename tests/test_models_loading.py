@@ -1,10 +1,10 @@
 """Base models and tokenizers: sources, pad token, chat template."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from gguf_file import write_gguf
 from peft import get_peft_model
 from tokenizers.processors import TemplateProcessing
 from toys import BPE_EOS, BPE_MODELS, bpe_model, bpe_tokenizer, save_toy
@@ -152,44 +152,12 @@ def test_lora_settings_are_those_of_the_arguments():
 # -- GGUF -------------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path) -> None:
-    """Writes the toy Llama and its tokenizer as llama.cpp does."""
-    gguf = pytest.importorskip("gguf")
-    model, tokenizer = bpe_model(vocab_size=300), bpe_tokenizer()
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    writer.add_token_types([3] + [1] * (len(tokenizer) - 1))  # 3: control
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(merge) for merge in merges])
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue  # tied
-        for projection, count in heads.items():
-            if projection in name:  # llama.cpp interleaves the two halves of rotary embeddings
-                weight = weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write_toy_gguf(path: Path) -> None:
+    write_gguf(bpe_model(vocab_size=300), bpe_tokenizer(), path)
 
 
 def test_folder_with_one_gguf(tmp_path):
-    write_gguf(tmp_path / "toy.gguf")
+    write_toy_gguf(tmp_path / "toy.gguf")
     base = load_base(model_args(tmp_path))
     torch.testing.assert_close(base(INPUT_IDS).logits, bpe_model(vocab_size=300)(INPUT_IDS).logits)
     validate_quantization_for_training(get_peft_model(base, lora_config(model_args(tmp_path))))  # the check of Trainer
@@ -201,7 +169,7 @@ def test_folder_with_one_gguf(tmp_path):
 
 
 def test_gguf_is_not_quantized_again(tmp_path):
-    write_gguf(tmp_path / "toy.gguf")
+    write_toy_gguf(tmp_path / "toy.gguf")
     with pytest.raises(InputError, match="load_in_4bit and load_in_8bit cannot quantize again"):
         load_base(model_args(tmp_path, load_in_4bit=True))
 

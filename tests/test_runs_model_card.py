@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from gguf_file import write_gguf
 from hub_client import use_server
 from hub_server import Repo, hub_server
 from huggingface_hub import ModelCard
 from test_evaluation_report import make_summary
 from toys import finish_stage, save_toy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from rlhf.errors import InputError
@@ -137,7 +138,9 @@ def test_code_of_a_card_whose_base_was_in_4_bits(tmp_path, stage):
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_code_of_a_card_whose_base_is_a_gguf_file(trained, tmp_path, monkeypatch, stage):
     """The card on the Hub, too, names the file, though the adapter's own configuration has lost the folder."""
-    write_gguf(trained.parent / "toy-base", tmp_path / "gguf" / "toy.gguf")
+    base = str(trained.parent / "toy-base")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype="float32"), AutoTokenizer.from_pretrained(base)
+    write_gguf(model, tokenizer, tmp_path / "gguf" / "toy.gguf", license="apache-2.0")
     folder = shutil.copytree(trained / stage, tmp_path / stage)
     with_base(folder, str(tmp_path / "gguf"))
     with staged(folder, stage, str(folder)) as files:
@@ -152,56 +155,6 @@ def test_code_of_a_card_whose_base_is_a_gguf_file(trained, tmp_path, monkeypatch
     assert torch.as_tensor(scope[result]).shape == torch.as_tensor(expected[result]).shape
     assert ModelCard(card).data.license == "apache-2.0"  # of the file's header
     assert "- Base model: toy (not on the Hub)\n- License of the base: apache-2.0\n" in card
-
-
-def write_gguf(base: Path, path: Path) -> None:
-    """Writes a toy Llama as a GGUF file in float32, in the way of llama.cpp's converter."""
-    import gguf
-    from transformers import AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    tokenizer, config = AutoTokenizer.from_pretrained(base), model.config
-    path.parent.mkdir()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_license("apache-2.0")
-    writer.add_languages(["en"])
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    vocab = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    writer.add_token_list(vocab + [f"<unused{i}>" for i in range(config.vocab_size - len(vocab))])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(0)
-    names = {"embed_tokens": "token_embd", "norm": "output_norm"}
-    parts = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
-    for name, tensor in model.model.state_dict().items():
-        stem = name.removesuffix(".weight")
-        if stem.startswith("layers."):
-            _, number, part = stem.split(".", 2)
-            heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
-            if part in heads:  # llama.cpp rotates neighbors, transformers halves
-                rows, columns = tensor.shape
-                tensor = tensor.view(heads[part], 2, rows // heads[part] // 2, columns).swapaxes(1, 2)
-                tensor = tensor.reshape(rows, columns)
-            writer.add_tensor(f"blk.{number}.{parts[part]}.weight", tensor.numpy())
-        else:
-            writer.add_tensor(f"{names[stem]}.weight", tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

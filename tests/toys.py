@@ -251,6 +251,15 @@ def save_adapter(base: Path, folder: Path, stage: str) -> None:
         write_calibration(folder, 0.25)
 
 
+def save_toy_stages(folder: Path) -> Path:
+    """Writes a toy to base/ of `folder`, and an SFT and a reward adapter with their tokenizer to sft/ and reward/."""
+    save_toy(folder / "base")
+    for stage in ("sft", "reward"):
+        save_adapter(folder / "base", folder / stage, stage)
+        load_tokenizer(str(folder / "base")).save_pretrained(folder / stage)
+    return folder
+
+
 def save_word_stages(folder: Path) -> SharedBase:
     """Writes a word model and its adapters to base/, sft/ and reward/ of `folder`."""
     causal().save_pretrained(folder / "base")
