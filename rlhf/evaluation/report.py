@@ -29,6 +29,7 @@ from rlhf.evaluation.report_parts import (
 )
 from rlhf.evaluation.report_sections import answers_table, lead, sections
 from rlhf.evaluation.report_stages import read_stages
+from rlhf.runs.objects import read_object
 
 FOLDER = "report"
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -61,19 +62,31 @@ def write_report(recipe_dir: str | Path, rows: list[AnswerRow] | None = None) ->
 
 def read_numbers(recipe_dir: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Returns summary.json and benchmark.json, each None if it is missing."""
-    summary, benchmark = read_json(recipe_dir / "summary.json"), read_json(recipe_dir / "benchmark.json")
-    benchmark = benchmark or read_json(recipe_dir / "benchmark" / "benchmark.json") or (summary or {}).get("benchmarks")
+    summary, benchmark = read_object(recipe_dir / "summary.json"), read_object(recipe_dir / "benchmark.json")
+    benchmark = (
+        benchmark or read_object(recipe_dir / "benchmark" / "benchmark.json") or (summary or {}).get("benchmarks")
+    )
     if summary is not None and "judges" not in summary:
         raise InputError(f"{recipe_dir / 'summary.json'} is of an older version. Run `rlhf evaluate` again.")
     return summary, benchmark
 
 
 def read_answers(recipe_dir: Path) -> list[AnswerRow]:
-    """Returns the judged answers of the evaluation; [] without any."""
+    """Returns the judged answers of the evaluation; [] without any.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = recipe_dir / "evaluate" / "completions.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). Run `rlhf evaluate` again.") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} is damaged: each line must hold an object. Run `rlhf evaluate` again.")
+    return rows
 
 
 def html(title: str, summary: dict[str, Any], benchmark: dict[str, Any] | None, report: list[Section]) -> str:
@@ -138,20 +151,3 @@ def _write_files(folder: Path, summary: dict[str, Any], report: list[Section]) -
 def _write(path: Path, text: str) -> None:
     shown = CONTROL.sub("\ufffd", text)  # an answer may hold bytes that make a text file a binary one
     path.write_text(shown, encoding="utf-8", errors="replace", newline="\n")  # JSON may hold half a surrogate pair
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the object in a JSON file; None without the file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}). Write it again with its recipe.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it must hold a JSON object. Write it again with its recipe.")
-    return content

@@ -7,12 +7,13 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from rlhf.errors import InputError
-from rlhf.evaluation.report import read_json, read_numbers
+from rlhf.evaluation.report import read_numbers
 from rlhf.evaluation.report_parts import escaped, markdown
 from rlhf.evaluation.report_sections import card_sections, lead
 from rlhf.evaluation.report_tables import Summary, judges_of, label, rival
 from rlhf.models.adapter_files import WEIGHTS, adapter_digest
 from rlhf.runs.model_card import Evaluation, source_text
+from rlhf.runs.objects import read_object
 from rlhf.runs.published import is_hub_id
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def card_evaluation(stage_folder: str | Path, stage: str = "ppo") -> Evaluation 
         return None
     if summary is None or stage not in summary["systems"]:
         return None
-    answered = (read_json(folder.resolve().parent / "evaluate" / "answers" / f"{stage}.json") or {}).get("adapter")
+    answered = (read_object(folder.resolve().parent / "evaluate" / "answers" / f"{stage}.json") or {}).get("adapter")
     if answered is not None and answered != adapter_digest(folder):
         logger.warning("the model card gets no evaluation: summary.json is of another adapter than %s", folder)
         return None

@@ -5,7 +5,6 @@ Scores of two evaluations are comparable if they are of one judge. It is one if 
 has its folder in that), and it has given the same score wherever both hold the same answer to the same prompt.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import InputError
 from rlhf.evaluation.preferences import AnswerRow, compare, score_of
+from rlhf.evaluation.report import read_answers
 from rlhf.evaluation.report_parts import WIN_RATE, Column, Part, Points, Table
 from rlhf.evaluation.report_tables import file_name, label
 from rlhf.runs.listing import Run
@@ -27,7 +28,7 @@ ALIKE = 1e-3  # of two scores of one answer: batches of other shapes round diffe
 
 def win_parts(runs: Sequence[Run]) -> list[Part]:
     """Returns a table of win rates for each judge, and what could not be compared, in sentences."""
-    answers = {run.name: rows for run in runs if (rows := read_answers(run))}
+    answers = {run.name: rows for run in runs if (rows := _answers(run))}
     systems = {run.name: headline_system(run.summary or {}) for run in runs if run.name in answers}
     rows = {name: answers_as(name, answers[name], system) for name, system in systems.items() if system}
     missing = [run.name for run in runs if not rows.get(run.name)]
@@ -65,17 +66,14 @@ def _table(judge: str, pairs: Mapping[tuple[str, str], Any], rows: Mapping[str, 
     return Table(f"wins_{file_name(judge)}", f"Win rates, judge: {judge}", columns, cells, note)
 
 
-def read_answers(run: Run) -> list[AnswerRow]:
+def _answers(run: Run) -> list[AnswerRow]:
     """Returns the judged answers of a run's evaluation; [] without any, or if they are damaged, which is said."""
-    path = Path(run.folder) / "evaluate" / "completions.jsonl"
-    if not path.exists():
-        return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        return rows if all({"key", "system", "response", "scores"} <= row.keys() for row in rows) else []
-    except (OSError, ValueError, AttributeError) as error:
-        logger.warning("%s is damaged, and its run is not compared: %s", path, error)
+        rows = read_answers(Path(run.folder))
+    except (OSError, InputError) as error:
+        logger.warning("%s is not compared: %s", run.name, error)
         return []
+    return rows if all({"key", "system", "response", "scores"} <= row.keys() for row in rows) else []
 
 
 def answers_as(name: str, rows: Sequence[AnswerRow], system: str) -> list[AnswerRow]:

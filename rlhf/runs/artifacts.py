@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from rlhf.errors import InputError
 from rlhf.runs.installation import config_of
+from rlhf.runs.objects import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -149,12 +150,10 @@ def read_result(output_dir: str | Path) -> dict[str, Any]:
         InputError: the stage has not finished in that folder, or the file is damaged.
     """
     path = Path(output_dir) / "result.json"
-    if not path.exists():
+    result = read_object(path)
+    if result is None:
         raise InputError(f"{path} is missing. Run the stage that writes {output_dir} to its end.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}). Run the stage that writes it again.") from error
+    return result
 
 
 def is_first_process() -> bool:

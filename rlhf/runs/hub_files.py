@@ -13,7 +13,8 @@ from rlhf.errors import InputError
 from rlhf.runs.contract import FILE_NAME, IDS_NAME
 from rlhf.runs.merged_card import FILE_NAME as MERGED_NAME
 from rlhf.runs.merged_card import merged_card, read_merged
-from rlhf.runs.model_card import STAGES, Evaluation, model_card, portable, read_mapping
+from rlhf.runs.model_card import STAGES, Evaluation, model_card, portable
+from rlhf.runs.objects import read_object
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "calibration.json")
 TOKENIZER = (
@@ -106,7 +107,7 @@ def staged(
         if stage == MERGED:
             card = merged_card(target, repo, base_name=read_merged(folder).base, online=online)
         else:
-            base_name = read_mapping(folder / "adapter_config.json").get("base_model_name_or_path")
+            base_name = (read_object(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
             card = model_card(target, stage, repo, evaluation, base_name, revision, online)
         (target / "README.md").write_text(card, encoding="utf-8", errors="replace")
         yield target
@@ -121,7 +122,7 @@ def _place(source: Path, target: Path) -> None:
         except OSError:  # Windows, without the right to make links
             shutil.copyfile(source, target)
         return
-    content = portable(read_mapping(source))
+    content = portable(read_object(source) or {})
     text = (
         yaml.safe_dump(content, sort_keys=False) if source.suffix == ".yaml" else json.dumps(content, indent=2) + "\n"
     )

@@ -5,7 +5,6 @@ run is the folder of several stages that are named after themselves (runs/mine/s
 own folder. Damaged and foreign folders are described in a word. No library is loaded.
 """
 
-import json
 import os
 import re
 import time
@@ -14,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf.errors import InputError
 from rlhf.runs.installation import recipe_names
+from rlhf.runs.objects import read_object
 from rlhf.runs.results import Result, result_of
 
 STAGES = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "benchmark")
@@ -140,9 +138,9 @@ def is_stage(folder: Path, files: list[str]) -> bool:
 
 def read_stage(folder: Path) -> Stage:
     """Reads a stage's folder, whatever is missing or damaged in it."""
-    environment, bad_environment = read_object(folder / "environment.json")
-    settings, bad_settings = read_object(folder / "config.yaml")
-    result, bad_result = read_object(folder / "result.json")
+    environment, bad_environment = described_object(folder / "environment.json")
+    settings, bad_settings = described_object(folder / "config.yaml")
+    result, bad_result = described_object(folder / "result.json")
     if bad := [name for name in (bad_environment, bad_settings, bad_result) if name]:
         state = ", ".join(bad)
     elif result is None:
@@ -160,18 +158,14 @@ def read_stage(folder: Path) -> Stage:
     return Stage(name or folder.name, folder, state, started, timed, settings or {}, result or {}, recipe)
 
 
-def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Returns the mapping in a JSON or YAML file, None if it is missing; and "" or what is wrong with it."""
+def described_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns what `read_object` does, and "" or what is wrong with the file, in some words."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, yaml.CSafeLoader) if path.suffix == ".yaml" else json.loads(text)
-    except FileNotFoundError:
-        return None, ""
+        return read_object(path), ""
     except OSError as error:
         return None, f"{path.name} cannot be read: {error.strerror}"
-    except (ValueError, RecursionError, yaml.YAMLError):
+    except InputError:
         return None, f"{path.name} is damaged"
-    return (content, "") if isinstance(content, dict) else (None, f"{path.name} is damaged")
 
 
 def _progress(folder: Path) -> str:
@@ -188,7 +182,7 @@ def _progress(folder: Path) -> str:
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
-    summary, _ = read_object(run / "summary.json")
+    summary, _ = described_object(run / "summary.json")
     judges = (summary or {}).get("judges")
     return summary if isinstance(judges, dict) and all(isinstance(judge, dict) for judge in judges.values()) else None
 

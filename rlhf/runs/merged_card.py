@@ -14,7 +14,8 @@ from huggingface_hub import ModelCardData
 from rlhf.errors import InputError
 from rlhf.runs.contract import read_contract
 from rlhf.runs.markdown import render_template
-from rlhf.runs.model_card import base_text, license_text, read_mapping, source_text, stop_tokens
+from rlhf.runs.model_card import base_text, license_text, source_text, stop_tokens
+from rlhf.runs.objects import read_object
 from rlhf.runs.published import hub_id, is_hub_id, languages_of, license_of, metadata_of
 
 FILE_NAME = "merged.json"
@@ -58,7 +59,7 @@ def read_merged(folder: Path) -> Merged:
     """
     path = folder / FILE_NAME
     try:
-        return Merged(**read_mapping(path))
+        return Merged(**(read_object(path) or {}))
     except TypeError as error:
         raise InputError(f"{path} is missing or damaged. Merge the adapter again with `rlhf merge`.") from error
 
@@ -96,8 +97,8 @@ def merged_card(
         tags=["rlhf", "instruct-rlhf", {"reward": "reward-model"}.get(merged.stage, merged.stage)],
         **license_of(said),
     )
-    stops = stop_tokens(read_mapping(folder / "tokenizer_config.json"))
-    calibration = read_mapping(folder / "calibration.json")
+    stops = stop_tokens(read_object(folder / "tokenizer_config.json") or {})
+    calibration = read_object(folder / "calibration.json") or {}
     return render_template(
         Path(__file__).with_name("merged_card.md.j2"),
         front_matter=data.to_yaml(),
@@ -115,7 +116,7 @@ def merged_card(
         prompt_style=contract.prompt_style if contract else None,
         stop_tokens=json.dumps(stops, ensure_ascii=False),
         stops=" or ".join(f"`{token}`" for token in stops),
-        temperature=read_mapping(folder / "generation_config.json").get("temperature", 1.0),
+        temperature=(read_object(folder / "generation_config.json") or {}).get("temperature", 1.0),
         difference=f"{merged.difference:.2g}",
         mean=f"{merged.mean:.2g}",
         effect=f"{merged.effect:.2g}" if merged.effect else None,

@@ -16,6 +16,7 @@ from rlhf.errors import InputError
 from rlhf.runs.contract import read_contract
 from rlhf.runs.loading_code import base_arguments, base_expression, quantization_code
 from rlhf.runs.markdown import markdown_table, render_template
+from rlhf.runs.objects import read_object
 from rlhf.runs.published import gguf_file, hub_id, is_hub_id, is_sandbox, languages_of, license_of, metadata_of
 
 STAGES = ("sft", "reward", "ppo")
@@ -62,11 +63,15 @@ def model_card(
     if stage not in STAGES:
         raise InputError(f"Stage {stage!r} of {folder} has no model card. Pass sft, reward or ppo.")
     folder = Path(folder)
-    config, contract = read_mapping(folder / "config.yaml"), read_contract(folder)
-    base_name = base_name or str(read_mapping(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    config, contract = read_object(folder / "config.yaml") or {}, read_contract(folder)
+    base_name = base_name or str(
+        (read_object(folder / "adapter_config.json") or {}).get("base_model_name_or_path") or ""
+    )
     commit = contract.base.get("revision") if contract and hub_id(base_name) else None
-    tokenizer, calibration = (read_mapping(folder / f"{name}.json") for name in ("tokenizer_config", "calibration"))
-    result = read_mapping(folder / "result.json")
+    tokenizer, calibration = (
+        read_object(folder / f"{name}.json") or {} for name in ("tokenizer_config", "calibration")
+    )
+    result = read_object(folder / "result.json") or {}
     said = metadata_of(base_name, revision=commit, online=online)
     sources, accuracy = _sources(config), _accuracy(result, config) if stage == "reward" else []
     return render_template(
@@ -237,15 +242,3 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, float):
         return [(name, f"{value:.4g}" if math.isfinite(value) else str(value))]
     return [(name, str(value))] if isinstance(value, int | str) else []
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML or JSON file; {} if the file is absent or holds something else."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged ({error}). Run its stage again.") from error
-    return content if isinstance(content, dict) else {}

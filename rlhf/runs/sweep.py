@@ -25,7 +25,7 @@ import psutil
 from rlhf.errors import InputError
 from rlhf.runs.differences import runs_table
 from rlhf.runs.launch import names_several_machines
-from rlhf.runs.listing import find_runs, read_object, read_stage
+from rlhf.runs.listing import described_object, find_runs, read_stage
 from rlhf.runs.settings import SAME_RUN, differing
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
@@ -202,7 +202,7 @@ def check_point(point: Point) -> None:
     """
     if not point.folder.exists():
         return
-    written, _ = read_object(point.folder.parent / FILE)
+    written, _ = described_object(point.folder.parent / FILE)
     theirs = (written or {}).get("options")
     remedy = "Pass another --output_dir, or delete that folder"
     if not isinstance(theirs, dict):
