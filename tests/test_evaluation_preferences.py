@@ -9,18 +9,9 @@ from rlhf.errors import InputError
 from rlhf.evaluation.gold import gold_judge, labeler_limits
 from rlhf.evaluation.length_control import length_controlled_win_rate
 from rlhf.evaluation.power import measured_detectable_difference
-from rlhf.evaluation.preferences import (
-    accuracy_by,
-    by_category,
-    compare,
-    flag_of,
-    gain,
-    mean_score,
-    rival,
-    score_of,
-    showcase,
-)
+from rlhf.evaluation.preferences import accuracy_by, by_category, compare, flag_of, gain, mean_score, score_of, showcase
 from rlhf.evaluation.summary import as_text, read_summary, summarize
+from rlhf.runs.system_names import rival
 
 SETTINGS = {"dataset": "sandbox", "model": "sandbox", "split": "test", "seed": 0, "max_new_tokens": 8}
 

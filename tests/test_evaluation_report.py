@@ -30,10 +30,11 @@ from rlhf.evaluation.report_parts import (
     without_paths,
 )
 from rlhf.evaluation.report_sections import lead, not_measured
-from rlhf.evaluation.report_tables import faults, label, win_rates
+from rlhf.evaluation.report_tables import faults, win_rates
 from rlhf.evaluation.summary import summarize
 from rlhf.models.adapter_files import adapter_digest
 from rlhf.runs.hub import push_run, write_model_card
+from rlhf.runs.system_names import label
 
 SYSTEMS = ("sft", "ppo", "gpt")
 SETTINGS = {"dataset": "org/data", "model": "org/base", "split": "test", "seed": 0, "max_new_tokens": 8}

@@ -215,6 +215,15 @@ def test_a_win_rate_by_the_reward_model_of_the_training_says_so():
     assert result_of("evaluate", {}, summary).text() == "RLHF over SFT, reward (optimized): 90.0 % (80.0 to 100.0)"
 
 
+def test_a_greedy_system_is_named_with_the_greedy_baseline_that_it_was_compared_with():
+    wins = {"ppo_greedy": {"mean": 0.6, "low": 0.5, "high": 0.7}}
+    summary = {"baseline": "sft", "judges": {"gold": {"win_rate": wins}}}
+    both = summary | {"systems": {"sft": {}, "sft_greedy": {}, "ppo_greedy": {}}}
+    assert result_of("evaluate", {}, both).name == "RLHF, greedy over SFT, greedy, gold:"
+    sampled = summary | {"systems": {"sft": {}, "ppo_greedy": {}}}
+    assert result_of("evaluate", {}, sampled).name == "RLHF, greedy over SFT, gold:"
+
+
 def test_an_evaluation_of_adapters_that_were_trained_again_since_has_no_number(tmp_path):
     for stage, started in {"sft": 10, "ppo": 20, "evaluate": 30}.items():
         write_stage(tmp_path / "mine" / stage, result={"objective/score": 1.0}, started=started)

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encode import Prompt, encode_prompt
 from rlhf.errors import InputError
-from rlhf.evaluation.preferences import NAMES
 from rlhf.generation.completions import completion_rewards, sample_completions
 from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
+from rlhf.runs.system_names import NAMES
 
 
 @dataclass(frozen=True)

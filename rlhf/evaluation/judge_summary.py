@@ -21,12 +21,12 @@ from rlhf.evaluation.preferences import (
     gain,
     likert_of,
     mean_score,
-    rival,
     score_of,
     share,
     share_gain,
     systems_of,
 )
+from rlhf.runs.system_names import rival
 from rlhf.statistics import Estimate
 
 

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf.evaluation.preference_numbers import PAIRS, SCORES
-from rlhf.evaluation.preferences import AnswerRow, rival, systems_of
+from rlhf.evaluation.preferences import AnswerRow, systems_of
 from rlhf.evaluation.verdicts import Judge, PairwiseJudge, ScoringJudge
 from rlhf.runs.artifacts import is_first_process
+from rlhf.runs.system_names import rival
 from rlhf.statistics import cluster_share
 
 

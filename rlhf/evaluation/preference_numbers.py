@@ -13,7 +13,8 @@ from rlhf.evaluation.bradley_terry import bradley_terry
 from rlhf.evaluation.judge_agreement import judge_agreement
 from rlhf.evaluation.length_control import length_controlled_win_rate
 from rlhf.evaluation.power import measured_detectable_difference
-from rlhf.evaluation.preferences import AnswerRow, rival, score_of, systems_of
+from rlhf.evaluation.preferences import AnswerRow, score_of, systems_of
+from rlhf.runs.system_names import rival
 
 logger = logging.getLogger(__name__)
 

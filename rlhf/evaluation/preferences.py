@@ -30,9 +30,6 @@ from rlhf.statistics import Estimate, cluster_difference, cluster_mean, cluster_
 AnswerRow = dict[str, Any]
 Score = Callable[[AnswerRow], float | None]
 
-NAMES = {"base": "Base", "sft": "SFT", "sft_best": "SFT, best of n", "ppo": "RLHF"}  # for readers
-GREEDY = "_greedy"  # at the end of a system's name: it is compared with the greedy baseline
-
 
 @dataclass(frozen=True)
 class Axis:
@@ -85,17 +82,6 @@ def flag_of(judge: str, flag: str) -> Score:
 def systems_of(rows: Iterable[AnswerRow]) -> list[str]:
     """Returns the systems that have answered, in the order of their first rows."""
     return list(dict.fromkeys(row["system"] for row in rows))
-
-
-def rival(system: str, baseline: str, systems: Iterable[str]) -> str | None:
-    """Returns the system that `system` is compared with: a greedy one with the greedy baseline, if there is one.
-
-    None for the baseline itself, with any decoding, and without a baseline.
-    """
-    names = set(systems)
-    greedy_baseline = baseline + GREEDY
-    other = greedy_baseline if system.endswith(GREEDY) and greedy_baseline in names else baseline
-    return other if other in names and system not in (baseline, greedy_baseline) else None
 
 
 def mean_score(rows: list[AnswerRow], system: str, score: Score) -> Estimate | None:

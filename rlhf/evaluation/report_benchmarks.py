@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf.evaluation.benchmark import compared
 from rlhf.evaluation.report_parts import METRIC, METRIC_GAIN, Column, Table, Unit, without_paths
-from rlhf.evaluation.report_tables import label
+from rlhf.runs.system_names import label
 
 # Benchmarks of the paper's sections 4.2 and 4.3 and appendices D and E: what the name of a task begins with, and the
 # name for readers.

@@ -10,11 +10,12 @@ from rlhf.errors import InputError
 from rlhf.evaluation.report import read_numbers
 from rlhf.evaluation.report_parts import escaped, markdown
 from rlhf.evaluation.report_sections import card_sections, lead
-from rlhf.evaluation.report_tables import Summary, judges_of, label, rival
+from rlhf.evaluation.report_tables import Summary, judges_of, rival
 from rlhf.models.adapter_files import WEIGHTS, adapter_digest
 from rlhf.runs.model_card import Evaluation, source_text
 from rlhf.runs.objects import read_object
 from rlhf.runs.published import is_hub_id
+from rlhf.runs.system_names import label
 
 logger = logging.getLogger(__name__)
 

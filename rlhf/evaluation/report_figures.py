@@ -3,9 +3,9 @@
 from typing import Any
 
 from rlhf import plots
-from rlhf.evaluation.preferences import GREEDY
 from rlhf.evaluation.report_parts import SCORE, WIN_RATE, Column, Figure, Table, Unit, number
-from rlhf.evaluation.report_tables import Summary, judges_of, label, rival
+from rlhf.evaluation.report_tables import Summary, judges_of, rival
+from rlhf.runs.system_names import GREEDY, label
 
 MORE_COLORS = ("#8a63a8", "#2f8f8b", "#b3587a", "#8c7a2f", "#5a7fd0", "#a5523a")
 

@@ -7,7 +7,7 @@ from rlhf.data.encode import prompt_text
 from rlhf.evaluation import report_benchmarks as bench
 from rlhf.evaluation import report_figures as figures
 from rlhf.evaluation import report_tables as tables
-from rlhf.evaluation.preferences import GREEDY, AnswerRow, showcase
+from rlhf.evaluation.preferences import AnswerRow, showcase
 from rlhf.evaluation.report_parts import (
     PERCENT,
     SCORE,
@@ -24,7 +24,8 @@ from rlhf.evaluation.report_parts import (
     without_paths,
 )
 from rlhf.evaluation.report_stages import Stage, stage_sections, versions
-from rlhf.evaluation.report_tables import Summary, label, percent
+from rlhf.evaluation.report_tables import Summary, percent
+from rlhf.runs.system_names import GREEDY, label
 
 
 def lead(summary: Summary, benchmark: dict[str, Any] | None) -> str:

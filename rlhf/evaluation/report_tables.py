@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from rlhf.evaluation import preferences
-from rlhf.evaluation.preferences import AXES, GREEDY, NAMES
+from rlhf.evaluation.preferences import AXES
 from rlhf.evaluation.report_parts import (
     COUNT,
     GAIN,
@@ -21,8 +20,10 @@ from rlhf.evaluation.report_parts import (
     number,
     without_paths,
 )
+from rlhf.runs import system_names
 from rlhf.runs.model_card import portable
 from rlhf.runs.results import headline_system, judges_of
+from rlhf.runs.system_names import GREEDY, label
 
 Summary = dict[str, Any]
 Judges = dict[str, dict[str, Any]]
@@ -31,16 +32,9 @@ Judges = dict[str, dict[str, Any]]
 # -- systems and judges -----------------------------------------------------------------------------------------------
 
 
-def label(system: str) -> str:
-    """Returns the name of a system for readers: `ppo_greedy` is `RLHF, greedy`."""
-    stem = system.removesuffix(GREEDY)
-    name = NAMES.get(stem, stem)
-    return name if stem == system else f"{name}, greedy"
-
-
 def rival(summary: Summary, system: str) -> str:
     """Returns the system that another one is compared with; "" without one."""
-    return preferences.rival(system, summary.get("baseline") or "", summary["systems"]) or ""
+    return system_names.rival(system, summary.get("baseline") or "", summary["systems"]) or ""
 
 
 def spec_text(spec: Any) -> str:

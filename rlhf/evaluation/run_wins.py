@@ -17,9 +17,10 @@ from rlhf.errors import InputError
 from rlhf.evaluation.preferences import AnswerRow, compare, score_of
 from rlhf.evaluation.report import read_answers
 from rlhf.evaluation.report_parts import WIN_RATE, Column, Part, Points, Table
-from rlhf.evaluation.report_tables import file_name, label
+from rlhf.evaluation.report_tables import file_name
 from rlhf.runs.listing import Run
 from rlhf.runs.results import headline_system, judges_of
+from rlhf.runs.system_names import label
 
 logger = logging.getLogger(__name__)
 

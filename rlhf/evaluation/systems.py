@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from rlhf.data.files import SUFFIXES
 from rlhf.errors import InputError
-from rlhf.evaluation.preferences import GREEDY
 from rlhf.runs.digests import file_digest
+from rlhf.runs.system_names import GREEDY
 
 STAGES = ("base", "sft", "ppo")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes the name of a file

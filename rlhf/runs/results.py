@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-NAMES = {"base": "Base", "sft": "SFT", "ppo": "RLHF"}
+from rlhf.runs.system_names import GREEDY, label, rival
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,18 @@ def judges_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 def headline_system(summary: Mapping[str, Any]) -> str | None:
     """Returns the system that a report's first sentence is about: RLHF, or else the last that was compared."""
     compared = [name for judge in judges_of(summary).values() for name in judge.get("win_rate") or {}]
-    sampled = [name for name in compared if not name.endswith("_greedy")] or compared
+    sampled = [name for name in compared if not name.endswith(GREEDY)] or compared
     return "ppo" if "ppo" in compared else sampled[-1] if sampled else None
 
 
 def _wins(summary: Mapping[str, Any]) -> Result | None:
-    system, baseline = headline_system(summary), summary.get("baseline") or "the baseline"
+    system, baseline = headline_system(summary), summary.get("baseline") or ""
     for name, judge in judges_of(summary).items():
         estimate = (judge.get("win_rate") or {}).get(system)
         if system is not None and estimate:
             by = f"{name} (optimized)" if judge.get("optimized") else name
-            title = f"{NAMES.get(system, system)} over {NAMES.get(baseline, baseline)}, {by}:"
+            other = rival(system, baseline, summary.get("systems") or [baseline])
+            title = f"{label(system)} over {label(other) if other else 'the baseline'}, {by}:"
             return Result(title, estimate["mean"], estimate["low"], estimate["high"], share=True)
     return None
 
