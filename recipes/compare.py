@@ -95,6 +95,7 @@ def main() -> None:
         print(f"\n\nOf {len(results)} prompts:\n\n{totals(results)}")
     if output is not None:
         with output:
+            output.truncate(0)
             output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(asked, results))
 
 
@@ -146,14 +147,14 @@ def named_adapters(specs: list[str], taken: Mapping[str, str]) -> dict[str, str]
 
 
 def open_output(name: str) -> TextIO:
-    """Opens the file for the answers before any model is loaded.
+    """Opens the file for the answers before any model is loaded. Earlier ones stay until there are new ones.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
         Path(name).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        return Path(name).expanduser().open("w", encoding="utf-8")
+        return Path(name).expanduser().open("a", encoding="utf-8")
     except OSError as error:
         raise InputError(f"output: {name} cannot be written: {error.strerror}. Name another file.") from error
 

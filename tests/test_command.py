@@ -81,6 +81,15 @@ def test_on_several_machines_the_launcher_counts_the_processes(started, gpus, mo
     assert "--num_processes" not in args
 
 
+@pytest.mark.parametrize("machines", ["", "0", "1"])
+def test_one_machine_is_no_launch_over_several(started, gpus, monkeypatch, machines):
+    gpus(2)
+    monkeypatch.setenv("NNODES", machines)
+    run(["sft", "sandbox"])
+    ((_, args),) = started
+    assert args[1].endswith("/multi_gpu.yaml")
+
+
 def test_the_processes_of_an_own_file_are_as_it_says(started, gpus, tmp_path):
     gpus(4)
     path = tmp_path / "mine.yaml"

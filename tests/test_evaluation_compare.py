@@ -242,7 +242,13 @@ def test_compare_answers_a_file_of_prompts_with_adapters_of_any_name(run, tmp_pa
     options = ["--prompts", tmp_path / "prompts.jsonl", "--adapters", f"twin={run / 'ppo'}", f"first={run / 'sft'}"]
     load_main("compare", [run, *options, "--max_new_tokens", 8, "--output", output], monkeypatch)()
     out = capsys.readouterr().out
-    answers_ = [json.loads(line) for line in output.read_text().splitlines()]
+    text = output.read_text()
+    with pytest.raises(InputError):  # before it answers: the earlier answers stay
+        load_main("compare", [run, *options, "--output", output, "--model_name_or_path", "nowhere"], monkeypatch)()
+    assert output.read_text() == text
+    load_main("compare", [run, *options, "--max_new_tokens", 8, "--output", output], monkeypatch)()
+    assert output.read_text() == text, "new answers take the place of earlier ones"
+    answers_ = [json.loads(line) for line in text.splitlines()]
     systems = ["base", "sft", "ppo", "twin", "first"]
     assert [(row["prompt_id"], row["system"]) for row in answers_] == [(i, name) for i in range(3) for name in systems]
     by = {(row["prompt_id"], row["system"]): row for row in answers_}

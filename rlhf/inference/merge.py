@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from peft import PeftModel, TaskType
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +32,7 @@ from rlhf.models.stop_tokens import stop_ids
 from rlhf.runs.contract import copy_contract, read_contract
 from rlhf.runs.merged_card import Merged, merged_card, write_merged
 from rlhf.runs.model_card import embedding_rows
+from rlhf.runs.objects import read_object
 
 # Prompts and answers on which the merged model is compared with the adapter.
 TEXTS = (
@@ -45,10 +45,8 @@ QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_
 
 def trained_quantization(model_args: ModelConfig, folder: Path) -> ModelConfig:
     """Returns `model_args` with the quantization of the base that an adapter was trained on (config.yaml)."""
-    path = folder / "config.yaml"
-    trained = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    found = {name: trained[name] for name in QUANTIZATION if name in trained} if isinstance(trained, dict) else {}
-    return replace(model_args, **found)
+    trained = read_object(folder / "config.yaml") or {}
+    return replace(model_args, **{name: trained[name] for name in QUANTIZATION if name in trained})
 
 
 def merge(name: str, model_args: ModelConfig, output_dir: Path) -> Agreement:

@@ -99,7 +99,7 @@ def counts_gpus(path: Path, config: dict[str, Any]) -> bool:
 
 def names_several_machines() -> bool:
     """True if NNODES names several machines; accelerate_configs/launch.py then sets the number of processes."""
-    return os.environ.get("NNODES", "1") not in ("", "1")
+    return os.environ.get("NNODES", "1") not in ("", "0", "1")
 
 
 def count_gpus() -> int:
