@@ -165,6 +165,19 @@ def test_a_number_that_not_all_seeds_have_says_how_many_do(tmp_path):
     assert re.search(r"ppo: reward in training of .* is over 2 of its 3 runs: the others have no such number", note)
 
 
+def test_evaluations_with_other_settings_are_not_averaged_over_seeds(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"seed-{seed}", score=float(seed), seed=seed)
+        write_evaluation(tmp_path / f"seed-{seed}", [0.0, 1.0])
+        write_stage(tmp_path / f"seed-{seed}" / "evaluate", result={"prompts": 2}, max_new_tokens=64, seed=seed)
+    table = seeds_table(groups_of(find_runs(tmp_path)))
+    assert any(column.title.startswith("evaluate: ") for column in table.columns) and "left out" not in table.note
+    write_stage(tmp_path / "seed-2" / "evaluate", result={"prompts": 2}, max_new_tokens=8, seed=2)
+    table = seeds_table(groups_of(find_runs(tmp_path)))
+    assert not any(column.title.startswith("evaluate: ") for column in table.columns)
+    assert "differ in their settings, and are left out" in table.note
+
+
 def test_the_same_seed_again_is_no_further_seed(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_run(tmp_path / name, seed=seed)

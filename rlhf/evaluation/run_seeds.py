@@ -6,7 +6,7 @@ is the t interval of the runs' numbers, one value a seed (`rlhf.statistics.clust
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rlhf.evaluation.report_parts import PERCENT, SCORE, Column, Table, Unit
@@ -58,9 +58,14 @@ def _part(settings: dict[str, Any], seed: bool) -> dict[str, Any]:
 def seeds_table(groups: dict[str, list[Run]]) -> Table:
     """Returns the numbers of the groups of two runs or more, each with its interval over seeds."""
     several = {name: members for name, members in groups.items() if len(members) > 1}
-    numbers = {name: [numbers_of(run) for run in members] for name, members in several.items()}
+    unlike = [name for name, members in several.items() if not evaluated_alike(members)]
+    numbers = {
+        name: [numbers_of(replace(run, summary=None) if name in unlike else run) for run in members]
+        for name, members in several.items()
+    }
     titles = dict.fromkeys(title for members in numbers.values() for own in members for title in own)
-    rows, absent = [], []
+    rows: list[list[Any]] = []
+    absent = [f"The evaluations of {name} differ in their settings, and are left out." for name in unlike]
     for name, members in numbers.items():
         known = {title: [own[title][0] for own in members if title in own] for title in titles}
         rows.append([name, len(members), *map(over_seeds, known.values())])
@@ -77,6 +82,12 @@ def seeds_table(groups: dict[str, list[Run]]) -> Table:
     )
     note = " ".join([note.rstrip(), *absent])
     return Table("over_seeds", "Over seeds", columns, rows, note)
+
+
+def evaluated_alike(members: Sequence[Run]) -> bool:
+    """True if the evaluations of runs had the same settings but seeds: else their numbers are of other questions."""
+    settings = [_part(settings_of(run.stages["evaluate"]), seed=False) for run in members if "evaluate" in run.stages]
+    return all(own == settings[0] for own in settings)
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
