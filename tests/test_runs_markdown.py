@@ -62,6 +62,12 @@ def test_a_model_card_shows_what_looks_like_a_template(tmp_path, stage):
     assert "49" not in card.replace(str(tmp_path), "")
 
 
+def test_a_fence_in_the_configuration_does_not_end_its_block(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"note": "a ``` fence\n```\n# heading\n"}))
+    card = model_card(tmp_path, "sft")
+    assert "\n````yaml\n" in card and card.count("\n````\n") == 1
+
+
 def test_a_data_card_shows_what_looks_like_a_template():
     card = DataCard()
     card.add(Decision({"prompt": SYNTAX, "category": SYNTAX}, "train", tokens=9, reason=None))

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.runs.markdown import markdown_table
+from rlhf.runs.markdown import fenced, markdown_table
 
 DASH = "–"  # not measured
 FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # first characters of formulas in spreadsheets, and their full-width forms
@@ -298,10 +298,3 @@ def escaped(text: str) -> str:
     line = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)  # inside a word it is no markup
     line = re.sub(r"^([#+=-])(?!\d)", r"\\\1", line)  # headings, lists
     return re.sub(r"^(\d+)([.)] )", r"\1\\\2", line)
-
-
-def fenced(text: str) -> str:
-    """Returns text as a code block, with a fence that is longer than any in the text."""
-    longest = max(map(len, re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"

@@ -29,6 +29,13 @@ def render_template(path: Path, **values: Any) -> str:
     return environment.get_template(path.name).render(values)
 
 
+def fenced(text: str, language: str = "text") -> str:
+    """Returns text as a code block, with a fence that is longer than any in the text."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a Markdown table without a newline at its end; each cell becomes one line of text.
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from rlhf.errors import InputError
 from rlhf.runs.contract import read_contract
 from rlhf.runs.loading_code import base_arguments, base_expression, quantization_code
-from rlhf.runs.markdown import markdown_table, render_template
+from rlhf.runs.markdown import fenced, markdown_table, render_template
 from rlhf.runs.objects import read_object
 from rlhf.runs.published import gguf_file, hub_id, is_hub_id, is_sandbox, languages_of, license_of, metadata_of
 
@@ -99,7 +99,7 @@ def model_card(
         pretraining_text=[source_text(name) for name in config.get("pretrain_dataset_name") or []],
         functions=" and ".join(f"`{name}`" for name in config.get("reward_funcs") or []),
         reward_model=bool(config.get("reward_model_path")),
-        config=yaml.safe_dump(config, sort_keys=False).strip(),
+        config=fenced(yaml.safe_dump(config, sort_keys=False).strip(), "yaml"),
         accuracy=_accuracy_text(result) if stage == "reward" else None,
         scores=_scores(result),
         evaluation=evaluation and evaluation.text,
