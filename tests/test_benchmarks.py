@@ -1,7 +1,9 @@
 """Benchmarks run, and compare equal work. No test asserts a speed."""
 
+import importlib
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,3 +89,69 @@ def test_memory_compares_each_setting_with_the_formula(monkeypatch, capsys):
     assert [(row["autocast"], row["checkpointing"]) for row in results] == [(a, c) for a in (0, 1) for c in (0, 1)]
     for row in results:
         assert row["measured_mb"] > 0 and row["error"] == pytest.approx(row["formula_mb"] / row["measured_mb"] - 1)
+
+
+# ---- gpu.py
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The functions of benchmarks/gpu.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("gpu")
+
+
+def test_each_row_of_the_gpu_benchmark_runs_on_toys(gpu, capsys):
+    results = gpu.run_rows([*gpu.ROWS], tiny=True)
+    assert [result.get("error") for result in results] == [None] * len(gpu.ROWS)
+    for result in results:
+        assert result["seconds"] > 0 and result["flops"] and gpu.line_of(result)
+        if "share" in result:
+            assert 0 < result["share"] < result["computed_share"]
+            assert result["tokens_per_s"] > 0
+    full = next(result for result in results if result["row"] == "ppo-full")
+    assert full["tokens"] == 2 * 4 * 32  # policy and value pass four episodes of 16 + 16 tokens
+    assert full["computed_tokens"] == pytest.approx(full["tokens"], rel=0.05)  # no padding
+
+
+def test_a_row_of_the_gpu_benchmark_that_fails_does_not_lose_the_others(gpu, monkeypatch, capsys, tmp_path):
+    """Processes: one prints a row and an error and crashes, one is never in time, one works."""
+    programs = {
+        "ppo-varied": 'print(\'{"device": "Some GPU"}\');'
+        'print(\'{"row": "ppo-varied", "seconds": 2.0, "flops": "f"}\', flush=True); raise SystemExit(3)',
+        "nf4-8b": "import time; time.sleep(60)",
+        "reward": 'print(\'{"row": "reward", "error": "OutOfMemoryError"}\')',
+    }
+
+    def start(rows, tiny):
+        command = [sys.executable, "-c", programs[rows[0]]]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(gpu, "start_child", start)
+    monkeypatch.setattr(gpu, "HISTORY", tmp_path)
+    options = ["--rows", "ppo-varied", "ppo-full", "reward", "nf4-8b", "--seconds", "5", "--save"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["row"] for row in report["rows"]] == ["ppo-varied"]
+    assert report["failed"].keys() == {"ppo-full", "reward", "nf4-8b"}
+    assert report["failed"]["ppo-full"] == "exit code 3" and report["failed"]["reward"] == "OutOfMemoryError"
+    (saved,) = tmp_path.glob("*some-gpu*.json")
+    check_history(saved)
+
+
+def check_history(path: Path) -> None:
+    """Asserts that a file of benchmarks/history names machine, commit, versions and the formula of each row."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report.keys() >= {"started", "commit", "machine", "rows", "failed", "seconds"}
+    assert path.name.startswith(report["started"][:10]) and (report["commit"] or "nocommit") in path.name
+    assert report["machine"]["device"] and not report["tiny"]
+    for row in report["rows"]:
+        assert row.keys() >= {"row", "seconds", "flops"}
+        assert all(isinstance(value, int | float | str) for value in row.values())
+
+
+def test_history_has_dated_results_with_machine_and_commit(gpu):
+    for path in sorted(gpu.HISTORY.glob("*.json")):
+        check_history(path)

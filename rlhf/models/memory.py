@@ -1,7 +1,8 @@
 """Memory of a stage by arithmetic, before anything is loaded: bytes on each GPU, term by term.
 
-The model is a decoder of Llama's form (`rlhf.models.model_sizes`): RMSNorm, attention with grouped keys, SwiGLU, no
-dropout. A LoRA adapter of rank r is on all seven linear layers, the base is frozen, and the optimizer is AdamW.
+The model is a decoder of Llama's form (`rlhf.models.model_sizes`): RMSNorm, attention with grouped keys, SwiGLU; or of
+GPT's: LayerNorm, one matrix for q, k and v, GELU. A LoRA adapter of rank r is on all linear layers of the layers, the
+base is frozen, and the optimizer is AdamW. Dropout is that of the adapters; a base's own in attention does not count.
 Letters in the formulas:
 
     L  layers                        V  vocabulary
@@ -9,11 +10,13 @@ Letters in the formulas:
     Q  heads x head size             W  processes
     K  key heads x head size         e  bytes of a product: 4 in float32 without autocast, else 2
     I  width of the MLP              s  bytes of a hidden state between layers: 4 on a float32 base, else 2
+                                     d  bytes of a number of a dropout's mask: 1 on a GPU, 4 on a CPU, 0 without
 
 tests/test_models_memory.py compares every term with the tensors that PyTorch makes. docs/scale.md says how far whole
 stages are off, and what is not counted: the CUDA context, buffers of NCCL, fragmentation.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from rlhf.errors import InputError
@@ -57,8 +60,13 @@ def base_bytes(shape: Shape, base: Precision) -> int:
 
 
 def adapter_weights(shape: Shape, rank: int) -> int:
-    """Weights of one adapter: L r (2 (H + Q) + 2 (H + K) + 3 (H + I)), for q and o, k and v, and the MLP."""
+    """Weights of one adapter: L r (2 (H + Q) + 2 (H + K) + 3 (H + I)), for q and o, k and v, and the MLP.
+
+    In GPT's form L r ((H + Q + 2 K) + (H + Q) + 2 (H + I)): one adapter for q, k and v, no gate.
+    """
     h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
+    if shape.gpt:
+        return shape.layers * rank * (2 * (h + q) + 2 * k + 2 * (h + i))
     return shape.layers * rank * (2 * (h + q) + 2 * (h + k) + 3 * (h + i))
 
 
@@ -105,8 +113,8 @@ def resident_bytes(shape: Shape, layout: Layout, trained: int, frozen: int = 0, 
 # ---- Activations -----------------------------------------------------------------------------------------------------
 
 
-def attention_bytes(shape: Shape, layout: Layout, rows: int, queries: int, keys: int, masked: bool) -> int:
-    """Returns what fused attention of a layer keeps for backward: `rows` of `queries` tokens look at `keys` tokens.
+def attention_bytes(shape: Shape, layout: Layout, rows: float, queries: float, keys: float, masked: bool) -> int:
+    """Returns what fused attention of a layer keeps for backward, for `rows` of `queries` tokens that look at `keys` tokens.
 
     Queries and output, keys and values, and the logarithm of the sum for each head:
 
@@ -117,19 +125,25 @@ def attention_bytes(shape: Shape, layout: Layout, rows: int, queries: int, keys:
     """
     e, width = layout.product, shape.queries if masked else shape.keys
     kept = queries * (2 * e * shape.queries + 4 * shape.heads) + keys * 2 * e * width
-    return rows * (kept + masked * e * queries * keys)
+    return round(rows * (kept + masked * e * queries * keys))
 
 
 def token_bytes(shape: Shape, layout: Layout, batched: bool = False) -> int:
     """Returns what the rest of one layer keeps for backward, for each token.
 
-        norms           8 H: both take a float32 copy, or the float32 hidden states. + 4 (Q + K) with qk_norm
-        MLP             3 e I: gate, its activation, up
+        norms           8 H: both take a float32 copy, or the float32 hidden states. + 4 (Q + K) with qk_norm.
+                        LayerNorm 2 s H, or 8 H under a GPU's autocast
+        MLP             3 e I: gate, its activation, up. GPT-NeoX e I. GPT-2 4 e I, since it computes its activation
+                        step by step, or 14 I under a GPU's autocast
+        rotation        e (Q + K) in GPT-NeoX: queries and keys before it stay, in one matrix with the values
         LoRA's inputs   a (5 H + Q + I) where PEFT casts the input of each of the seven layers on its own: a bfloat16
                         base with float32 adapters (a = 2 under autocast, else 4), or a float32 base under autocast (2);
                         e (2 H + I) where the layers share their inputs: float32 without autocast, 4-bit under autocast,
                         FSDP and ZeRO-3 (adapters in bfloat16), and the batched adapters of `rlhf.models.batched_lora`
         LoRA's factors  7 a r
+        dropout         d (5 H + Q + I) of masks, and each of the seven layers keeps its own input, in a
+
+    GPT's form has four such layers, with inputs of 2 H + Q + I, and dropout after attention and MLP: + 2 min(d, s) H.
 
     The output of attention is in `attention_bytes`.
 
@@ -138,10 +152,17 @@ def token_bytes(shape: Shape, layout: Layout, batched: bool = False) -> int:
     """
     h, i, q, k, e = shape.hidden, shape.intermediate, shape.queries, shape.keys, layout.product
     a = 2 if layout.autocast else 4
+    d, s = layout.dropout, layout.stream
     own = layout.base == "float32" if layout.autocast else layout.base != "float32"
     if layout.autocast and layout.base == "bfloat16":
         own = layout.sharding == "ddp" and not batched
-    inputs = a * (5 * h + q + i) if own else e * (2 * h + i)
+    width = (2 if shape.gpt else 5) * h + q + i
+    inputs = (a + d) * width if own or d else e * (2 * h + i)
+    if shape.gpt:
+        mlp = (14 if layout.autocast else 4 * e) * i if shape.new_gelu else e * i
+        rotation = 0 if shape.positions else e * (q + k)
+        norms, masks = 2 * (4 if layout.autocast else s) * h, 2 * min(d, s) * h
+        return norms + mlp + rotation + inputs + 4 * a * layout.rank + masks
     return 8 * h + 4 * (q + k) * shape.qk_norm + 3 * e * i + inputs + 7 * a * layout.rank
 
 
@@ -231,7 +252,7 @@ def sft_memory(shape: Shape, layout: Layout, rows: int, tokens: int) -> Memory:
 
 
 def reward_memory(
-    shape: Shape, layout: Layout, prompts: int, completions: int, prompt: int, completion: int, per_forward: int
+    shape: Shape, layout: Layout, prompts: int, completions: float, prompt: float, completion: float, per_forward: int
 ) -> Memory:
     """Reward model on K ranked completions, which share the pass of their prompt (`rlhf.reward.prefix`).
 
@@ -241,19 +262,19 @@ def reward_memory(
 
     Args:
         prompts: `per_device_train_batch_size`.
-        completions: K, of one prompt.
+        completions: K, of one prompt; a mean where prompts differ, as P and C may be.
         prompt, completion: tokens P and C, of the longest.
         per_forward: `completions_per_forward`: completions of one pass.
     """
 
     def part(prompts: int) -> tuple[int, int]:
         rows = prompts * completions
-        tokens = prompts * prompt + rows * completion
+        tokens = round(prompts * prompt + rows * completion)
         attention = attention_bytes(shape, layout, prompts, prompt, prompt, masked=False)
         attention += attention_bytes(shape, layout, rows, completion, prompt + completion, masked=True)
         return tokens, attention + tokens * token_bytes(shape, layout)
 
-    passes = min(prompts, -(-prompts * completions // per_forward))
+    passes = min(prompts, math.ceil(prompts * completions / per_forward))
     trained = adapter_weights(shape, layout.rank) + shape.hidden
     phases = train_phases(shape, layout, part(prompts), part(-(-prompts // passes)), passes, {})
     return Memory(resident_bytes(shape, layout, trained), phases)

@@ -9,17 +9,22 @@ from rlhf.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "nf4", "nf4-nested"]
 Sharding = Literal["ddp", "fsdp", "zero3"]
-KNOWN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types of Llama's form
+LLAMA = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types of each form
+GPT = ("gpt2", "gpt_neox")
+KNOWN = (*LLAMA, *GPT)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder of Llama's form.
+    """Sizes of a decoder of Llama's form: RMSNorm, projections of their own for q, k and v, an MLP with a gate.
 
     Attributes:
         tied: one matrix is embedding and unembedding.
         qk_norm: queries and keys are normalized, as in Qwen3.
         biases: of one layer.
+        gpt: the form of GPT-2 and GPT-NeoX instead: LayerNorm, one matrix for q, k and v, an MLP without a gate.
+        positions: learned embeddings of positions.
+        new_gelu: the MLP's activation is transformers' `gelu_new`, which GPT-2 has.
     """
 
     layers: int
@@ -32,6 +37,9 @@ class Shape:
     tied: bool = False
     qk_norm: bool = False
     biases: int = 0
+    gpt: bool = False
+    positions: int = 0
+    new_gelu: bool = False
 
     @property
     def queries(self) -> int:
@@ -45,18 +53,22 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of the linear layers of one layer: 2 H Q + 2 H K + 3 H I."""
-        return self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.intermediate)
+        """Weights of the linear layers of one layer: 2 H Q + 2 H K + 3 H I, or 2 H I without a gate."""
+        return self.hidden * (2 * self.queries + 2 * self.keys + (2 if self.gpt else 3) * self.intermediate)
 
     @property
     def embeddings(self) -> int:
-        """Weights of embedding and unembedding: V H, or 2 V H if they are not tied."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+        """Weights of the embeddings of tokens and positions, and of the unembedding if it is not tied."""
+        return self.hidden * (self.vocabulary * (1 if self.tied else 2) + self.positions)
 
     @property
     def norms(self) -> int:
-        """Weights of the norms, and biases: L (2 H + 2 head size if queries and keys are normalized + biases) + H."""
-        return self.layers * (2 * self.hidden + 2 * self.head_size * self.qk_norm + self.biases) + self.hidden
+        """Weights of the norms, and biases: L (2 H + 2 head size if queries and keys are normalized + biases) + H.
+
+        A LayerNorm has 2 H in place of H.
+        """
+        norm = self.hidden * (2 if self.gpt else 1)
+        return self.layers * (2 * norm + 2 * self.head_size * self.qk_norm + self.biases) + norm
 
     @property
     def parameters(self) -> int:
@@ -67,18 +79,28 @@ def shape_of(config: PreTrainedConfig) -> Shape:
     """Returns the sizes in a model's configuration.
 
     Raises:
-        InputError: the model is not of Llama's form.
+        InputError: the model is of another form.
     """
     config = config.get_text_config()
     if config.model_type not in KNOWN:
         raise InputError(
             f"The memory of {config.model_type} is not known, only that of {', '.join(KNOWN)}. Measure a short run."
         )
-    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    if config.model_type in GPT:
+        inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * hidden
+        biased = getattr(config, "attention_bias", True)
+        return Shape(
+            config.num_hidden_layers, hidden, inner, heads, heads, head_size, config.vocab_size,
+            tied=config.tie_word_embeddings, biases=4 * hidden * biased + inner + hidden, gpt=True,
+            positions=config.max_position_embeddings if config.model_type == "gpt2" else 0,
+            new_gelu=getattr(config, "activation_function", None) == "gelu_new",
+        )  # fmt: skip
+    key_heads = config.num_key_value_heads
     return Shape(
-        config.num_hidden_layers, config.hidden_size, config.intermediate_size, heads, key_heads, head_size,
-        config.vocab_size, tied=config.tie_word_embeddings, qk_norm=config.model_type == "qwen3",
+        config.num_hidden_layers, hidden, config.intermediate_size, heads, key_heads, head_size, config.vocab_size,
+        tied=config.tie_word_embeddings, qk_norm=config.model_type == "qwen3",
         biases=(heads + 2 * key_heads) * head_size if config.model_type == "qwen2" else 0,
     )  # fmt: skip
 
@@ -92,6 +114,7 @@ class Layout:
         sharding: `fsdp` and `zero3` divide weights, gradients and optimizer states by the processes.
         autocast: the recipes' `bf16: true`.
         checkpointing: the recipes' `gradient_checkpointing: true`; layers are computed again in backward.
+        dropout: d, bytes of a number in a mask of the adapters' dropout: 1 on a GPU, 4 on a CPU, 0 without dropout.
     """
 
     base: Precision = "bfloat16"
@@ -100,6 +123,7 @@ class Layout:
     autocast: bool = True
     checkpointing: bool = True
     rank: int = 16
+    dropout: int = 0
 
     @property
     def product(self) -> int:
