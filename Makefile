@@ -24,7 +24,7 @@ RLHF  = $(VENV)/bin/python -m rlhf.command
 STAGE = @$(RLHF) $(1) $(RECIPE) $(if $(ACCELERATE),--accelerate $(ACCELERATE)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo new doctor check test test-all lint format data pretrain sft reward choose ppo evaluate benchmark label chat compare inspect notebook push
+.PHONY: help install demo new doctor check plan test test-all lint format data pretrain sft reward choose ppo evaluate benchmark label chat compare inspect notebook push
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -55,6 +55,9 @@ doctor: $(INSTALLED) ## what this machine can do, and what is missing
 
 check: $(INSTALLED) ## run all stages of RECIPE on a short model first, in seconds
 	$(call STAGE,check)
+
+plan: $(INSTALLED) ## memory per device and hours of each stage of RECIPE, before anything is loaded
+	$(call STAGE,plan)
 
 test: $(TESTED) ## all tests but those of 43 more architectures and browsers, without network or GPU
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 \

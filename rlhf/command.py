@@ -24,7 +24,7 @@ from rlhf.runs.launch import launch_options
 
 # Commands in the order in which a person meets them. Scripts that are not listed follow.
 HEADINGS = {
-    "Start": ("demo", "new", "doctor", "data", "label", "check"),
+    "Start": ("demo", "new", "doctor", "data", "label", "check", "plan"),
     "Train": ("sft", "reward", "choose", "ppo", "pretrain"),
     "Measure": ("evaluate", "benchmark", "runs", "report", "inspect"),
     "Use": ("chat", "compare", "merge", "export", "push"),

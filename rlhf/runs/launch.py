@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.errors import InputError, first_line
 from rlhf.runs.installation import installed_folder
@@ -87,6 +87,14 @@ def check_configuration(path: Path, config: dict[str, Any]) -> None:
         raise InputError(
             f"--accelerate {path} sets mixed_precision to {config['mixed_precision']}. Set it to no, fp16, bf16 or fp8."
         )
+
+
+def launch_sharding(config: dict[str, Any]) -> Literal["ddp", "fsdp", "zero3"]:
+    """Returns how a configuration of Accelerate divides a model: whole on each process, by FSDP, or by ZeRO-3."""
+    if config.get("distributed_type") == "FSDP":
+        return "fsdp"
+    stage = (config.get("deepspeed_config") or {}).get("zero_stage")
+    return "zero3" if config.get("distributed_type") == "DEEPSPEED" and stage == 3 else "ddp"
 
 
 def counts_gpus(path: Path, config: dict[str, Any]) -> bool:

@@ -1,0 +1,199 @@
+"""Memory and work of each stage on one device: what the trainers do with a micro-batch, a step and a rollout."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.models.flops import causal_pairs, decode_bytes, forward_flops, training_flops
+from rlhf.models.memory import Memory, adapter_weights, base_bytes, ppo_memory, reward_memory, sft_memory
+from rlhf.models.model_sizes import Layout, Shape
+from rlhf.plan.devices import Launch
+from rlhf.plan.lengths import Rows, padded
+from rlhf.plan.seconds import Work
+from rlhf.ppo.config import TRL_MODEL
+from rlhf.ppo.length_buckets import CPU_LIMITS, GPU_TOKENS
+from rlhf.ppo.ptx import block_length, resolve_ptx_coef
+from rlhf.runs.batches import divide_batch
+from rlhf.runs.launch import threads
+
+BATCHES = 1000  # random micro-batches, of which the largest counts for memory
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the plan of a stage is made from; `values` are the fields of the stage's configs."""
+
+    shape: Shape
+    layout: Layout
+    values: dict[str, Any]
+    rows: Rows
+    launch: Launch
+    mean_response: int | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Memory, work of a step or rollout, and their number; see `rlhf.plan.stages.StagePlan`."""
+
+    memory: Memory
+    work: Work
+    passes: str
+    steps: int | None
+    notes: list[str]
+
+
+def per_device(inputs: Inputs, option: str = "batch_size") -> tuple[int, int]:
+    """Returns rows of a micro-batch and micro-batches of an optimizer step, on each device."""
+    args = inputs.values["args"]
+    if option == "batch_size" and "gradient_accumulation_steps" not in args.computed:
+        return args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return divide_batch(inputs.values[option], inputs.launch.processes, args.per_device_train_batch_size, option)
+
+
+def optimizer_steps(inputs: Inputs, rows_per_step: int) -> int | None:
+    """Returns the optimizer steps of a stage that counts epochs; None if its rows are not known."""
+    args, number = inputs.values["args"], inputs.rows.number
+    if args.max_steps > 0:
+        return args.max_steps
+    return None if number is None else math.ceil(math.ceil(number / rows_per_step) * args.num_train_epochs)
+
+
+# ---- SFT
+
+
+def sft_work(inputs: Inputs) -> Found:
+    """Rows are padded to the longest of their micro-batch."""
+    shape, layout, rows = inputs.shape, inputs.layout, inputs.rows
+    per_pass, passes = per_device(inputs)
+    lengths = rows.lengths
+    one = padded(lengths, per_pass, inputs.values["train_sampling_strategy"] == "group_by_length")
+    answers = per_pass * sum(row[0] for row in rows.completions) / len(lengths)
+    pairs = one * one / per_pass  # the mask makes attention compute all pairs of a padded row
+    flops = training_flops(shape, one, answers, pairs, layout.rank, layout.checkpointing, logits_twice=True)
+    ratio = one * len(lengths) / per_pass / sum(lengths)
+    notes = [f"{ratio:.2f} tokens are computed for each of the data"]
+    if inputs.values["pretrain_mix"]:
+        notes.append("pretrain_mix is not counted")
+    return Found(
+        sft_memory(shape, layout, per_pass, max(lengths)),
+        Work({"sft": passes * sum(flops.values())}),
+        f"{per_pass} rows of up to {max(lengths):,} tokens a pass, {passes} passes a step",
+        optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
+        notes,
+    )
+
+
+# ---- Reward model
+
+
+def reward_work(inputs: Inputs) -> Found:
+    """The completions of a prompt share it, in rows without padding."""
+    shape, layout, rows, values = inputs.shape, inputs.layout, inputs.rows, inputs.values
+    per_pass, passes = per_device(inputs)
+    sizes = [(p, len(row), sum(row)) for p, row in zip(rows.prompts, rows.completions, strict=True)]
+    prompt, k, completion = largest_batch(sizes, per_pass)
+    number = passes * per_pass / len(sizes)  # in a step, of each row that was read
+    tokens = number * sum(p + c for p, _, c in sizes)
+    seen = sum(p * p + sum(c * (p + c) for c in row) for p, row in zip(rows.prompts, rows.completions, strict=True))
+    flops = training_flops(shape, tokens, 0, number * seen, layout.rank, layout.checkpointing)
+    notes = ["the completions of a prompt share it"]
+    if values["shuffled_pairs"] or values["cross_validate"]:
+        notes.append("shuffled_pairs and cross_validate are not counted")
+    most = per_pass * (prompt + k * completion)
+    return Found(
+        reward_memory(shape, layout, per_pass, k, prompt, completion, values["completions_per_forward"]),
+        Work({"reward": sum(flops.values())}),
+        f"{per_pass} prompts with up to about {most:,.0f} tokens in all a pass, {passes} passes a step",
+        optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
+        notes,
+    )
+
+
+def largest_batch(sizes: list[tuple[int, int, int]], rows: int) -> tuple[float, float, float]:
+    """Returns the mean prompt, number K and length of completions in the largest of many random batches.
+
+    Args:
+        sizes: (tokens of the prompt, K, tokens of all completions) of each row.
+    """
+    rng = random.Random(0)
+    batches = [rng.choices(sizes, k=rows) for _ in range(BATCHES)]
+    batch = max(batches, key=lambda batch: sum(p + c for p, _, c in batch))
+    prompts, k, completions = (sum(column) for column in zip(*batch, strict=True))
+    return prompts / rows, k / rows, completions / k
+
+
+# ---- PPO
+
+
+def ppo_work(inputs: Inputs) -> Found:
+    """A rollout: sampling, scoring by four adapters, and the update of policy and value."""
+    shape, layout, rows, values = inputs.shape, inputs.layout, inputs.rows, inputs.values
+    per_pass, passes = per_device(inputs, "mini_batch_size")
+    episodes = per_pass * passes * (values["batch_size"] // values["mini_batch_size"])
+    longest, slots = values["response_length"], min(values["local_rollout_forward_batch_size"], episodes)
+    memory = ppo_memory(
+        shape, layout, per_pass, rows.longest_prompt, longest, slots, reward_adapters(values),
+        values["ema_decay"] is not None, tokens_of_a_pass(inputs),
+    )  # fmt: skip
+    response = min(inputs.mean_response or longest, longest)
+    notes = [f"responses are taken to have {response} tokens on average"]
+    notes += ["policy and value share a pass"] if layout.sharding == "ddp" and not layout.quantized else []
+    work = Work(rollout_flops(inputs, episodes, response), episodes * response / slots)
+    position = sum(rows.prompts) / len(rows.prompts) + response / 2
+    weights = base_bytes(shape, layout.base) + 4 * adapter_weights(shape, layout.rank)
+    work.decode_flops = sum(forward_flops(shape, slots, slots, slots * position, layout.rank).values())
+    work.decode_bytes = decode_bytes(shape, weights, slots, position, layout.product)
+    text = f"{per_pass} episodes of up to {rows.longest_prompt:,} + {longest:,} tokens a pass, {passes} passes a step"
+    return Found(memory, work, f"{text}; {slots} responses sampled at a time", rollouts(inputs), notes)
+
+
+def reward_adapters(values: dict[str, Any]) -> int:
+    paths = (values["reward_model_path"], *(values["reward_ensemble_paths"] or ()))
+    return len([path for path in paths if path and path != TRL_MODEL])
+
+
+def tokens_of_a_pass(inputs: Inputs) -> int:
+    """Returns the largest number of tokens of a pass, as `rlhf.ppo.length_buckets.pass_limits` does."""
+    on_cpu = inputs.launch.device.kind == "cpu"
+    return CPU_LIMITS[0] * threads(inputs.launch.processes) if on_cpu else GPU_TOKENS
+
+
+def rollout_flops(inputs: Inputs, episodes: int, response: float) -> dict[str, float]:
+    """Returns the FLOPs of a rollout's prefill, its scoring, and the update of all PPO epochs.
+
+    Scoring passes policy and value, reference and reward model; the update passes policy and value.
+    """
+    shape, layout, prompts, values = inputs.shape, inputs.layout, inputs.rows.prompts, inputs.values
+    rank, mean = layout.rank, sum(prompts) / len(prompts)
+    each = episodes / len(prompts)  # of a prompt that was read
+    pairs = each * sum((p + response) * (p + response + 1) / 2 for p in prompts)
+    both = dict(tokens=2 * episodes * (mean + response), logits=episodes * response, pairs=2 * pairs, rank=rank)
+    forward = sum(forward_flops(shape, **both).values())
+    update = sum(training_flops(shape, **both, checkpointing=layout.checkpointing, logits_twice=True).values())
+    text = pretraining_tokens(values) * episodes
+    if text:
+        block = block_length(values["args"], None)
+        one = training_flops(shape, text, text, text * block / 2, rank, layout.checkpointing, logits_twice=True)
+        update += sum(one.values())
+    prefill = forward_flops(shape, episodes * mean, 0, each * causal_pairs(prompts), rank)
+    # Without a reward model the reference passes alone.
+    alone = forward_flops(shape, episodes * (mean + response), episodes * response, pairs, rank)
+    scored = 2 * forward if reward_adapters(values) else forward + sum(alone.values())
+    return {"prefill": sum(prefill.values()), "score": scored, "update": values["num_ppo_epochs"] * update}
+
+
+def pretraining_tokens(values: dict[str, Any]) -> int:
+    """Returns the tokens of pretraining text for each episode."""
+    if not resolve_ptx_coef(values["ptx_coef"], has_text=values["pretrain_dataset_name"] is not None):
+        return 0
+    return values["ptx_examples_per_episode"] * block_length(values["args"], None)
+
+
+def rollouts(inputs: Inputs) -> int | None:
+    """Returns the rollouts of the stage; None if its prompts decide and are not known."""
+    args, number = inputs.values["args"], inputs.rows.number
+    if args.max_steps > 0:
+        return math.ceil(args.max_steps / args.steps_per_rollout)
+    episodes = args.total_episodes or (None if number is None else args.num_train_epochs * number)
+    return None if episodes is None else max(1, math.ceil(episodes / inputs.values["batch_size"]))
