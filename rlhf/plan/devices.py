@@ -1,6 +1,5 @@
 """Devices that a plan is for: memory and speeds of named GPUs, or of this machine, measured in a second."""
 
-import os
 from dataclasses import dataclass
 
 import psutil
@@ -89,14 +88,18 @@ def this_gpu() -> Device:
 
 
 def this_cpu(processes: int = 1) -> Device:
-    """Returns what a process on this machine's CPU has; speeds are measured with the threads that it will have."""
-    device, before = torch.device("cpu"), torch.get_num_threads()
-    torch.set_num_threads(min(threads(processes), os.cpu_count() or 1))
+    """Returns what a process on this machine's CPU has.
+
+    The speed of a matmul is one thread's, times the threads of the process: where other programs use the cores,
+    several threads wait for the slowest.
+    """
+    device, before, number = torch.device("cpu"), torch.get_num_threads(), threads(processes)
+    torch.set_num_threads(1)
     try:
-        matmul = {name: matmul_flops_per_s(device, getattr(torch, name)) for name in ("bfloat16", "float32")}
+        matmul = {name: number * matmul_flops_per_s(device, getattr(torch, name)) for name in ("bfloat16", "float32")}
         bandwidth = copied_bytes_per_s(device)
-        name = f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} a process"
     finally:
         torch.set_num_threads(before)
+    name = f"CPU, {number} thread{'s' * (number > 1)} a process"
     memory = psutil.virtual_memory().total / processes
-    return Device(name, "cpu", memory, matmul, bandwidth / processes, "matmul and copy measured now")
+    return Device(name, "cpu", memory, matmul, bandwidth, "matmul and copy of one thread measured now")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from rlhf.models.model_sizes import Layout
 from rlhf.plan.devices import Device
+from rlhf.ppo.length_buckets import CPU_LIMITS
 
 
 @dataclass(frozen=True)
@@ -17,22 +18,23 @@ class Share:
     source: str
 
 
-ISSUE = "H200, Llama 3.2 1B in bfloat16, 36adca4"
+H200 = "H200, Llama 3.2 1B in bfloat16, 36adca4"
+CPU = "two cores, SmolLM2-135M in float32"
 # SFT and reward reached .04 of the matmul peak in FLOPs of the model, on OpenAssistant's trees, 8 rows a pass with
-# activation checkpointing. With 2.25 tokens computed for each of the data, and 6 FLOPs for 4, that is .04 x 2.25 x 1.5.
-# The measured update had neither.
+# activation checkpointing. With 2.25 tokens computed for each of the data, and 6 FLOPs for 4, that is .04 x 2.25 x 1.5;
+# the reward model has no padding. The measured update had neither.
 SHARES: dict[tuple[str, str], Share] = {
-    ("gpu", "sft"): Share(0.135, ISSUE),
-    ("gpu", "reward"): Share(0.06, ISSUE),
-    ("gpu", "update"): Share(0.185, ISSUE),
-    ("gpu", "score"): Share(0.185, f"taken to be the update's; {ISSUE}"),
-    ("gpu", "prefill"): Share(0.185, f"taken to be the update's; {ISSUE}"),
-    ("cpu", "sft"): Share(0.6, "CPU"),
-    ("cpu", "reward"): Share(0.6, "CPU"),
-    ("cpu", "update"): Share(0.6, "CPU"),
-    ("cpu", "score"): Share(0.6, "CPU"),
-    ("cpu", "prefill"): Share(0.6, "CPU"),
-    ("cpu", "decode"): Share(0.6, "CPU"),
+    ("gpu", "sft"): Share(0.135, H200),
+    ("gpu", "reward"): Share(0.06, H200),
+    ("gpu", "update"): Share(0.185, H200),
+    ("gpu", "score"): Share(0.185, f"as the update; {H200}"),
+    ("gpu", "prefill"): Share(0.185, f"as the update; {H200}"),
+    ("cpu", "sft"): Share(0.58, f"as the update; {CPU}"),
+    ("cpu", "reward"): Share(0.58, f"as the update; {CPU}"),
+    ("cpu", "update"): Share(0.58, CPU),
+    ("cpu", "score"): Share(0.6, CPU),
+    ("cpu", "prefill"): Share(0.6, CPU),
+    ("cpu", "decode"): Share(0.6, CPU),
 }
 # A step of decoding on a GPU takes this long for each layer beside the bytes that it moves: its kernels are short. 64,
 # 256 and 512 slots took 4.8, 8.5 and 13.8 ms, which is 3.5 ms and .02 ms a slot; 16 layers.
@@ -45,11 +47,13 @@ class Work:
 
     Attributes:
         flops: part -> FLOPs; parts are the names in `SHARES`.
+        pass_tokens: tokens of a pass.
         decode_steps: steps of decoding, each of which takes one token of a batch of rows through the model.
         decode_flops, decode_bytes: of one such step.
     """
 
     flops: dict[str, float] = field(default_factory=dict)
+    pass_tokens: float = 1
     decode_steps: float = 0
     decode_flops: float = 0
     decode_bytes: float = 0
@@ -63,7 +67,8 @@ def seconds_of_work(work: Work, device: Device, layout: Layout, layers: int) -> 
     decoding on a CPU  steps (FLOPs / (share x matmul) + bytes / bandwidth)
     """
     speed = device.matmul["float32" if layout.product == 4 else "bfloat16"]
-    seconds = {part: flops / (speed * SHARES[device.kind, part].value) for part, flops in work.flops.items()}
+    start = 1 + CPU_LIMITS[1] / work.pass_tokens if device.kind == "cpu" else 1
+    seconds = {part: start * flops / (speed * SHARES[device.kind, part].value) for part, flops in work.flops.items()}
     if work.decode_steps:
         step = work.decode_bytes / device.bandwidth
         if device.kind == "cpu":

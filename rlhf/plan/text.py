@@ -7,7 +7,7 @@ from rlhf.plan.seconds import SHARES
 from rlhf.plan.stages import StagePlan
 
 USABLE = 0.9  # of a device's memory; the rest is for what the formulas leave out
-WIDTH = 34
+WIDTH = 42
 UNCOUNTED = """\
 Not counted: the CUDA context (about half a GB), buffers of NCCL, fragmentation; loading, evaluation, checkpoints,
 reward functions, and the time that devices wait for each other. How far off plans were: docs/scale.md."""
@@ -50,13 +50,9 @@ def time_lines(plan: StagePlan, device: Device) -> list[str]:
     lines = [f"  seconds of a {unit}"]
     for part, seconds in plan.seconds.items():
         share = SHARES.get((device.kind, part))
-        by = (
-            "by the bytes of a step"
-            if share is None
-            else f"{share.value:.1%} of the matmul, measured on {share.source}"
-        )
-        lines.append(_line(f"  {part}", seconds, 3) + f"   {by}")
-    lines.append(_line(unit, sum(plan.seconds.values()), 3))
+        by = "by FLOPs and bytes of a step" if share is None else f"{share.value:.1%} of the matmul: {share.source}"
+        lines.append(_line(f"  {part}", seconds) + f"   {by}")
+    lines.append(_line(unit, sum(plan.seconds.values())))
     if plan.hours is None:
         lines.append("  hours: not known, since the number of rows is not")
     else:
@@ -64,7 +60,7 @@ def time_lines(plan: StagePlan, device: Device) -> list[str]:
     return lines
 
 
-def _line(name: str, value: float, digits: int = 2) -> str:
+def _line(name: str, value: float, digits: int = 3) -> str:
     return f"  {name:<{WIDTH}}{value:>10,.{digits}f}"
 
 

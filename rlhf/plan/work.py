@@ -77,7 +77,7 @@ def sft_work(inputs: Inputs) -> Found:
         notes.append("pretrain_mix is not counted")
     return Found(
         sft_memory(shape, layout, per_pass, max(lengths)),
-        Work({"sft": passes * sum(flops.values())}),
+        Work({"sft": passes * sum(flops.values())}, one),
         f"{per_pass} rows of up to {max(lengths):,} tokens a pass, {passes} passes a step",
         optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
         notes,
@@ -103,7 +103,7 @@ def reward_work(inputs: Inputs) -> Found:
     most = per_pass * (prompt + k * completion)
     return Found(
         reward_memory(shape, layout, per_pass, k, prompt, completion, values["completions_per_forward"]),
-        Work({"reward": sum(flops.values())}),
+        Work({"reward": sum(flops.values())}, tokens / passes),
         f"{per_pass} prompts with up to about {most:,.0f} tokens in all a pass, {passes} passes a step",
         optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
         notes,
@@ -139,10 +139,14 @@ def ppo_work(inputs: Inputs) -> Found:
     response = min(inputs.mean_response or longest, longest)
     notes = [f"responses are taken to have {response} tokens on average"]
     notes += ["policy and value share a pass"] if layout.sharding == "ddp" and not layout.quantized else []
-    work = Work(rollout_flops(inputs, episodes, response), episodes * response / slots)
-    position = sum(rows.prompts) / len(rows.prompts) + response / 2
+    length = sum(rows.prompts) / len(rows.prompts) + response
+    one_pass = min(tokens_of_a_pass(inputs), 2 * per_pass * length)
+    work = Work(rollout_flops(inputs, episodes, response), one_pass, episodes * response / slots)
+    position = length - response / 2
     weights = base_bytes(shape, layout.base) + 4 * adapter_weights(shape, layout.rank)
     work.decode_flops = sum(forward_flops(shape, slots, slots, slots * position, layout.rank).values())
+    if inputs.launch.device.kind == "cpu":  # a batch decodes until its longest response ends; no other takes its place
+        weights = round(weights * longest / response)
     work.decode_bytes = decode_bytes(shape, weights, slots, position, layout.product)
     text = f"{per_pass} episodes of up to {rows.longest_prompt:,} + {longest:,} tokens a pass, {passes} passes a step"
     return Found(memory, work, f"{text}; {slots} responses sampled at a time", rollouts(inputs), notes)
