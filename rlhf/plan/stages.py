@@ -69,6 +69,8 @@ def plan_stage(
     name = values["model_name_or_path"]
     if name is None and (recipe / "sft.yaml").is_file():  # that of the adapter
         name = stage_values("sft", recipe / "sft.yaml")["model_name_or_path"]
+    if not name:
+        raise InputError(f"{stage}.yaml has no model_name_or_path. Set it, or pass --model_name_or_path.")
     try:
         config = load_config(name, values["model_revision"])
     except InputError as error:

@@ -172,7 +172,9 @@ def rollout_flops(inputs: Inputs, episodes: int, response: float) -> dict[str, f
     rank, mean = layout.rank, sum(prompts) / len(prompts)
     each = episodes / len(prompts)  # of a prompt that was read
     pairs = each * sum((p + response) * (p + response + 1) / 2 for p in prompts)
-    both = dict(tokens=2 * episodes * (mean + response), logits=episodes * response, pairs=2 * pairs, rank=rank)
+    both: dict[str, Any] = dict(
+        tokens=2 * episodes * (mean + response), logits=episodes * response, pairs=2 * pairs, rank=rank
+    )
     forward = sum(forward_flops(shape, **both).values())
     update = sum(training_flops(shape, **both, checkpointing=layout.checkpointing, logits_twice=True).values())
     text = pretraining_tokens(values) * episodes
