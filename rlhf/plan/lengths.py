@@ -72,7 +72,7 @@ def stage_rows(stage: str, data_args: DataArguments, tokenizer, limit: int) -> R
         k = f" and {COMPLETIONS} completions" if stage == "reward" else ""
         text = f"{why}, so all rows are taken to have the limit of {limit:,} tokens{k}; real rows are shorter"
         return Rows([prompt], [completions], data_args.dataset_size, text)
-    with tempfile.TemporaryDirectory(prefix="rlhf-plan-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="rlhf-plan-") as folder, quietly():
         dataset = LOADERS[stage](data_args, "train", folder)
         rows = dataset.select(range(0, len(dataset), -(-len(dataset) // READ)))
         rows = in_prompt_style(rows, data_args, tokenizer, "train", output_dir=folder)
@@ -114,7 +114,7 @@ TOKENIZED: dict[str, Callable[..., tuple[list[int], list[list[int]]]]] = {
 
 
 @contextlib.contextmanager
-def _quiet():
+def quietly():
     """No progress bars, no log of the loaders."""
     logging.disable(logging.WARNING)
     disable_progress_bars()

@@ -11,7 +11,7 @@ from rlhf.models.loading import context_length, load_config, load_tokenizer
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, shape_of
 from rlhf.plan.devices import Launch
-from rlhf.plan.lengths import stage_rows
+from rlhf.plan.lengths import quietly, stage_rows
 from rlhf.plan.seconds import seconds_of_work
 from rlhf.plan.work import Inputs, ppo_work, reward_work, sft_work
 from rlhf.ppo.config import TRL_MODEL
@@ -80,7 +80,8 @@ def plan_stage(
     dropout = stage != "ppo" and adapter["lora_dropout"] > 0
     layout = layout_of(values, config, launch, adapter["lora_r"], dropout)
     try:
-        tokenizer = load_tokenizer(name, values["model_revision"])
+        with quietly():
+            tokenizer = load_tokenizer(name, values["model_revision"])
     except InputError:
         tokenizer = None
     if stage == "ppo":
