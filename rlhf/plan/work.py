@@ -117,7 +117,8 @@ def largest_batch(sizes: list[tuple[int, int, int]], rows: int) -> tuple[float, 
         sizes: (tokens of the prompt, K, tokens of all completions) of each row.
     """
     rng = random.Random(0)
-    batches = [rng.choices(sizes, k=rows) for _ in range(BATCHES)]
+    draw = rng.sample if rows <= len(sizes) else rng.choices
+    batches = [draw(sizes, k=rows) for _ in range(BATCHES)]
     batch = max(batches, key=lambda batch: sum(p + c for p, _, c in batch))
     prompts, k, completions = (sum(column) for column in zip(*batch, strict=True))
     return prompts / rows, k / rows, completions / k
