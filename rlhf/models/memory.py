@@ -114,7 +114,7 @@ def resident_bytes(shape: Shape, layout: Layout, trained: int, frozen: int = 0, 
 
 
 def attention_bytes(shape: Shape, layout: Layout, rows: float, queries: float, keys: float, masked: bool) -> int:
-    """Returns what fused attention of a layer keeps for backward, for `rows` of `queries` tokens that look at `keys` tokens.
+    """Returns what fused attention of a layer keeps for backward: `rows` of `queries` tokens look at `keys` tokens.
 
     Queries and output, keys and values, and the logarithm of the sum for each head:
 

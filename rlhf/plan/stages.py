@@ -16,8 +16,9 @@ from rlhf.plan.seconds import seconds_of_work
 from rlhf.plan.work import Inputs, ppo_work, reward_work, sft_work
 from rlhf.ppo.config import TRL_MODEL
 from rlhf.ppo.rollout import longest_prompt
+from rlhf.runs.installation import installed_folder
 from rlhf.runs.launch import count_gpus
-from rlhf.runs.recipe_scripts import parsed
+from rlhf.runs.parsed_options import parsed_options
 
 STAGES = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work}
 # Memory of Python and its libraries in a process on a CPU; on a GPU they are in the main memory.
@@ -105,7 +106,8 @@ def plan_stage(
 def stage_values(stage: str, path: Path, options: list[str] | None = None) -> dict[str, Any]:
     """Returns the fields of all configs of a stage, `args` (the trainer's) and `data_args`."""
     elsewhere = [] if count_gpus() else ["--use_cpu", "true"]  # or options for GPUs would be refused here
-    configs = parsed(stage, path, [*(options or ()), *elsewhere])
+    script = installed_folder("recipes") / f"{stage}.py"
+    configs = parsed_options(script, ["--config", str(path), *(options or ()), *elsewhere])
     values = {name: value for config in configs for name, value in vars(config).items()}
     values["args"] = next(config for config in configs if hasattr(config, "per_device_train_batch_size"))
     values["data_args"] = next(config for config in configs if hasattr(config, "dataset_name"))
