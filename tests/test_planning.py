@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import yaml
 from small_stages import write_rows
+from toys import bpe_tokenizer, toy_config
 from transformers import LlamaConfig
 
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_prompts
 from rlhf.data.formats import detect
+from rlhf.data.splits import split_of
 from rlhf.errors import InputError
 from rlhf.models.loading import load_config, load_tokenizer
 from rlhf.models.model_sizes import shape_of
@@ -123,6 +125,21 @@ def test_few_bad_rows_are_counted_and_named(tmp_path, toy_tokenizer):
     assert re.search(r"a.jsonl, line 4: column ranks is 1 entries for 2 completions", held["comparisons"].first_bad)
 
 
+def test_held_out_rows_that_the_chat_template_refuses_are_bad(tmp_path, toy_folder):
+    tokenizer = load_tokenizer(toy_folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}], "completion": f"{i}."} for i in range(60)]
+    refused = [row for row in rows if split_of(row) == "validation"][:2]
+    for row in refused:
+        row["prompt"] += [{"role": "assistant", "content": "42"}, {"role": "user", "content": "And?"}]
+    held, _ = look_at_data(DataArguments(str(write_rows(tmp_path / "a.jsonl", rows))), tokenizer)
+    assert held["demonstrations"].bad == len(refused) == 2
+    assert held["demonstrations"].rows["validation"] == sum(split_of(row) == "validation" for row in rows) - 2
+    assert "leaves out message 2" in held["demonstrations"].first_bad
+
+
 def test_a_file_that_holds_nothing_is_an_error_with_row_field_and_remedy(tmp_path, toy_tokenizer):
     path = str(write_rows(tmp_path / "a.jsonl", [{"frage": "Q", "antwort": "A"}]))
     with pytest.raises(InputError, match=r"a.jsonl, line 1: no column prompt \(there is frage, antwort\); .*--columns"):
@@ -149,14 +166,16 @@ def test_people_s_demonstrations_and_prompts_of_their_own_are_preferred(tmp_path
 # ---- Model and machine
 
 
-def test_a_model_is_looked_at_without_its_weights(toy_folder, toy_gpt2_folder):
+def test_a_model_is_looked_at_without_its_weights(tmp_path, toy_folder):
     model, tokenizer = look_at_model(toy_folder)
     assert model.shape == shape_of(load_config(toy_folder)) and not model.similar
     assert model.parameters == model.shape.parameters
     assert set(model.layers) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert tokenizer.get_vocab() == load_tokenizer(toy_folder).get_vocab()
-    gpt2, _ = look_at_model(toy_gpt2_folder)
-    assert gpt2.similar and gpt2.shape == similar_shape(load_config(toy_gpt2_folder), gpt2.parameters)
+    for saved in (toy_config("opt", width=32, heads=4, positions=256, vocab_size=300), bpe_tokenizer()):
+        saved.save_pretrained(tmp_path)
+    opt, _ = look_at_model(str(tmp_path))
+    assert opt.similar and opt.shape == similar_shape(load_config(str(tmp_path)), opt.parameters)
 
 
 def test_the_precision_is_the_first_that_fits():
@@ -210,6 +229,19 @@ def test_every_setting_of_a_recipe_has_a_reason_and_paths_follow_from_its_name(c
                 name, value = line.split(": ", 1)
                 assert " # " in value or name in ("dataset_name", "value_learning_rate") or "runs/mine/" in value, line
             assert not any(isinstance(v, str) and re.fullmatch(r"[\d.]+e-\d", v) for v in settings.values())
+
+
+@pytest.mark.parametrize(("split", "stage", "other"), [("validation", "sft", "evaluate"), ("test", "evaluate", "sft")])
+def test_a_long_row_that_is_held_out_is_skipped(tmp_path, toy_folder, split, stage, other):
+    long = [{"role": "assistant", "content": "word " * 400}, {"role": "user", "content": "And?"}]
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}], "completion": f"{i}."} for i in range(60)]
+    for row in [row for row in rows if split_of(row) == split][:2]:
+        row["prompt"] += long
+    model, tokenizer = look_at_model(toy_folder)
+    held, _ = look_at_data(DataArguments(str(write_rows(tmp_path / "a.jsonl", rows))), tokenizer)
+    chosen = plan("mine", model, CPU, held)
+    assert re.search(rf"^on_bad_rows: skip  # 2 of \d+ {split} rows are longer", render(chosen, stage), re.MULTILINE)
+    assert "on_bad_rows" not in render(chosen, other)
 
 
 def test_a_format_that_was_given_is_written_once(csv, toy_folder):

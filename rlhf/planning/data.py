@@ -20,7 +20,7 @@ from rlhf.errors import InputError
 
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
 READ = 20_000  # rows of each of the source's own splits, at most
-MEASURED = 1_000  # training rows whose tokens are counted
+MEASURED = 1_000  # rows of each split whose tokens are counted
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Holding:
         whole: False if there are more rows than `READ`.
         prompts: [measured] tokens of prompts.
         answers: [measured] tokens of the longest answer to each; empty for prompts and text.
+        held_out: {split: [measured] tokens of prompt and longest answer}, for validation and test.
         k: smallest and largest number of answers, for comparisons.
     """
 
@@ -49,6 +50,7 @@ class Holding:
     whole: bool = True
     prompts: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    held_out: dict[str, list[int]] = field(default_factory=dict)
     k: tuple[int, int] | None = None
 
     @property
@@ -105,7 +107,7 @@ def _try(kind: str, args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> 
 def _holding(kind: str, args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Holding:
     """Reads up to `READ` rows of each split as the stages do."""
     bad_rows, found = BadRows("skip", None), Holding(kind, args)
-    measured: list[Row] = []
+    measured: dict[str, list[Row]] = {split: [] for split in SPLITS}
     with _quiet():
         rows = rows_by_split(kind, args, bad_rows, limit=READ)
         for _, split, row in rows:
@@ -113,38 +115,44 @@ def _holding(kind: str, args: DataArguments, tokenizer: PreTrainedTokenizerBase)
                 found.set_aside += 1
                 continue
             found.rows[split] += 1
-            if split == "train" and len(measured) < MEASURED:
-                measured.append(row)
+            if len(measured[split]) < MEASURED:
+                measured[split].append(row)
     found.read, found.bad, found.whole = bad_rows.rows_read, len(bad_rows), bad_rows.rows_read < READ
     if bad_rows.first is not None:
         found.first_bad = "{file}, {row}: {reason}.".format(**bad_rows.first)
-    if kind != "pretraining":
-        _measure(found, measured, tokenizer)
+    for split, some in measured.items() if kind != "pretraining" else ():
+        lengths = _lengths(found, split, some, tokenizer)
+        if split != "train":
+            found.held_out[split] = [prompt + max(answers, default=0) for prompt, answers in lengths]
+            continue
+        found.prompts = [prompt for prompt, _ in lengths]
+        found.answers = [max(answers) for _, answers in lengths if answers]
+        sizes = [len(answers) for _, answers in lengths]
+        found.k = (min(sizes), max(sizes)) if kind == "comparisons" and sizes else None
     return found
 
 
-def _measure(found: Holding, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Counts tokens, and the rows that the chat template refuses."""
+def _lengths(
+    found: Holding, split: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[int, list[int]]]:
+    """Returns the tokens of each prompt and of its answers; counts the rows that the chat template refuses as bad."""
     style = resolve_style(found.args.prompt_style, None, tokenizer)
-    sizes = []
+    lengths = []
     for row in rows:
         prompt, answers = row["prompt"], _answers(row)
         is_text = isinstance(prompt, str)
         if reason := rendered_already(tokenizer, prompt) if is_text else refused_roles(tokenizer, prompt):
             found.bad += 1
-            found.rows["train"] -= 1
+            found.rows[split] -= 1
             found.first_bad = found.first_bad or f"{found.args.dataset_name}: {reason}."
             continue
         asked = styled_prompt(prompt, style) if is_text else prompt
         if answers:
             start, ids = encode_prompt_and_completions(tokenizer, asked, answers)
-            found.answers.append(max(map(len, ids)))
-            sizes.append(len(ids))
         else:
-            start = encode_prompt(tokenizer, asked)
-        found.prompts.append(len(start))
-    if found.kind == "comparisons" and sizes:
-        found.k = (min(sizes), max(sizes))
+            start, ids = encode_prompt(tokenizer, asked), []
+        lengths.append((len(start), [len(one) for one in ids]))
+    return lengths
 
 
 def _answers(row: Row) -> list[Completion]:

@@ -18,6 +18,9 @@ Setting = tuple[str, Any, str]  # option, value, reason ("" without)
 LONGEST = {"cpu": 512, "gpu": 2048}  # tokens of a row
 ANSWER = {"cpu": 128, "gpu": 512}  # tokens of a sampled answer
 FEW_RANKINGS = 5_000
+# Splits whose rows a stage holds to the option, and what it calls it if not by its name.
+LIMITED = {"max_length": ("train", "validation"), "max_prompt_length": ("train",), "max_new_tokens": ("test",)}
+NAMES = {"max_new_tokens": "the context less max_new_tokens"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def source(plan: Plan, kind: str, limit: str = "") -> list[Setting]:
     """Returns the options of the data of a stage.
 
     Args:
-        limit: option that limits the tokens of a row: max_length, max_prompt_length, or none.
+        limit: option that limits the tokens of a row: max_length, max_prompt_length, max_new_tokens (a prompt and
+            its answer share the context), or none.
     """
     found = plan.data[kind]
     settings: list[Setting] = [("dataset_name", found.args.dataset_name, "")]
@@ -114,15 +118,23 @@ def source(plan: Plan, kind: str, limit: str = "") -> list[Setting]:
 
 def _skips(plan: Plan, found: Holding, limit: str) -> str:
     """Returns why rows are skipped; "" if none will be."""
-    most = {"max_length": plan.lengths.row, "max_prompt_length": plan.lengths.prompt}.get(limit)
-    long = 0 if most is None else sum(length > most for length in found.lengths)
     if found.bad:
         return f"{found.bad:,} of {found.read:,} rows cannot be used"
-    if long:
-        return f"{long:,} of {len(found.lengths):,} rows are longer than {limit}"
+    most, name = _most(plan.model, plan.lengths, limit), NAMES.get(limit, limit)
+    for split in LIMITED.get(limit, ()):
+        lengths = found.lengths if split == "train" else found.held_out.get(split, [])
+        if long := sum(most is not None and length > most for length in lengths):
+            rows = "rows" if split == "train" else f"{split} rows"
+            return f"{long:,} of {len(lengths):,} {rows} are longer than {name}"
     if found.rows["train"] > len(found.lengths):
         return f"the first {len(found.lengths):,} rows were measured; later ones may be longer"
     return ""
+
+
+def _most(model: Model, lengths: Lengths, limit: str) -> int | None:
+    """Returns the tokens that a limit allows; None for no limit."""
+    room = None if model.context is None else model.context - lengths.response
+    return {"max_length": lengths.row, "max_prompt_length": lengths.prompt, "max_new_tokens": room}.get(limit)
 
 
 def weights(plan: Plan) -> list[Setting]:

@@ -127,7 +127,7 @@ def evaluate(plan: Plan) -> list[Setting]:
     limit = 1000 if gpu else 64
     settings: list[Setting] = [
         *weights(plan),
-        *source(plan, "prompts"),
+        *source(plan, "prompts", "max_new_tokens"),
         ("dataset_eval_size", limit, f"at most; there are {prompts:,} test prompts"),
     ]
     if "demonstrations" in plan.data:
