@@ -43,6 +43,7 @@ from rlhf.evaluation.seen import unseen_prompts
 from rlhf.evaluation.summary import as_text, read_summary, summarize
 from rlhf.evaluation.systems import STAGES, default_specs, parse_systems, resolve
 from rlhf.generation.score_options import PolicyOptions
+from rlhf.models.adapter_files import adapter_digest, adapter_folder
 from rlhf.models.loading import load_config, resolve_model_name
 from rlhf.options import READ_ADAPTERS
 from rlhf.ppo.rollout import longest_prompt
@@ -51,6 +52,7 @@ from rlhf.runs.checks import check_model_options, check_writable
 from rlhf.runs.console import duration, say, show, show_title
 from rlhf.runs.folders import check_output
 from rlhf.runs.hub import write_model_card
+from rlhf.runs.listing import EVALUATED
 
 DEFAULT_BASELINE = "sft"
 
@@ -167,6 +169,7 @@ def main() -> None:
     local = check_systems(systems, run, data_args.prompt_style)
     judges = judges_of(args, data_args.dataset_name, run, local)
     start_run(output_dir, args, data_args, model_args, stage="evaluate")
+    adapters = {name: adapter_digest(adapter_folder(folder)) for name, folder in run.stages.items()}
 
     # Prompts
     show_title("evaluate", output_dir)
@@ -206,7 +209,8 @@ def main() -> None:
     summary = summarize(rows, entries, results, settings, seconds, other_runs)
     recipe_dir.mkdir(parents=True, exist_ok=True)
     (recipe_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    write_result(output_dir, {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"]})
+    result = {"seconds": summary["seconds"]["evaluate"], "prompts": summary["prompts"], EVALUATED: adapters}
+    write_result(output_dir, result)
     report = write_report(recipe_dir, rows)
     for stage in ("sft", "ppo"):
         if found := card_evaluation(recipe_dir / stage, stage):

@@ -11,7 +11,8 @@ import yaml
 from rlhf.errors import InputError
 from rlhf.runs.artifacts import start_run
 from rlhf.runs.differences import differing_settings, runs_json, runs_table
-from rlhf.runs.listing import find_runs
+from rlhf.runs.digests import file_digest
+from rlhf.runs.listing import EVALUATED, OUTDATED, WEIGHTS, find_runs
 from rlhf.runs.results import Result, result_of
 
 SUMMARY = {
@@ -224,18 +225,50 @@ def test_a_greedy_system_is_named_with_the_greedy_baseline_that_it_was_compared_
     assert result_of("evaluate", {}, sampled).name == "RLHF, greedy over SFT, gold:"
 
 
-def test_an_evaluation_of_adapters_that_were_trained_again_since_has_no_number(tmp_path):
+@pytest.fixture
+def evaluated(tmp_path):
+    """Writes a run whose stages began at 10, 20 and 30, with an adapter each of that date; returns its folder."""
     for stage, started in {"sft": 10, "ppo": 20, "evaluate": 30}.items():
         write_stage(tmp_path / "mine" / stage, result={"objective/score": 1.0}, started=started)
+        if stage != "evaluate":
+            write_weights(tmp_path / "mine" / stage, stage, started)
     (tmp_path / "mine" / "summary.json").write_text(json.dumps(SUMMARY))
-    (run,) = find_runs(tmp_path)
+    return tmp_path / "mine"
+
+
+def write_weights(folder, content, written):
+    """Writes an adapter's file with a date, in seconds since 1970."""
+    (folder / WEIGHTS).write_text(content)
+    os.utime(folder / WEIGHTS, (written, written))
+
+
+def test_an_evaluation_of_earlier_versions_is_outdated_by_the_dates(evaluated):
+    (run,) = find_runs(evaluated.parent)
     assert run.last_result().name == "RLHF over SFT, gold:" and run.results()["ppo"].name == "test reward"
-    write_stage(tmp_path / "mine" / "ppo", result={"objective/score": 2.0}, started=40)
-    (run,) = find_runs(tmp_path)
+    write_stage(evaluated / "ppo", result={"objective/score": 2.0}, started=40)
+    (run,) = find_runs(evaluated.parent)
     assert run.last_result() == Result("reward in training", 2.0) and run.summary is None
-    assert "evaluate is of adapters that were trained again since" in runs_table([run])
-    write_stage(tmp_path / "mine" / "ppo", result={"objective/score": 2.0}, started=None)
-    assert find_runs(tmp_path)[0].summary, "of an older version, which does not say when it began"
+    assert "evaluate is of adapters that have changed since" in runs_table([run])
+    write_stage(evaluated / "ppo", result={"objective/score": 2.0}, started=None)
+    assert find_runs(evaluated.parent)[0].summary, "of an older version, which does not say when it began"
+
+
+def test_an_evaluation_is_outdated_if_an_adapter_has_another_digest(evaluated):
+    digests = {stage: file_digest(evaluated / stage / WEIGHTS) for stage in ("sft", "ppo")}
+    write_stage(evaluated / "evaluate", result={EVALUATED: digests}, started=30)
+    write_stage(evaluated / "ppo", result={"objective/score": 2.0}, started=40)
+    write_weights(evaluated / "ppo", "ppo", written=45)
+    assert find_runs(evaluated.parent)[0].summary, "trained again, to the same weights"
+    write_weights(evaluated / "sft", "another epoch", written=50)  # by `rlhf choose`: the stage did not begin again
+    assert find_runs(evaluated.parent)[0].stages["evaluate"].state == OUTDATED
+    write_weights(evaluated / "sft", "never evaluated", written=10)  # an evaluation of the SFT of another run
+    assert find_runs(evaluated.parent)[0].summary
+
+
+def test_a_stage_alone_does_not_show_the_numbers_of_an_outdated_evaluation(evaluated):
+    assert find_runs(evaluated / "ppo")[0].summary
+    write_stage(evaluated / "sft", result={}, started=40)
+    assert find_runs(evaluated / "ppo")[0].summary is None
 
 
 # ---- The command

@@ -8,7 +8,6 @@ own folder. Damaged and foreign folders are described in a word. No library is l
 import os
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from rlhf.runs.objects import read_object
 from rlhf.runs.results import Result, result_of
 
 STAGES = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "benchmark")
-OUTDATED = "is of adapters that were trained again since"
+OUTDATED = "is of adapters that have changed since"
+WEIGHTS = "adapter_model.safetensors"
+EVALUATED = "adapters"  # in the result of an evaluation: {stage: digest of its adapter}
 NOT_SEARCHED = re.compile(
     r"(old-)?checkpoint-\d+|\..*|raw|value|tensorboard|answers|verdicts|report|truthfulqa|wandb|__pycache__"
 )
@@ -109,8 +110,11 @@ def find_runs(root: str | Path) -> list[Run]:
         seen |= {folder, *folder.parents}
     runs = []
     for run, found in stages.items():
-        found = {name: checked_evaluation(stage, found) for name, stage in sorted(found.items(), key=_order)}
-        outdated = "evaluate" in found and found["evaluate"].state == OUTDATED
+        evaluation = found.get("evaluate") or _beside(run, "evaluate")
+        outdated = evaluation is not None and is_outdated(evaluation, run)
+        if outdated and "evaluate" in found:
+            found["evaluate"] = replace(found["evaluate"], state=OUTDATED)
+        found = dict(sorted(found.items(), key=_order))
         runs.append(Run(_name(run, root), run, found, None if outdated else _summary(run)))
     denied = {Path(error.filename) for error in unreadable}
     for folder in sorted(root.iterdir()):
@@ -119,16 +123,36 @@ def find_runs(root: str | Path) -> list[Run]:
     return sorted(runs, key=lambda run: _parts(run.name))
 
 
-def checked_evaluation(stage: Stage, stages: Mapping[str, Stage]) -> Stage:
-    """Returns a stage; an evaluation that is older than what it evaluated has the state `OUTDATED`.
+def is_outdated(evaluation: Stage, run: Path) -> bool:
+    """True if an adapter in a run's folder is another one than the finished evaluation had: its numbers say nothing.
 
-    Its numbers are of other adapters than those that lie beside it now.
+    Of an adapter that was written since, as by another training or by `rlhf choose`, the digest decides. An older one
+    is either the same, or was not what the evaluation read. Evaluations of earlier versions name no digests: there, the
+    stages' dates decide.
     """
-    if stage.name != "evaluate" or not stage.finished or not stage.timed:
-        return stage
-    trained = (stages[name] for name in ("sft", "reward", "ppo") if name in stages)
-    later = any(other.timed and other.started > stage.started for other in trained)
-    return replace(stage, state=OUTDATED) if later else stage
+    if not evaluation.finished or not evaluation.timed:
+        return False
+    digests = evaluation.result.get(EVALUATED)
+    if isinstance(digests, dict):
+        return any(_differs(run / name / WEIGHTS, digest, evaluation.started) for name, digest in digests.items())
+    trained = (_beside(run, name) for name in ("sft", "reward", "ppo"))
+    return any(stage is not None and stage.timed and stage.started > evaluation.started for stage in trained)
+
+
+def _differs(weights: Path, digest: str, since: float) -> bool:
+    """True if a file was written since a time and has another digest."""
+    from rlhf.runs.digests import file_digest  # loads torch, which most listings need not
+
+    try:
+        return weights.stat().st_mtime > since and file_digest(weights) != digest
+    except OSError:
+        return False
+
+
+def _beside(run: Path, name: str) -> Stage | None:
+    """Returns a stage of a run by its name; None if it is not there."""
+    folder = run / name
+    return read_stage(folder) if (folder / "environment.json").is_file() else None
 
 
 def is_stage(folder: Path, files: list[str]) -> bool:
