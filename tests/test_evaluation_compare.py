@@ -16,7 +16,7 @@ from trl import ModelConfig
 import rlhf.cli
 from rlhf.data.encode import encode_prompt
 from rlhf.errors import InputError
-from rlhf.evaluation.compare import Answer, answers, as_text
+from rlhf.evaluation.compare import Answer, answers, answers_to_all, as_text
 from rlhf.generation.completions import completion_rewards, sample_completions
 from rlhf.models.loading import load_base, load_tokenizer, lora_config
 from rlhf.models.shared_base import SharedBase
@@ -135,6 +135,15 @@ def test_answers_take_what_the_context_leaves(run):
     assert at_most_room[0].reward is None
     with pytest.raises(InputError, match="shorten it"):
         answers(shared, tokenizer, "fruit " * 200)
+
+
+def test_a_long_prompt_shortens_no_answer_but_its_own(run):
+    shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
+    prompts = ["Once", "fruit " * 46, "Name three"]
+    most = 256 - len(encode_prompt(tokenizer, prompts[1])) + 20
+    found = answers_to_all(shared, tokenizer, prompts, max_new_tokens=most)
+    alone = [answers(shared, tokenizer, prompt, max_new_tokens=most)[0].text for prompt in prompts]
+    assert [row[0].text for row in found] == alone and not any(row[0].ended for row in found)
 
 
 def test_text_is_wrapped_beside_the_names():

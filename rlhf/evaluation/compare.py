@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.encode import Prompt, encode_prompt
 from rlhf.errors import InputError
-from rlhf.generation.completions import completion_rewards, sample_completions
+from rlhf.generation.completions import Completion, completion_rewards, sample_completions
 from rlhf.models.loading import context_length
 from rlhf.models.shared_base import SharedBase
 from rlhf.runs.system_names import NAMES
@@ -56,24 +56,37 @@ def answers_to_all(
         InputError: a prompt fills the context.
     """
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    longest, context = max(map(len, ids)), context_length(shared.config)
-    room = max_new_tokens if context is None else min(max_new_tokens, context - longest)
-    if room < 1:
-        number = f" {[len(row) for row in ids].index(longest) + 1}" if len(ids) > 1 else ""
-        raise InputError(
-            f"The prompt{number} has {longest} tokens, and the model's context only {context}; shorten it."
-        )
+    rooms = _rooms(list(map(len, ids)), context_length(shared.config), max_new_tokens)
     by_prompt: list[list[Answer]] = [[] for _ in ids]
     for name in ("base", *(name for name in shared.adapters if name not in shared.heads)):
         adapter, many = None if name == "base" else name, len(ids) > 1
-        options = {"max_new_tokens": room, "temperature": temperature, "seed": seed, "progress": many}
-        completions = sample_completions(shared, adapter, ids, tokenizer, description=name, **options)
+        options = {"temperature": temperature, "seed": seed, "progress": many, "description": name}
+        found: dict[int, Completion] = {}
+        for room, numbers in rooms.items():
+            asked = [ids[i] for i in numbers]
+            options |= {"max_new_tokens": room, "numbers": numbers}
+            found |= zip(numbers, sample_completions(shared, adapter, asked, tokenizer, **options), strict=True)
+        completions = [found[i] for i in range(len(ids))]
         rewards: Sequence[float | None] = [None] * len(ids)
         if "reward" in shared.heads:
             rewards = completion_rewards(shared, "reward", ids, [completion.ids for completion in completions])
         for row, completion, reward in zip(by_prompt, completions, rewards, strict=True):
             row.append(Answer(name, completion.text, completion.ended, reward))
     return by_prompt
+
+
+def _rooms(lengths: Sequence[int], context: int | None, max_new_tokens: int) -> dict[int, list[int]]:
+    """Returns {tokens of an answer, at most: numbers of the prompts}: `max_new_tokens`, or what the context leaves."""
+    rooms: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        room = max_new_tokens if context is None else min(max_new_tokens, context - length)
+        if room < 1:
+            number = f" {i + 1}" if len(lengths) > 1 else ""
+            raise InputError(
+                f"The prompt{number} has {length} tokens, and the model's context only {context}; shorten it."
+            )
+        rooms.setdefault(room, []).append(i)
+    return rooms
 
 
 def rows_of(prompts: Sequence[Prompt], results: Sequence[list[Answer]]) -> list[dict[str, Any]]:
