@@ -99,7 +99,7 @@ def smoke_options(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if stage == "evaluate" and settings.get("sft_model_path") and not settings.get("systems"):
         options["systems"] = ["base", *(name for name in ("sft", "ppo") if settings.get(f"{name}_model_path"))]
     for name in READ:
-        if settings.get(name) and Path(smoke_folder(str(settings[name]))).is_dir():
+        if settings.get(name) and _reads_smoke(Path(settings[name]), settings):
             options[name] = smoke_folder(str(settings[name]))
     for name in WRITTEN:
         if settings.get(name):
@@ -110,6 +110,14 @@ def smoke_options(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _at_most(value: Any, limit: int) -> Any:
     """Returns a limit that is not above another; one that is no number stays, for the parser to refuse it."""
     return min(value, limit) if isinstance(value, int | float) and value else value or limit
+
+
+def _reads_smoke(parent: Path, settings: Mapping[str, Any]) -> bool:
+    """True if a smoke run reads another stage's smoke run: there is one, or neither this one, of the same recipe."""
+    if Path(smoke_folder(str(parent))).is_dir():
+        return True
+    run = Path(str(settings.get("output_dir") or settings.get("sft_path") or "")).parent
+    return run == parent.parent and run != Path() and not parent.exists()
 
 
 def smoke_folder(folder: str) -> str:

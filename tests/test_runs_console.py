@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -128,15 +129,19 @@ def test_long_texts_are_shortened_in_the_middle():
     assert shortened("a" * 1000 + "end").endswith("aend") and len(shortened("a" * 1000)) < 350
 
 
-def test_the_next_command_is_the_recipes_next_stage(tmp_path):
-    recipe = tmp_path / "recipes" / "mine"
-    recipe.mkdir(parents=True)
-    for stage in ("sft", "reward", "ppo"):
-        (recipe / f"{stage}.yaml").touch()
+def test_the_next_command_is_the_recipes_next_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, elsewhere = Path("recipes", "mine"), Path("elsewhere", "recipes", "mine")
+    for folder in (recipe, elsewhere):
+        folder.mkdir(parents=True)
+        for stage in ("sft", "reward", "ppo"):
+            (folder / f"{stage}.yaml").touch()
     argv = ["recipes/sft.py", "--config", str(recipe / "sft.yaml"), "--seed", "1"]
     assert next_command("sft", argv) == "rlhf reward mine"
     assert next_command("reward", argv) == "rlhf ppo mine"  # the recipe has no choose.yaml
     assert next_command("ppo", argv) is None
+    other = ["recipes/sft.py", "--config", str(elsewhere / "sft.yaml")]
+    assert next_command("sft", other) == f"rlhf reward {elsewhere}", "the name is that of another recipe"
     assert next_command("sft", ["recipes/sft.py"]) is None
     assert next_command("sft", [*argv, "--output_dir=runs/other"]) is None, "the recipe's next stage would not read it"
 

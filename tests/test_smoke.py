@@ -51,11 +51,21 @@ def test_a_command_that_is_no_stage_refuses_it(monkeypatch):
 def test_a_stage_starts_from_the_smoke_run_before_it_if_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = {"sft_model_path": "runs/mine/sft", "reward_model_path": "me/reward", "output_dir": "runs/mine/ppo"}
+    Path("runs/mine/sft").mkdir(parents=True)
     assert "sft_model_path" not in smoke_options("ppo", settings)  # the real one
     Path("runs/mine/smoke/sft").mkdir(parents=True)
     options = smoke_options("ppo", settings)
     assert options["sft_model_path"] == "runs/mine/smoke/sft" and "reward_model_path" not in options
     assert options["output_dir"] == "runs/mine/smoke/ppo"
+
+
+def test_a_stage_that_is_missing_is_named_as_a_smoke_run_if_it_is_of_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"sft_model_path": "runs/mine/sft", "reward_model_path": "runs/theirs/reward"}
+    options = smoke_options("ppo", settings | {"output_dir": "runs/mine/ppo"})
+    assert options["sft_model_path"] == "runs/mine/smoke/sft" and "reward_model_path" not in options
+    chosen = smoke_options("choose", {"sft_path": "runs/mine/sft", "reward_model_path": "runs/mine/reward"})
+    assert chosen["reward_model_path"] == "runs/mine/smoke/reward"
 
 
 def test_choose_never_writes_into_the_real_run():

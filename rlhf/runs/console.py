@@ -22,7 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from rlhf.runs.artifacts import is_first_process
-from rlhf.runs.installation import config_of
+from rlhf.runs.installation import config_of, recipe_argument
 from rlhf.runs.stage_report import write_stage_report
 
 SKIPPED = "skipped_rows.jsonl"
@@ -149,7 +149,7 @@ def next_command(stage: str, argv: Sequence[str]) -> str | None:
         return None
     recipe = config.parent
     following = [name for name in STAGES[STAGES.index(stage) + 1 :] if (recipe / f"{name}.yaml").exists()]
-    named = recipe.name if recipe.parent.name == "recipes" else str(recipe)
+    named = recipe_argument(recipe)
     smoke = " --smoke" if "--smoke" in argv else ""
     return f"rlhf {following[0]} {shlex.quote(named)}{smoke}" if following else None
 

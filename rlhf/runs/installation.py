@@ -46,6 +46,15 @@ def find_recipe(name: str, stage: str = "*") -> Path:
     raise InputError(f"There is no recipe {name}. {hint}")
 
 
+def recipe_argument(folder: Path) -> str:
+    """Returns what a person types for a recipe's folder: its name, if `find_recipe` finds it by that, else its path."""
+    try:
+        found = find_recipe(folder.name)
+    except InputError:
+        return str(folder)
+    return folder.name if found.resolve() == folder.resolve() else str(folder)
+
+
 def find_config(name: str, stage: str) -> Path:
     """Returns the YAML of a stage: `name` itself if it is one, else <stage>.yaml of the recipe `name`.
 
