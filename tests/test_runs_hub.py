@@ -231,6 +231,15 @@ def test_dry_run_lists_the_files_and_reaches_nothing(trained, server, capsys):
     assert "Collection me/toy: me/toy-sft, me/toy-reward, me/toy-ppo" in out
 
 
+def test_a_stage_that_is_missing_and_a_damaged_adapter_are_named(own, capsys):
+    shutil.rmtree(own / "ppo")
+    hub.push_run(own, "me/toy", dry_run=True)
+    assert f"{own} holds no ppo: left out." in capsys.readouterr().out
+    (own / "sft" / SAFETENSORS).write_bytes(b"12345678damaged")
+    with pytest.raises(InputError, match=re.escape(str(own / "sft" / SAFETENSORS))):
+        hub.push_run(own, "me/toy", dry_run=True)
+
+
 # ---- Connections that break
 
 

@@ -20,7 +20,7 @@ from rlhf.errors import InputError
 from rlhf.runs.artifacts import is_first_process
 from rlhf.runs.hub_errors import hub_errors, retried
 from rlhf.runs.hub_files import MERGED, file_patterns, find_stages, staged
-from rlhf.runs.model_card import Evaluation, model_card
+from rlhf.runs.model_card import STAGES, Evaluation, model_card
 from rlhf.runs.resume import complete_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,8 @@ def push_run(
     pushes = {stage: Push(hub_id if single else f"{hub_id}-{stage}", private) for stage in stages}
     for push in pushes.values():
         check_id(push.hub_id)
+    if not single and (missing := [stage for stage in STAGES if stage not in stages]):
+        print(f"{run_folder} holds no {' and no '.join(missing)}: left out.")
     checkpoints = {stage: complete_checkpoints(folder) if revisions else [] for stage, folder in stages.items()}
     if dry_run:
         for stage, folder in stages.items():

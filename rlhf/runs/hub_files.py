@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from rlhf.errors import InputError
+from rlhf.errors import InputError, options_named
 from rlhf.runs.contract import FILE_NAME, IDS_NAME
 from rlhf.runs.merged_card import FILE_NAME as MERGED_NAME
 from rlhf.runs.merged_card import merged_card, read_merged
@@ -97,7 +97,7 @@ def staged(
         revision: branch of a checkpoint.
         online: see `model_card`.
     """
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, options_named({name: str(folder)}):
         target = Path(name)
         for pattern in file_patterns(stage):
             for file in sorted(path for path in folder.glob(pattern) if path.is_file()):
