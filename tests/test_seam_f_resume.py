@@ -64,6 +64,13 @@ def test_seam_f4_the_checkpoint_of_another_stage_is_refused(own_run, capsys):
     assert "stage sft, and this run has reward" in error
 
 
+def test_seam_f4_a_checkpoint_without_its_optimizer_is_refused(own_run, capsys):
+    checkpoint = complete_checkpoints(own_run / "sft")[-1]
+    (checkpoint / "optimizer.pt").unlink()
+    error = refusal(capsys, "sft", own_run, resume_from_checkpoint="true")
+    assert f"{checkpoint.name} has no optimizer.pt" in error and "Resume from another checkpoint" in error
+
+
 def test_seam_f5_what_decides_nothing_may_change_and_no_step_is_said(own_run, caplog):
     changes = {"logging_steps": 3, "save_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     run_stage("sft", own_run, resume_from_checkpoint="true", **changes)

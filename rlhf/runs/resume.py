@@ -17,6 +17,9 @@ from rlhf.runs.settings import LENGTH
 # Of the base, its name may differ: a folder may have moved.
 COMPARED = ("stage", "seed", "options", "tokenizer", "prompt_style", "template_date", "stop_tokens", "parents", "rows")
 
+# Files or folders with the optimizer's state: of one process or DDP, FSDP, sharded FSDP, DeepSpeed.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")
+
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """Returns the checkpoint for `trainer.train`; None to train from the beginning.
@@ -60,6 +63,11 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
+def has_optimizer(checkpoint: Path) -> bool:
+    """True if a checkpoint holds the optimizer's state, in any of the forms that transformers' Trainer writes."""
+    return any(any(checkpoint.glob(name)) for name in OPTIMIZERS)
+
+
 def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
     """Checks that a checkpoint is one of this run: the same stage, base, rows, adapters and decisive options.
 
@@ -67,10 +75,15 @@ def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
     latter is said. A recipe checks before a model is loaded, and its trainer again; each warning comes once.
 
     Raises:
-        InputError: a difference, with its name and both values.
+        InputError: a difference, with its name and both values; or the optimizer's state is missing.
     """
     if checkpoint is None:
         return
+    if not has_optimizer(Path(checkpoint)):
+        raise InputError(
+            f"{checkpoint} has no optimizer.pt, without which the training would go on with other steps. Resume from "
+            "another checkpoint of its folder, or start again with --overwrite_output_dir true."
+        )
     theirs = read_contract(checkpoint)
     if theirs is None:
         say_once(
