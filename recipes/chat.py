@@ -12,6 +12,7 @@ import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from transformers import GenerationConfig
 from transformers.utils import logging as hf_logging
 from trl import ModelConfig
 
@@ -36,7 +37,8 @@ class ChatArguments:
         metadata={"help": "Folder of a run, such as runs/mine, or of one stage; a whole model; or a Hub id."}
     )
     temperature: float | None = field(
-        default=None, metadata={"help": "Temperature of sampling; 0 is greedy. None: PPO's, or 1 without PPO."}
+        default=None,
+        metadata={"help": "Temperature of sampling; 0 is greedy. None: PPO's, a whole model's own, else 1."},
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens of an answer, at most."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling."})
@@ -60,8 +62,11 @@ def main() -> None:
     shared, tokenizer = load_adapters(model_args, adapters)
     trained = trained_style(adapters.values()) if adapters else merged_style(str(model_args.model_name_or_path))
     style = resolve_style(None, trained, tokenizer)
-    options = policy_options(adapters.get("ppo"))
-    temperature = options.temperature if args.temperature is None else args.temperature
+    temperature = args.temperature
+    if temperature is None and adapters:
+        temperature = policy_options(adapters.get("ppo")).temperature
+    elif temperature is None:
+        temperature = own_temperature(shared.lm.generation_config)
     chat = Chat(shared, tokenizer, style, temperature, args.max_new_tokens, args.seed)
 
     # Conversation
@@ -73,6 +78,11 @@ def main() -> None:
         flush=True,
     )
     Terminal(chat).run()
+
+
+def own_temperature(config: GenerationConfig | None) -> float:
+    """Returns the temperature in a model's generation_config.json, 1 without one. `rlhf merge` writes PPO's there."""
+    return (config and config.do_sample and config.temperature) or 1.0
 
 
 def adapters_of(name: str) -> dict[str, str]:

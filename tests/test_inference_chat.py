@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from test_evaluation_compare import load_main, run  # noqa: F401
+from transformers import GenerationConfig
 from trl import ModelConfig
 
 from rlhf.data import load_demonstrations
@@ -197,6 +198,13 @@ def test_recipe_chats_with_a_run_and_with_one_stage(run, monkeypatch, capsys):  
         main()
         out = capsys.readouterr().out
         assert systems in out and "you> Once" in out
+
+
+def test_a_whole_model_is_sampled_at_its_own_temperature(run, monkeypatch):  # noqa: F811
+    load_main("chat", [run], monkeypatch)
+    own = sys.modules["recipe_chat"].own_temperature
+    assert own(GenerationConfig(do_sample=True, temperature=0.7)) == 0.7
+    assert own(GenerationConfig()) == own(GenerationConfig(temperature=0.3)) == own(None) == 1.0
 
 
 def test_recipe_refuses_a_folder_without_a_model(tmp_path, monkeypatch):
