@@ -71,6 +71,10 @@ def exit_code(error: Exception) -> int:
     kind = type(error).__name__  # torch.distributed's, which one process need not import
     if kind == "SignalException":  # the launcher of several processes has stopped them
         return 130
+    if isinstance(error, ConnectionError):  # the launcher's own, before it starts a process
+        port = os.environ.get("MASTER_PORT") or "29500"
+        print(f"error: Port {port} is in use on this machine. Set MASTER_PORT to a free one on all.", file=sys.stderr)
+        return 2
     if isinstance(error, subprocess.CalledProcessError):
         code = error.returncode
     elif kind == "ChildFailedError":
@@ -100,6 +104,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, forward)  # `kill` and schedulers send it to this process alone
     try:
         machines = machine_options(os.environ)
+        _number(os.environ, "OMP_NUM_THREADS", default=1)  # the launcher reads it, too
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -272,10 +272,20 @@ def test_ctrl_c_while_libraries_load_is_one_word_in_the_command_and_in_a_stage(t
         assert (result.returncode, result.stderr.strip()) == (130, printed)
 
 
+def test_threads_that_are_no_number_are_one_line(tmp_path):
+    launcher = installed_folder("accelerate_configs") / "launch.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "abc"}
+    result = subprocess.run([sys.executable, launcher, "stage.py"], capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.endswith("error: OMP_NUM_THREADS is abc. Set it to a whole number.\n")
+
+
 def test_the_exit_code_is_the_stages(load_launcher, capsys):
     assert load_launcher.exit_code(subprocess.CalledProcessError(2, "stage")) == 2
     assert load_launcher.exit_code(subprocess.CalledProcessError(-9, "stage")) == 137, "killed, as a shell says it"
     assert "SIGKILL, often for lack of memory" in capsys.readouterr().err
+    assert load_launcher.exit_code(ConnectionError("port `1234` is used by another process")) == 2
+    assert "Port 29500 is in use on this machine. Set MASTER_PORT" in capsys.readouterr().err
     with pytest.raises(OSError):
         load_launcher.exit_code(OSError("the launcher's own"))
 

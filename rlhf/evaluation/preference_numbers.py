@@ -14,9 +14,8 @@ from rlhf.evaluation.judge_agreement import judge_agreement
 from rlhf.evaluation.length_control import length_controlled_win_rate
 from rlhf.evaluation.power import measured_detectable_difference
 from rlhf.evaluation.preferences import AnswerRow, score_of, systems_of
+from rlhf.runs.artifacts import say_once
 from rlhf.runs.system_names import rival
-
-logger = logging.getLogger(__name__)
 
 SCORES, PAIRS = "scores", "pairs"  # kinds of judges
 
@@ -76,7 +75,7 @@ def length_controlled(pairs: Mapping[str, Sequence[Pair]]) -> Estimates | None:
                 [pair.preference for pair in members], lengths, others, [pair.key for pair in members]
             )
         except (InputError, RuntimeError) as error:  # no package; too few or separated preferences
-            logger.warning("no length-controlled win rates: %s", error)
+            say_once(f"no length-controlled win rates: {error}", logging.WARNING)
             return None
         if estimate:
             estimates[system] = asdict(estimate)
