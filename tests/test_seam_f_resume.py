@@ -64,7 +64,7 @@ def test_seam_f4_the_checkpoint_of_another_stage_is_refused(own_run, capsys):
     assert "stage sft, and this run has reward" in error
 
 
-def test_seam_f4_a_checkpoint_without_its_optimizer_is_refused(own_run, capsys):
+def test_a_checkpoint_without_its_optimizer_is_refused(own_run, capsys):
     checkpoint = complete_checkpoints(own_run / "sft")[-1]
     (checkpoint / "optimizer.pt").unlink()
     error = refusal(capsys, "sft", own_run, resume_from_checkpoint="true")
