@@ -168,7 +168,7 @@ def trained(
     shape: Shape, tokens: int, logits: int, lengths: list[int], computed: float, checkpointing: bool
 ) -> dict[str, Any]:
     """FLOPs of a step on `tokens` of the data, of which `computed` with padding pass the layers."""
-    flops = training_flops(shape, computed, logits, causal_pairs(lengths), RANK, checkpointing, logits_twice=True)
+    flops = training_flops(shape, computed, logits, causal_pairs(lengths), RANK, checkpointing)
     return {"model_flops": model_flops(shape, tokens, logits), "computed_flops": sum(flops.values()),
             "tokens": tokens, "computed_tokens": computed}  # fmt: skip
 

@@ -13,8 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 import rlhf.generation.sampler as sampler
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.sampler import decode
+from rlhf.models.logprobs import chunked_logprobs, find_unembedding, output_layer, token_logprobs, whole_head
 from rlhf.ppo.layouts import SeparateActorCritic, SharedActorCritic
-from rlhf.ppo.logprobs import chunked_logprobs, find_unembedding, output_layer, token_logprobs, whole_head
 from rlhf.ppo.rollout import micro_batch
 from rlhf.tensors import pad_left
 
@@ -125,7 +125,7 @@ def test_processes_that_share_weights_make_equally_many_passes(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_chunks_change_neither_values_nor_gradients(size, monkeypatch):
-    monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", size * VOCAB)
+    monkeypatch.setattr("rlhf.models.logprobs.LOGITS", size * VOCAB)
     torch.manual_seed(0)
     head = torch.nn.Linear(16, VOCAB)
     ids, weights = torch.randint(VOCAB, (7,)), torch.randn(7)
@@ -144,7 +144,7 @@ def test_chunks_change_neither_values_nor_gradients(size, monkeypatch):
 
 
 def test_no_more_logits_than_allowed_are_kept_for_backward(monkeypatch):
-    monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", 4 * VOCAB)
+    monkeypatch.setattr("rlhf.models.logprobs.LOGITS", 4 * VOCAB)
     head, hidden, ids = torch.nn.Linear(16, VOCAB), torch.randn(40, 16, requires_grad=True), torch.zeros(40).long()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
@@ -172,7 +172,7 @@ def test_backward_unembeds_with_the_adapter_of_the_forward(monkeypatch):
     """The unembedding itself may have an adapter, and another one may be active during backward."""
     gradients = []
     for logits in (2**24, 2 * VOCAB):
-        monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", logits)
+        monkeypatch.setattr("rlhf.models.logprobs.LOGITS", logits)
         base = shared_base()
         model = SharedActorCritic(base)
         head = model.base.lm.get_output_embeddings()

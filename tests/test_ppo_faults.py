@@ -37,7 +37,7 @@ def test_fault_21_24_it_is_a_trainer_and_returns_what_trainers_return(tmp_path):
 # docs/trl-faults.md, faults 25 and 26
 def test_fault_25_26_logits_are_of_response_positions_and_none_are_kept(tmp_path, monkeypatch):
     """Logits are [rows, 1, V] in sampling, and [tokens, V] of response tokens elsewhere, here 3 tokens at a time."""
-    monkeypatch.setattr("rlhf.ppo.logprobs.LOGITS", 3 * VOCAB)
+    monkeypatch.setattr("rlhf.models.logprobs.LOGITS", 3 * VOCAB)
     layout, shapes = separate(), []
     for name in ("model", "ref_model"):
         layout[name].lm_head.register_forward_hook(lambda m, i, logits: shapes.append(tuple(logits.shape[:-1])))

@@ -24,11 +24,11 @@ from rlhf.models.loading import (
     load_tokenizer,
     lora_config,
 )
+from rlhf.models.logprobs import find_unembedding, output_layer, whole_head
 from rlhf.models.reward_model import load_reward_model
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo.advantages import gae
 from rlhf.ppo.layouts import SharedActorCritic
-from rlhf.ppo.logprobs import find_unembedding, output_layer, whole_head
 from rlhf.ppo.rollout import micro_batch
 from rlhf.reward.prefix import enable_shared_prompts
 from rlhf.tensors import pad_left

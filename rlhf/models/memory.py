@@ -26,7 +26,7 @@ from rlhf.models.model_sizes import Layout, Precision, Shape
 # numbers, with a float32 for each 256 of them.
 LINEAR_BYTES = {"float32": 4, "bfloat16": 2, "nf4": 0.5 + 4 / 64, "nf4-nested": 0.5 + 1 / 64 + 4 / (64 * 256)}
 PREFILL_TOKENS = 2**14  # rlhf.generation.continuous_batching
-PPO_LOGITS = 2**24  # rlhf.ppo.logprobs
+PPO_LOGITS = 2**24  # rlhf.models.logprobs
 SFT_CHUNK = 256  # tokens, of TRL's chunked loss
 # Defaults of DeepSpeed's ZeRO-3: weights that stay gathered, weights fetched ahead, gradients in a bucket.
 ZERO3_LIVE, ZERO3_PREFETCH, ZERO3_BUCKET = 10**9, 5 * 10**7, 5 * 10**8

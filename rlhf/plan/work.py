@@ -70,7 +70,8 @@ def sft_work(inputs: Inputs) -> Found:
     one = padded(lengths, per_pass, inputs.values["train_sampling_strategy"] == "group_by_length")
     answers = per_pass * sum(row[0] for row in rows.completions) / len(lengths)
     pairs = one * one / per_pass  # the mask makes attention compute all pairs of a padded row
-    flops = training_flops(shape, one, answers, pairs, layout.rank, layout.checkpointing, logits_twice=True)
+    twice = layout.sharding != "ddp"  # the loss is TRL's
+    flops = training_flops(shape, one, answers, pairs, layout.rank, layout.checkpointing, logits_twice=twice)
     ratio = one * len(lengths) / per_pass / sum(lengths)
     notes = [f"{ratio:.2f} tokens are computed for each of the data"]
     if inputs.values["pretrain_mix"]:
@@ -177,11 +178,11 @@ def rollout_flops(inputs: Inputs, episodes: int, response: float) -> dict[str, f
         tokens=2 * episodes * (mean + response), logits=episodes * response, pairs=2 * pairs, rank=rank
     )
     forward = sum(forward_flops(shape, **both).values())
-    update = sum(training_flops(shape, **both, checkpointing=layout.checkpointing, logits_twice=True).values())
+    update = sum(training_flops(shape, **both, checkpointing=layout.checkpointing).values())
     text = pretraining_tokens(values) * episodes
     if text:
         block = block_length(values["args"], None)
-        one = training_flops(shape, text, text, text * block / 2, rank, layout.checkpointing, logits_twice=True)
+        one = training_flops(shape, text, text, text * block / 2, rank, layout.checkpointing)
         update += sum(one.values())
     prefill = forward_flops(shape, episodes * mean, 0, each * causal_pairs(prompts), rank)
     # Without a reward model the reference passes alone.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.models.logprobs import Unembed, chunked_logprobs, find_unembedding, token_logprobs
 from rlhf.models.sharding import gathered, is_sharded, release
 from rlhf.ppo.length_buckets import Bucket, bucket_by_length, pass_limits
-from rlhf.ppo.logprobs import Unembed, chunked_logprobs, find_unembedding, token_logprobs
 
 
 class ActorCritic(nn.Module, ABC):
@@ -143,7 +143,7 @@ class ActorCritic(nn.Module, ABC):
         head = cast(Unembed, self._unembedding[0])  # callers have asked `unembedding`
 
         def unembed(hidden: Tensor) -> Tensor:
-            with self.as_role(role) as lm:  # backward calls it after the role's context has ended
+            with self.as_role(role) as lm:  # backward may call it after the role's context has ended
                 return head(lm, hidden)
 
         vocabulary = self.language_model.config.get_text_config().vocab_size

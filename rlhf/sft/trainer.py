@@ -23,13 +23,14 @@ from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.loading import LoraModelConfig
+from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import float_trained_weights, trained_weights_kept
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
+from rlhf.sft.loss import IGNORED, replace_chunked_loss
 from rlhf.tensors import PADDING_ID, as_float64
 
-IGNORED = -100  # label of tokens without a loss
 PER_TOKEN = {"entropy", "mean_token_accuracy"}  # metrics of TRL that are means over the tokens of a batch
 
 # Modules of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Phi.
@@ -122,6 +123,9 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         float_trained_weights(cast(nn.Module, self.model))
         if isinstance(self.data_collator, DataCollatorForLanguageModeling):
             self.data_collator.pad_token_id = PADDING_ID
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if cast(SFTConfig, self.args).loss_type == "chunked_nll" and not sharded:
+            replace_chunked_loss(unwrap_peft(cast(PreTrainedModel, self.model)))
         self._eval_sums: dict[str, float] = defaultdict(float)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
