@@ -28,6 +28,18 @@ def all_train(monkeypatch):
 
 
 @pytest.fixture
+def packed_on_cpu(monkeypatch):
+    """Lets the trainers pack rows on a CPU, as they do on a GPU; plain torch takes the place of the kernel."""
+    from reference_attention import reference_varlen
+
+    import rlhf.models.packed_attention as packed_attention
+
+    monkeypatch.setattr(packed_attention, "varlen_attn", reference_varlen)
+    monkeypatch.setattr(packed_attention, "OPTIONS", {"window_size"})
+    monkeypatch.setattr(packed_attention, "kernel_obstacle", lambda device, dtype: None)
+
+
+@pytest.fixture
 def load_recipe():
     """Imports a script of recipes/ as a module, without running it."""
     import importlib.util

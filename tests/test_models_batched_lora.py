@@ -106,6 +106,30 @@ def test_both_passes_of_ppo_are_the_same_fused_and_separate():
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_all_passes_of_ppo_are_the_same_padded_and_packed(ensemble, packed_on_cpu):
+    base = shared_base()
+    if ensemble:  # no two roles in one pass
+        base.add_adapter("reward_2", copy_of="reward", head=True)
+        base.add_ensemble("reward", ["reward", "reward_2"], "mean")
+    model = SharedActorCritic(base)
+    prompts, responses = [[9, 8, 7], [5] * 6, [4], [8, 8]], [[3, 2, EOS], [6], [7, 7, 7, 7, EOS], [5, EOS]]
+    batch = micro_batch([0, 1, 2, 3], prompts, responses, [EOS], PAD, torch.device("cpu"))
+    parameters = [parameter for role in ROLES for parameter in base.trainable_parameters(role)]
+    results = []
+    for most in (10**6, 20):  # tokens of a pass: one, or several
+        for packed in (True, False):
+            model.reset_caches()
+            model.bucketed(*batch.inputs().values(), copies=1)  # finds the limits
+            model._packed, model._limits = packed, (most, 4)
+            outputs = [*model("policy_and_value", **batch.inputs()), *model("reference_and_reward", **batch.inputs())]
+            gradients = torch.autograd.grad(outputs[0].square().sum() + outputs[1].sin().sum(), parameters)
+            results.append([*outputs, *gradients])
+    for found in results[1:]:
+        for a, b in zip(found, results[0], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
 def test_an_ensemble_as_reward_separates_all_passes():
     """Otherwise policy and reference pass would differ in shape, and the KL of equal weights would be 1e-7, not 0."""
     base = shared_base()

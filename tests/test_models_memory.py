@@ -26,7 +26,7 @@ from rlhf.generation.sampler import preallocated_cache
 from rlhf.models import memory
 from rlhf.models.model_sizes import Layout, Shape, shape_of
 from rlhf.models.shared_base import SharedBase
-from rlhf.reward.prefix import enable_shared_prompts, share_prompts, shared_hidden_states
+from rlhf.reward.prefix import enable_shared_prompts, share_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -144,9 +144,9 @@ def test_activations_of_completions_that_share_a_prompt():
     k, half = 4, TOKENS // 2
     rows = torch.randint(0, 64, (2 * k, TOKENS))
     sizes = torch.tensor([k, k])
-    batch = vars(share_prompts(rows, torch.full((2 * k,), TOKENS - 1), torch.tensor([half, half]), sizes))
+    batch = share_prompts(rows, torch.full((2 * k,), TOKENS - 1), torch.tensor([half, half]), sizes)
     batch.pop("last_token")
-    saved = saved_bytes(peft, lambda: shared_hidden_states(body, **batch, use_cache=False), autocast=True)
+    saved = saved_bytes(peft, lambda: body(**batch, use_cache=False).last_hidden_state, autocast=True)
     found = memory.reward_memory(shape, layout, 2, k, half, half, per_forward=2 * k)
     assert found.phases["loss"]["activations"] == pytest.approx(saved, rel=0.05)
 

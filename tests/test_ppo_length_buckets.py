@@ -2,12 +2,13 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import causal
 
-from rlhf.ppo.length_buckets import CPU_LIMITS, bucket_by_length, bucket_sizes, pass_limits
+from rlhf.ppo.length_buckets import CPU_LIMITS, bucket_by_length, bucket_sizes, pack_sizes, pass_limits
 from rlhf.ppo.rollout import micro_batch
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))
@@ -41,19 +42,36 @@ def test_no_division_costs_less(lengths, most, per_pass):
     assert cost(best) == min(cost(sizes) for sizes in divisions(len(lengths)) if allowed(sizes))
 
 
-def test_every_row_is_in_a_bucket_without_its_padding():
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_row_is_in_a_bucket_without_its_padding(packed):
     prompts, responses = [[5], [6] * 9, [7] * 3, [8] * 200], [[10, 11], [12], [13, 14, 15], [16, 1]]
     batch = micro_batch([0, 1, 2, 3], prompts, responses, [1], 0, torch.device("cpu"))
-    order, buckets = bucket_by_length(batch.input_ids, batch.attention_mask, batch.response_mask)
-    assert len(buckets) > 1
+    arguments = batch.input_ids, batch.attention_mask, batch.response_mask
+    order, buckets = bucket_by_length(*arguments, limits=(210, 64), packed=packed)
+    assert len(buckets) == 2
     rows = iter(order.tolist())
     for bucket in buckets:
-        for ids, predicts, last in zip(bucket.input_ids, bucket.predicts, bucket.last.tolist(), strict=True):
+        targets, predicts = bucket.targets.tolist(), list(zip(*(x.tolist() for x in bucket.predicts), strict=True))
+        for r, last in zip(*(x.tolist() for x in bucket.last), strict=True):
             row = next(rows)
-            assert ids[: last + 1].tolist() == prompts[row] + responses[row]
-            assert ids[1:][predicts].tolist() == responses[row]
+            ids = prompts[row] + responses[row]
+            assert bucket.input_ids[r, last + 1 - len(ids) : last + 1].tolist() == ids
+            for token in range(len(prompts[row]), len(ids)):
+                assert targets.pop(0) == ids[token]
+                assert predicts.pop(0) == (r, last - len(ids) + token)
+        assert not targets and not predicts
+        assert not packed or bucket.input_ids.shape == (1, bucket.packed["position_ids"].shape[1])
     assert next(rows, None) is None
-    assert len(bucket_by_length(batch.input_ids, batch.attention_mask, batch.response_mask, one=True)[1]) == 1
+    assert len(bucket_by_length(*arguments, one=True, packed=packed)[1]) == 1
+
+
+@given(LENGTHS, st.integers(8, 40))
+def test_packed_passes_have_similar_sizes(lengths, most):
+    passes = buckets_of(lengths, pack_sizes(lengths, most))
+    assert list(itertools.chain(*passes)) == lengths
+    assert all(len(each) == 1 or sum(each) <= most for each in passes)
+    assert sum(lengths) > most or len(passes) == 1
+    assert max(map(sum, passes)) - min(map(sum, passes)) <= 2 * max(lengths)
 
 
 def test_a_pass_on_a_gpu_costs_more_tokens_where_layers_are_small():

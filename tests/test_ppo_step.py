@@ -100,8 +100,10 @@ class Gradients(TrainerCallback):
         self.steps.append([p.grad.clone() for m in models for p in m.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "packed"), [("llama", False), ("gpt2", False), ("llama", True), ("gpt2", True)])
+def test_one_rollout_agrees_with_plain_torch(tmp_path, kind, packed, request):
+    if packed:
+        request.getfixturevalue("packed_on_cpu")
     args = ppo_config(
         tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3, num_mini_batches=2, total_episodes=12,
         learning_rate=RATE, value_learning_rate=VALUE_RATE, adam_epsilon=EPS,
@@ -130,6 +132,7 @@ def test_one_rollout_agrees_with_plain_torch(tmp_path, kind):
     )  # fmt: skip
 
     ppo.train()
+    assert ppo.actor_critic._packed == packed
     seen = set()
     for batch in ppo.rollout.micro_batches():
         for i, row in enumerate(batch.rows):

@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from rlhf.models.loading import set_pad_token
+from rlhf.models.packed_attention import NAME
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
 from rlhf.reward.collator import KWiseCollator
-from rlhf.reward.prefix import NAME, share_prompts
+from rlhf.reward.prefix import share_prompts
 
 SIZES = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
 WIDE = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
@@ -57,8 +58,9 @@ def rows(sizes=(9, 2, 4, 3)):
     )
 
 
-def trainer(architecture, folder, lora=True, attn="sdpa", **kwargs):
+def trainer(architecture, folder, lora=True, attn="sdpa", changes=None, **kwargs):
     config = CONFIGS[architecture]()
+    config.update(changes or {})
     config.num_labels, config.pad_token_id, config._attn_implementation = 1, 1, attn
     set_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
@@ -122,6 +124,33 @@ def test_scores_loss_and_gradient_are_those_of_the_plain_computation(architectur
         torch.testing.assert_close(gradient[name], expected, atol=1e-5 * max(1.0, scale.item()), rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kwargs"),
+    [
+        ("llama", {"gradient_checkpointing": True}),
+        ("gpt2", {"completions_per_forward": 3}),
+        ("mistral", {}),
+        ("opt", {}),
+    ],
+)
+def test_packed_scores_loss_and_gradient_are_those_of_the_plain_computation(
+    architecture, kwargs, tmp_path, packed_on_cpu
+):
+    window = dict(sliding_window=8) if architecture == "mistral" else {}  # shorter than the rows
+    ours = trainer(architecture, tmp_path, changes={"attn_pdrop": 0.0} if architecture == "gpt2" else window, **kwargs)
+    assert ours.packs and ours.shares_prompts
+    if ours.args.gradient_checkpointing:
+        ours.model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = ours.data_collator(list(ours.train_dataset))
+    plain_scores, plain_loss, plain_gradient = outcome(ours, False, batch)
+    scores, loss, gradient = outcome(ours, True, batch)
+    torch.testing.assert_close(scores, plain_scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, plain_loss, atol=1e-5, rtol=0)
+    scale = max(1.0, *(g.abs().max().item() for g in plain_gradient.values()))
+    for name, expected in plain_gradient.items():
+        torch.testing.assert_close(gradient[name], expected, atol=1e-5 * scale, rtol=1e-4, msg=name)
+
+
 def test_each_token_is_in_the_row_once():
     rows = [
         {"completions_ids": [[7, 8, 1], [7, 8, 2, 3]], "ranks": [0, 1], "prompt_length": 2},
@@ -131,9 +160,9 @@ def test_each_token_is_in_the_row_once():
     row = share_prompts(
         batch["input_ids"], batch["last_token"], batch["prompt_length"], batch["completions_per_prompt"]
     )
-    assert row.input_ids.tolist() == [[7, 8, 9, 1, 2, 3, 4, 0, 6, 6]]
-    assert row.position_ids.tolist() == [[0, 1, 0, 2, 2, 3, 1, 1, 1, 2]]
-    assert row.last_token.tolist() == [3, 5, 6, 7, 9]
+    assert row["input_ids"].tolist() == [[7, 8, 9, 1, 2, 3, 4, 0, 6, 6]]
+    assert row["position_ids"].tolist() == [[0, 1, 0, 2, 2, 3, 1, 1, 1, 2]]
+    assert row["last_token"].tolist() == [3, 5, 6, 7, 9]
 
 
 def test_the_cost_grows_with_k_and_not_with_the_prompt_times_k(tmp_path):
@@ -172,6 +201,7 @@ def test_prompts_that_cannot_be_shared_are_a_warning_and_the_plain_computation(
 
 def test_a_layer_that_does_not_see_the_shared_prompts_is_an_error(tmp_path):
     ours = trainer("llama", tmp_path)
-    ours.model.config.num_hidden_layers = 3  # as if one of three layers had no attention
-    with pytest.raises(RuntimeError, match="2 of 3 layers"):
+    layer = ours.model.get_base_model().model.layers[1].self_attn
+    layer.register_forward_pre_hook(lambda module, args, kw: (args, kw | {"grids": None}), with_kwargs=True)
+    with pytest.raises(RuntimeError, match="size"):
         ours.score(ours.model, ours.data_collator(list(ours.train_dataset)))

@@ -313,7 +313,7 @@ def test_seam_h15_prompts_are_shared_where_the_layers_take_them(name, shares):
     model = make(config)
     obstacle = enable_shared_prompts(model, 64)
     assert (obstacle is None) == shares
-    assert model.config._attn_implementation == ("sdpa_shared_prompts" if shares else "sdpa")
+    assert model.config._attn_implementation == ("sdpa_packed" if shares else "sdpa")
 
 
 def test_seam_h7_a_stranger_reads_a_reward_model_with_peft_alone(tmp_path):

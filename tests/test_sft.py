@@ -10,10 +10,12 @@ from toys import save_toy
 from trl import ModelConfig, SFTTrainer
 
 import rlhf.generation.sampler
+import rlhf.sft.trainer
 from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.data.pretraining import PretrainingStream
 from rlhf.errors import InputError
 from rlhf.models.loading import load_base, load_sequence_classifier, load_tokenizer, lora_config
+from rlhf.ppo.networks import remove_dropout
 from rlhf.runs.resume import find_checkpoint
 from rlhf.sft.select_checkpoint import ChoiceArguments, checkpoint_table, choose_checkpoint, score_checkpoints
 from rlhf.sft.trainer import (
@@ -49,13 +51,13 @@ TEXT = Dataset.from_dict({"text": [f"Document {i} goes on about rivers and trees
 OTHER_TEXT = Dataset.from_dict({"text": [f"{i} {i} {i}" for i in range(30)]})
 
 
-def trainer(base, tokenizer, folder, sources=None, **kwargs):
+def trainer(base, tokenizer, folder, sources=None, cls=SFTTrainer, **kwargs):
     plain = dict(bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to="none")
     sizes = dict(num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, learning_rate=1e-2)
     args = SFTArguments(output_dir=str(folder), **plain | sizes | kwargs)
     model_args = SFTModelConfig(base, lora_r=4)
     rows = tokenize_demonstrations(DEMONSTRATIONS, tokenizer)
-    return SFTTrainer(
+    return cls(
         load_base(model_args, tokenizer),
         args,
         train_dataset=rows if sources is None else mix_pretraining(rows, sources, tokenizer, args),
@@ -105,6 +107,33 @@ def test_loss_is_on_response_tokens_only(base, tokenizer, tmp_path):
     logprobs = logits.log_softmax(-1)[len(prompt_ids) - 1 : -1]
     expected = -logprobs.gather(1, torch.tensor(completion_ids)[:, None]).mean().item()
     assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_batches_without_padding_train_alike(base, tokenizer, tmp_path, packed_on_cpu):
+    """Also blocks of pretraining text, whose first token is not predicted, and rows that evaluation does not count."""
+    results = {}
+    for packed in (False, True):
+        options = dict(max_length=64, pretrain_mix=0.5, logging_steps=1)
+        run = trainer(base, tokenizer, tmp_path / str(packed), TEXT, rlhf.sft.trainer.SFTTrainer, **options)
+        assert run.packs
+        run.packs = packed
+        remove_dropout(run.model)
+        tokens = []
+        run.model.get_input_embeddings().register_forward_hook(lambda m, x, y, t=tokens: t.append(x[0].shape))
+        run.train()
+        names = ("loss", "eval_loss", "entropy", "mean_token_accuracy", "num_tokens")
+        logs = [[row[name] for row in run.state.log_history if name in row] for name in names]
+        results[packed] = weights(run), logs
+        assert all(shape[0] == 1 for shape in tokens) == packed
+    assert results[True][1] == [pytest.approx(values, abs=1e-4) for values in results[False][1]]
+    for name, weight in results[False][0].items():
+        torch.testing.assert_close(results[True][0][name], weight, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("option", ["packing", "padding_free"])
+def test_packing_by_trl_is_refused(base, tokenizer, tmp_path, option):
+    with pytest.raises(InputError, match="leave it out"):
+        trainer(base, tokenizer, tmp_path, None, rlhf.sft.trainer.SFTTrainer, **{option: True})
 
 
 def test_resuming_gives_the_run_that_never_stopped(base, tokenizer, tmp_path):

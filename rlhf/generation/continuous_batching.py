@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from rlhf.generation.decode_linears import compute_dtype
+from rlhf.models.packed_attention import NAME
 from rlhf.models.positions import takes_position_ids
 
 # Prompts are admitted once a quarter of the slots are free, to share a prefill, whose kernels are launched one by one.
@@ -34,7 +35,7 @@ def supports_continuous_batching(lm: PreTrainedModel) -> bool:
     return (
         lm.device.type == "cuda"
         and getattr(lm, "_can_compile_fullgraph", False)
-        and lm.config._attn_implementation == "sdpa"  # which takes the mask of `StaticBatch.step`
+        and lm.config._attn_implementation in ("sdpa", NAME)  # which take the mask of `StaticBatch.step`
         and takes_position_ids(lm)
         and bool(layers)
         and all(type(layer) is DynamicLayer for layer in layers)  # no sliding windows

@@ -1,6 +1,6 @@
 """A sequence classifier as a reward model: with one label, frozen, and with a score at every position."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -33,14 +33,17 @@ def freeze_reward(model: M) -> M:
     return model
 
 
-def classifier_token_scores(model: PreTrainedModel | PeftModel, input_ids: Tensor) -> Tensor:
+def classifier_token_scores(model: PreTrainedModel | PeftModel, input_ids: Tensor, **packed: Any) -> Tensor:
     """Scores [b, W] float32 of a sequence classifier at every position, not at the last token alone.
+
+    `packed`: arguments of a packed row (`rlhf.models.packed_attention`).
 
     Tokens that the policy has and the classifier lacks, such as a pad token for which only the policy was resized, are
     read as its last token.
     """
     model = unwrap_peft(model)
     input_ids = input_ids.clamp(max=model.config.get_text_config().vocab_size - 1)
-    hidden = getattr(model, model.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
+    backbone = getattr(model, model.base_model_prefix)
+    hidden = backbone(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
     with torch.autocast(hidden.device.type, enabled=False):  # one dot product: float32 costs nothing
         return model.get_submodule("score")(hidden).squeeze(-1).float()

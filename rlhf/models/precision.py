@@ -12,10 +12,16 @@ import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+
+
+def computing_dtype(args: TrainingArguments, dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which a Trainer computes with weights of `dtype`."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else dtype
 
 
 def float_trained_weights(model: nn.Module) -> bool:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
@@ -25,6 +25,7 @@ from rlhf.models.adapter_files import (
     write_calibration,
 )
 from rlhf.models.batched_lora import can_batch_adapters
+from rlhf.models.packed_attention import repeated
 from rlhf.models.peft_layers import (
     AdapterLayer,
     adapter_layers,
@@ -238,7 +239,7 @@ class SharedBase(nn.Module):
 
     # -- forward passes -----------------------------------------------------------------------------------------------
 
-    def token_scores(self, name: str, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def token_scores(self, name: str, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Any) -> Tensor:
         """Head of adapter `name` on the last hidden state of every token: [B, T] float32.
 
         For `reward`, the calibrated reward of the text up to that token; the score of a text is that of its last token.
@@ -246,8 +247,11 @@ class SharedBase(nn.Module):
 
         Args:
             input_ids, attention_mask: [B, T]; padding may be on either side. Without a mask it must be on the right.
+            packed: the other arguments of a packed row [1, T] (`rlhf.models.packed_attention`).
         """
-        inputs = forward_inputs(self.lm, input_ids, attention_mask)
+        inputs = {} if packed else forward_inputs(self.lm, input_ids, attention_mask)
+        if packed:
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, **packed}
         if name in self.ensembles:
             members, how = self.ensembles[name]
             scores = torch.stack([self._token_scores(member, inputs) for member in members])  # [M, B, T]
@@ -264,18 +268,20 @@ class SharedBase(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.heads[name](hidden).squeeze(-1)
 
-    def hidden_states(self, names: tuple[str, ...], input_ids: Tensor) -> Tensor:
+    def hidden_states(self, names: tuple[str, ...], input_ids: Tensor, **packed: Any) -> Tensor:
         """Last hidden states of each adapter in `names` on the same rows, in one pass; see `use`.
 
         Args:
             input_ids: [B, T]; padding must be on the right.
+            packed: the other arguments of a packed row [1, T] (`rlhf.models.packed_attention`).
 
         Returns:
             [len(names), B, T, H].
         """
         backbone = getattr(self.lm, self.lm.base_model_prefix)
+        inputs = repeated({"input_ids": input_ids, **packed}, len(names))
         with self.use(names):
-            hidden = backbone(input_ids=input_ids.repeat(len(names), 1), use_cache=False).last_hidden_state
+            hidden = backbone(**inputs, use_cache=False).last_hidden_state
         return hidden.unflatten(0, (len(names), len(input_ids)))
 
     # -- state of an adapter ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Every pass goes through `ActorCritic.forward`, so that DDP, FSDP, DeepSpeed and 
 """
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.models.logprobs import Unembed, chunked_logprobs, find_unembedding, token_logprobs
+from rlhf.models.packed_attention import enable_packing
 from rlhf.models.sharding import gathered, is_sharded, release
 from rlhf.ppo.length_buckets import Bucket, bucket_by_length, pass_limits
+
+logger = logging.getLogger(__name__)
 
 
 class ActorCritic(nn.Module, ABC):
@@ -44,6 +48,7 @@ class ActorCritic(nn.Module, ABC):
         """Clears the cached checks that depend on how the model is wrapped; the next pass repeats them."""
         self._sharded = False  # known once `_limits` is
         self._limits: tuple[int, int] | None = None  # of `pass_limits`
+        self._packed = False  # of `pack`, known once `_limits` is
         self._unembedding: list[Unembed | None] = []  # of `find_unembedding`, once it is known
         self._can_fuse: bool | None = None  # see `can_fuse`
 
@@ -64,7 +69,7 @@ class ActorCritic(nn.Module, ABC):
         order, buckets = self.bucketed(input_ids, attention_mask, response_mask, copies)
         passes = [self.logprobs_and_scores("policy", "value", bucket, temperature) for bucket in buckets]
         logprobs, scores = zip(*passes, strict=True)
-        values = [s[:, :-1][bucket.predicts] for s, bucket in zip(scores, buckets, strict=True)]
+        values = [s[bucket.predicts] for s, bucket in zip(scores, buckets, strict=True)]
         return scatter_to_batch(logprobs, response_mask, order), scatter_to_batch(values, response_mask, order)
 
     def reference_and_reward(
@@ -75,8 +80,8 @@ class ActorCritic(nn.Module, ABC):
         order, buckets = self.bucketed(input_ids, attention_mask, response_mask, copies)
         passes = [self.logprobs_and_scores("reference", "reward", bucket, temperature) for bucket in buckets]
         logprobs, scores = zip(*passes, strict=True)
-        last = [s.gather(1, bucket.last[:, None]) for s, bucket in zip(scores, buckets, strict=True)]
-        return scatter_to_batch(logprobs, response_mask, order), torch.cat(last).squeeze(1)[order.argsort()]
+        last = [s[bucket.last] for s, bucket in zip(scores, buckets, strict=True)]
+        return scatter_to_batch(logprobs, response_mask, order), torch.cat(last)[order.argsort()]
 
     def policy_logprobs(
         self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, temperature: float = 1.0
@@ -109,10 +114,24 @@ class ActorCritic(nn.Module, ABC):
     def bucketed(
         self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, copies: int
     ) -> tuple[Tensor, list[Bucket]]:
-        """Length buckets of a batch; all rows in one bucket if sharded, because processes must make equal passes."""
+        """The passes of a batch; all rows in one pass if sharded, because processes must make equal passes."""
+        device = input_ids.device
         if self._limits is None:
-            self._sharded, self._limits = is_sharded(self), pass_limits(self.language_model, input_ids.device)
-        return bucket_by_length(input_ids, attention_mask, response_mask, self._limits, copies, one=self._sharded)
+            self._sharded, self._limits = is_sharded(self), pass_limits(self.language_model, device)
+            self._packed = self.pack(device)
+        how = {"one": self._sharded, "packed": self._packed}
+        return bucket_by_length(input_ids, attention_mask, response_mask, self._limits, copies, **how)
+
+    def pack(self, device: torch.device) -> bool:
+        """True if rows are packed: all models or none, because with equal weights they must round alike."""
+        cast_to = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        for model in self.models():
+            obstacle = enable_packing(model, device, cast_to or model.dtype)
+            if obstacle is not None:
+                if device.type != "cpu":
+                    logger.warning("rows are padded, because %s", obstacle)
+                return False
+        return True
 
     def can_fuse(self, input_ids: Tensor) -> bool:
         """True if `logprobs_and_scores` takes one pass instead of two; always the same answer for one model."""
@@ -120,22 +139,19 @@ class ActorCritic(nn.Module, ABC):
 
     def logprobs_and_scores(self, role: str, scorer: str, bucket: Bucket, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities [n] of a bucket's response tokens under `role`, and scores [b, W] of `scorer`'s head."""
-        return self.logprobs(role, bucket, temperature), self.token_scores(scorer, bucket.input_ids)
+        return self.logprobs(role, bucket, temperature), self.token_scores(scorer, bucket.input_ids, **bucket.packed)
 
     def logprobs(self, role: str, bucket: Bucket, temperature: float) -> Tensor:
         """Log-probabilities [n] float32 of a bucket's response tokens under "policy" or "reference".
 
         Only response tokens get logits, a few tokens at a time.
         """
-        context = bucket.input_ids[:, :-1]  # the last token predicts nothing
-        targets = bucket.input_ids[:, 1:][bucket.predicts]
+        inputs = {"input_ids": bucket.context, "use_cache": False, **bucket.packed}
         with self.as_role(role) as lm:
-            if self.unembedding(context) is None:
-                logits = lm(input_ids=context, use_cache=False).logits[bucket.predicts]
-                return token_logprobs(logits, targets, temperature)
-            backbone = getattr(lm, lm.base_model_prefix)
-            hidden = backbone(input_ids=context, use_cache=False).last_hidden_state[bucket.predicts]
-        return self.unembedded(role, hidden, targets, temperature)
+            if self.unembedding(bucket.context) is None:
+                return token_logprobs(lm(**inputs).logits[bucket.predicts], bucket.targets, temperature)
+            hidden = getattr(lm, lm.base_model_prefix)(**inputs).last_hidden_state[bucket.predicts]
+        return self.unembedded(role, hidden, bucket.targets, temperature)
 
     def unembedded(self, role: str, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Log-probabilities [n] float32 of `targets` [n] after the last hidden states [n, H]."""
@@ -167,7 +183,11 @@ class ActorCritic(nn.Module, ABC):
         """Context that yields a causal LM; inside, it is the "policy" or the "reference"."""
 
     @abstractmethod
-    def token_scores(self, role: str, input_ids: Tensor) -> Tensor:
+    def models(self) -> list[PreTrainedModel]:
+        """The models that compute a role, each once."""
+
+    @abstractmethod
+    def token_scores(self, role: str, input_ids: Tensor, **packed: Any) -> Tensor:
         """Scores [b, W] float32 at every token; role "value" or "reward"."""
 
     @abstractmethod

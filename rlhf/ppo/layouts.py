@@ -42,10 +42,13 @@ class SharedActorCritic(ActorCritic):
         with self.base.use("sft" if role == "reference" else "policy"):
             yield self.base.lm
 
-    def token_scores(self, role, input_ids):
+    def models(self):
+        return [self.base.lm] + ([] if self.reward is None else [unwrap_peft(self.reward)])
+
+    def token_scores(self, role, input_ids, **packed):
         if role == "reward" and self.reward is not None:
-            return classifier_token_scores(self.reward, input_ids)
-        return self.base.token_scores(role, input_ids)
+            return classifier_token_scores(self.reward, input_ids, **packed)
+        return self.base.token_scores(role, input_ids, **packed)
 
     def can_fuse(self, input_ids):
         # Fuse all four roles or none. A matmul's rounding depends on its number of rows, and with equal weights policy
@@ -64,9 +67,9 @@ class SharedActorCritic(ActorCritic):
         if not self.can_fuse(bucket.input_ids):
             return super().logprobs_and_scores(role, scorer, bucket, temperature)
         adapter = "sft" if role == "reference" else role
-        hidden, scored = self.base.hidden_states((adapter, scorer), bucket.input_ids)  # each [b, W, H]
-        targets = bucket.input_ids[:, 1:][bucket.predicts]
-        logprobs = self.unembedded(role, hidden[:, :-1][bucket.predicts], targets, temperature)
+        # each [b, W, H]
+        hidden, scored = self.base.hidden_states((adapter, scorer), bucket.input_ids, **bucket.packed)
+        logprobs = self.unembedded(role, hidden[bucket.predicts], bucket.targets, temperature)
         return logprobs, self.base.head(scorer, scored)
 
     def parameters_of(self, role):
@@ -136,10 +139,14 @@ class SeparateActorCritic(ActorCritic):
         assert isinstance(self.policy, PeftModel), "a policy without adapters needs a reference"
         return use_adapter(self.policy, self.ref_adapter) if self.ref_adapter else self.policy.disable_adapter()
 
-    def token_scores(self, role, input_ids):
+    def models(self):
+        models = (self.policy, self.value, self.reference, self.reward)
+        return [unwrap_peft(model) for model in models if model is not None]
+
+    def token_scores(self, role, input_ids, **packed):
         model = self.value if role == "value" else self.reward
         assert model is not None, "no reward model"
-        return classifier_token_scores(model, input_ids)
+        return classifier_token_scores(model, input_ids, **packed)
 
     def parameters_of(self, role):
         return self._named(self.network(role).parameters())

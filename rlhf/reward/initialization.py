@@ -13,7 +13,6 @@ from rlhf.errors import InputError
 from rlhf.models.adapter_files import adapter_folder, check_policy_adapter, read_adapter, read_names
 from rlhf.models.loading import check_lora, load_sequence_classifier, lora_config, resolve_model_name
 from rlhf.models.precision import float_head
-from rlhf.reward.prefix import shared_hidden_states
 
 UNEMBEDDING = "lm_head"
 
@@ -98,12 +97,12 @@ def check_fit(differing: set[str], sft_model_path: str) -> None:
 
 
 def pool_at_last_token(model: PreTrainedModel) -> None:
-    """Makes `model(..., last_token=positions)` return the scores at those positions, and accept shared prompts.
+    """Makes `model(..., last_token=positions)` return the scores at those positions, also of `share_prompts`.
 
     The classifiers of transformers score the last token that is not the pad token, which is the wrong token if a
     response ends in a sampled pad token. The forward is replaced on the instance, as TRL's SFTTrainer does for its
     chunked loss, so that the pass still goes through every wrapper around the model (PEFT, DDP, FSDP). Without
-    `last_token` the forward is unchanged. With `shared_prompts` the input is a row of `rlhf.reward.prefix`.
+    `last_token` the forward is unchanged.
 
     The head becomes float32, whatever the dtype of the base (`rlhf.models.precision`).
 
@@ -113,15 +112,13 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
     original_forward = model.forward
     float_head(model)
 
-    def forward(self, input_ids=None, attention_mask=None, last_token=None, shared_prompts=None, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, last_token=None, **kwargs):
         if last_token is None:
             return original_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
-        if shared_prompts is None:
-            hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-            last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_token]  # [N, H]
-        else:
-            last_hidden = shared_hidden_states(self.base_model, input_ids, shared_prompts, **kwargs)[0, last_token]
+        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        # [N, H]; of a row of `share_prompts`, all N positions are in row 0
+        last_hidden = hidden[torch.arange(len(hidden), device=hidden.device), last_token]
         # The head is one dot product: float32 costs nothing here, and bfloat16 would round the margins.
         with torch.autocast(last_hidden.device.type, enabled=False):
             scores = self.score(last_hidden)

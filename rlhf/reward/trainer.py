@@ -19,8 +19,9 @@ from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.embeddings import set_pad_token_id
+from rlhf.models.packed_attention import enable_packing
 from rlhf.models.peft_layers import unwrap_peft
-from rlhf.models.precision import float_trained_weights, trained_weights_kept
+from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
@@ -74,7 +75,8 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         assert isinstance(self.processing_class.pad_token_id, int), "TRL's constructor sets the pad token"
         set_pad_token_id(classifier, self.processing_class.pad_token_id)
         pool_at_last_token(classifier)
-        obstacle = enable_shared_prompts(classifier, args.max_length)
+        self.packs = enable_packing(classifier, args.device, computing_dtype(args, classifier.dtype)) is None
+        obstacle = None if self.packs else enable_shared_prompts(classifier, args.max_length)
         self.shares_prompts = obstacle is None
         if obstacle:
             logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)
@@ -108,9 +110,13 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         for prompts in parts:
             rows = torch.cat([rows_of[prompt] for prompt in prompts.tolist()])
             batch = share_prompts(
-                inputs["input_ids"][rows], last_token[rows], inputs["prompt_length"][prompts], sizes[prompts]
+                inputs["input_ids"][rows],
+                last_token[rows],
+                inputs["prompt_length"][prompts],
+                sizes[prompts],
+                packed=self.packs,
             )
-            scores.append(model(**vars(batch), use_cache=False).logits.squeeze(-1))
+            scores.append(model(**batch, use_cache=False).logits.squeeze(-1))
             order.append(rows)
         return torch.cat(scores)[torch.cat(order).argsort()]
 

@@ -1,5 +1,6 @@
 """Supervised fine-tuning (arXiv 2203.02155, section 3.5): arguments and rows for TRL's SFTTrainer."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import trl
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -23,13 +24,16 @@ from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.loading import LoraModelConfig
+from rlhf.models.packed_attention import enable_packing, packed_row
 from rlhf.models.peft_layers import unwrap_peft
-from rlhf.models.precision import float_trained_weights, trained_weights_kept
+from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
 from rlhf.sft.loss import IGNORED, replace_chunked_loss
 from rlhf.tensors import PADDING_ID, as_float64
+
+logger = logging.getLogger(__name__)
 
 PER_TOKEN = {"entropy", "mean_token_accuracy"}  # metrics of TRL that are means over the tokens of a batch
 
@@ -118,6 +122,11 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         check_lora_config(kwargs.get("peft_config"), "peft_config")
         seed = TrainingArguments.seed if args is None else args.seed
         set_seed(seed)  # the Trainer sets it after TRL has drawn the LoRA weights
+        if args is not None and (args.packing or args.eval_packing or args.padding_free):
+            raise InputError(
+                "packing or padding_free is set, but batches count demonstrations, and pack them without padding on a "
+                "GPU by themselves; leave it out."
+            )
         with trained_weights_kept(model):
             super().__init__(model, args, *positional, **kwargs)
         float_trained_weights(cast(nn.Module, self.model))
@@ -127,6 +136,22 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         if cast(SFTConfig, self.args).loss_type == "chunked_nll" and not sharded:
             replace_chunked_loss(unwrap_peft(cast(PreTrainedModel, self.model)))
         self._eval_sums: dict[str, float] = defaultdict(float)
+        self.packs = self._enable_packing()
+
+    def _enable_packing(self) -> bool:
+        """True if a batch passes the model as one row without padding."""
+        if self.num_virtual_tokens or self.aux_loss_enabled or self.compute_metrics is not None or self.args.n_gpu > 1:
+            return False  # these take rows of the batch
+        lm = unwrap_peft(cast(Any, self.model))
+        obstacle = enable_packing(lm, self.args.device, computing_dtype(self.args, lm.dtype))
+        if obstacle and self.args.device.type != "cpu":
+            logger.warning("rows are padded, because %s", obstacle)
+        return obstacle is None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.packs and "attention_mask" in inputs and "shift_labels" not in inputs:
+            inputs = inputs | pack_batch(*(inputs[name] for name in ("input_ids", "attention_mask", "labels")))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """Tokens of an optimizer step on all processes; None in evaluation, where a loss is its own batch's mean."""
@@ -155,6 +180,15 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
             for name in PER_TOKEN & totals.keys():
                 self._metrics["eval"][name] = [totals[name] / totals["tokens"]]
         return output
+
+
+def pack_batch(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Packs a batch [B, T] into one row, for `packed_attention`. No sequence predicts the first token of the next."""
+    real = attention_mask.bool()
+    lengths = real.sum(1).tolist()
+    row = packed_row(lengths, input_ids.device)
+    first = row["position_ids"] == 0
+    return {"input_ids": input_ids[real][None], "labels": labels[real][None].masked_fill(first, IGNORED), **row}
 
 
 def _counted_rows(rows: int, accelerator: Accelerator) -> int:
