@@ -1,6 +1,7 @@
 """Base models and tokenizers: sources, pad token, chat template."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from gguf_file import write_gguf
 from peft import get_peft_model
 from tokenizers.processors import TemplateProcessing
 from toys import BPE_EOS, BPE_MODELS, bpe_model, bpe_tokenizer, save_toy
-from transformers import AutoTokenizer, T5Config
+from transformers import AutoConfig, AutoTokenizer, T5Config
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import validate_quantization_for_training
 from trl import ModelConfig
@@ -166,6 +167,20 @@ def test_folder_with_one_gguf(tmp_path):
     assert tokenizer(text).input_ids == bpe_tokenizer()(text).input_ids
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert context_length(load_config(str(tmp_path))) == 256
+
+
+def test_the_configuration_of_a_gguf_is_read_once_until_the_file_changes(tmp_path):
+    write_toy_gguf(tmp_path / "toy.gguf")
+    with patch.object(AutoConfig, "from_pretrained", wraps=AutoConfig.from_pretrained) as read:
+        config = load_config(str(tmp_path))
+        config.max_position_embeddings = 1  # the caller's own
+        assert context_length(load_config(str(tmp_path))) == 256
+        classifier = load_sequence_classifier(model_args(tmp_path))
+        assert classifier.config.num_labels == 1 and classifier.name_or_path == str(tmp_path)
+        assert load_base(model_args(tmp_path)).name_or_path == str(tmp_path)
+        assert read.call_count == 1
+        write_gguf(bpe_model(vocab_size=300, max_position_embeddings=128), bpe_tokenizer(), tmp_path / "toy.gguf")
+        assert context_length(load_config(str(tmp_path))) == 128
 
 
 def test_gguf_is_not_quantized_again(tmp_path):

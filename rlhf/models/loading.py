@@ -14,7 +14,6 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -27,6 +26,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from rlhf.errors import InputError, first_line, machine_fault
 from rlhf.models.chat_template import DEFAULT_CHAT_TEMPLATE, begin_answers, fix_date
 from rlhf.models.classifier import classifier_class
+from rlhf.models.configurations import read_config
 from rlhf.models.embeddings import grow_embeddings, set_pad_token_id, unembed_contiguous_states
 from rlhf.models.lora_targets import check_lora_numbers, check_lora_values, linear_layers, names_or_pattern
 from rlhf.models.model_faults import cannot_load, check_causal
@@ -91,7 +91,7 @@ def load_config(name: str, revision: str = "main") -> PreTrainedConfig:
     folder = resolve_model_name(name)
     gguf_file = _find_gguf(folder)
     try:
-        return AutoConfig.from_pretrained(folder, revision=revision, gguf_file=gguf_file)
+        return read_config(folder, revision, gguf_file)
     except Exception as error:  # each reader of a format raises errors of its own
         raise cannot_load(name, error) from error
 
@@ -201,7 +201,9 @@ def _load(auto_class, model_args: ModelConfig, tokenizer, **kwargs) -> PreTraine
             raise InputError(
                 f"{name} holds a GGUF file, which load_in_4bit and load_in_8bit cannot quantize again. Unset them."
             )
-        kwargs["gguf_file"] = gguf_file
+        config = load_config(str(model_args.model_name_or_path))  # else transformers would read it again
+        config.update(kwargs)
+        kwargs = {"gguf_file": gguf_file, "config": config}
         if hasattr(transformers, "GgufConfig"):  # without it, these releases of transformers refuse training
             kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:

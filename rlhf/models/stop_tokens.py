@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf.errors import InputError
+from rlhf.models.configurations import read_config
 
 KEY = "stop_tokens"
 
@@ -79,7 +80,7 @@ def base_stop_ids(name: str, revision: str = "main", gguf_file: str | None = Non
     except (OSError, ValueError):  # none, as in folders of older models and in GGUF files
         pass
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, gguf_file=gguf_file)
+        config = read_config(name, revision, gguf_file)
     except (OSError, ValueError):  # a folder with a tokenizer alone
         return []
     return eos_ids(config) or eos_ids(config.get_text_config())
