@@ -15,6 +15,7 @@ from rlhf.data.arguments import DataArguments
 from rlhf.errors import InputError
 from rlhf.planning.data import KINDS, Holding, choose_sources, likeliest, look_at_data, rows_text
 from rlhf.planning.fit import too_large
+from rlhf.planning.languages import languages_text
 from rlhf.planning.machine import this_machine
 from rlhf.planning.model import look_at_model
 from rlhf.planning.recipe import check_name, write_recipe
@@ -72,6 +73,9 @@ def main() -> None:
     for kind, found in data.items():
         show("data", f"{kind}: {rows_text(found)}; from {found.args.dataset_name}")
         show_notes(found)
+    for source, (held, _) in zip(sources, looked, strict=True):
+        kind, found = next(iter(held.items()))
+        show("language", f"{languages_text(kind, source, found.scripts)}; from {source.dataset_name}")
     show("machine", str(machine))
     if not {"demonstrations", "comparisons"} & data.keys():
         reasons = [missing[likeliest(missing, ("comparisons", "demonstrations"))] for _, missing in looked]

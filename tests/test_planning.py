@@ -21,6 +21,7 @@ from rlhf.models.loading import load_config, load_tokenizer
 from rlhf.models.model_sizes import shape_of
 from rlhf.planning.data import choose_sources, look_at_data, rows_text
 from rlhf.planning.fit import Lengths, fit, too_large
+from rlhf.planning.languages import count_scripts, languages_text
 from rlhf.planning.machine import Machine
 from rlhf.planning.model import Model, look_at_model, similar_shape
 from rlhf.planning.recipe import render
@@ -161,6 +162,27 @@ def test_people_s_demonstrations_and_prompts_of_their_own_are_preferred(tmp_path
     ]
     chosen = {kind: Path(found.args.dataset_name).stem for kind, found in choose_sources(looked).items()}
     assert chosen == {"comparisons": "rankings", "demonstrations": "written", "prompts": "asked", "pretraining": "text"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ([{"lang": "en"}] * 2 + [{"lang": "ru"}], "en 67 %, ru 33 %, by the column lang or language"),
+        ([{"prompt": {"text": "Q", "lang": "de"}}], "de, by the column lang or language"),
+        ([{}], "Latin 60 %, Cyrillic 40 % script; no column names the language"),
+    ],
+)
+def test_the_languages_are_those_of_a_column_else_the_scripts_of_the_letters(tmp_path, columns, expected):
+    rows = [{"prompt": "Q", "completion": "A"} | more for more in columns]
+    args = DataArguments(str(write_rows(tmp_path / "a.jsonl", rows)))
+    assert languages_text("demonstrations", args, count_scripts(["Hello, a1 ", "мир!", "ы"])) == expected
+
+
+def test_the_scripts_of_prompts_and_answers_are_counted(tmp_path, toy_tokenizer):
+    rows = [{"prompt": f"Вопрос {i}?", "completion": f"Answer {i}."} for i in range(60)]
+    held, _ = look_at_data(DataArguments(str(write_rows(tmp_path / "a.jsonl", rows))), toy_tokenizer)
+    scripts = held["demonstrations"].scripts
+    assert set(scripts) == {"Latin", "Cyrillic"} and scripts["Latin"] == scripts["Cyrillic"]
 
 
 # ---- Model and machine

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.arguments import DataArguments
 from rlhf.data.bad_rows import BadRows
-from rlhf.data.encode import Completion, encode_prompt, encode_prompt_and_completions
+from rlhf.data.encode import completion_text, encode_prompt, encode_prompt_and_completions
 from rlhf.data.loading import find_rows, rows_by_split
 from rlhf.data.prompt_style import refused_roles, rendered_already, resolve_style, styled_prompt
 from rlhf.data.schemas import Row
 from rlhf.data.splits import SPLITS
 from rlhf.errors import InputError
+from rlhf.planning.languages import count_scripts
 
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
 READ = 20_000  # rows of each of the source's own splits, at most
@@ -37,6 +38,7 @@ class Holding:
         prompts: [measured] tokens of prompts.
         answers: [measured] tokens of the longest answer to each; empty for prompts and text.
         held_out: {split: [measured] tokens of prompt and longest answer}, for validation and test.
+        scripts: {script: letters} in the measured training rows.
         k: smallest and largest number of answers, for comparisons.
     """
 
@@ -51,6 +53,7 @@ class Holding:
     prompts: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     held_out: dict[str, list[int]] = field(default_factory=dict)
+    scripts: Counter[str] = field(default_factory=Counter)
     k: tuple[int, int] | None = None
 
     @property
@@ -120,6 +123,7 @@ def _holding(kind: str, args: DataArguments, tokenizer: PreTrainedTokenizerBase)
     found.read, found.bad, found.whole = bad_rows.rows_read, len(bad_rows), bad_rows.rows_read < READ
     if bad_rows.first is not None:
         found.first_bad = "{file}, {row}: {reason}.".format(**bad_rows.first)
+    found.scripts = count_scripts(text for row in measured["train"] for text in _texts(row))
     for split, some in measured.items() if kind != "pretraining" else ():
         lengths = _lengths(found, split, some, tokenizer)
         if split != "train":
@@ -155,9 +159,16 @@ def _lengths(
     return lengths
 
 
-def _answers(row: Row) -> list[Completion]:
+def _texts(row: Row) -> list[str]:
+    """Returns prompt, answers and text of a row."""
+    prompt = row.get("prompt", [])
+    asked = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return [*asked, *_answers(row), *([row["text"]] if "text" in row else [])]
+
+
+def _answers(row: Row) -> list[str]:
     answers = row.get("completions") or ([row["completion"]] if "completion" in row else [])
-    return [answer if isinstance(answer, str) else answer[-1]["content"] for answer in answers]
+    return [completion_text(answer) for answer in answers]
 
 
 def choose_sources(sources: Sequence[dict[str, Holding]]) -> dict[str, Holding]:
