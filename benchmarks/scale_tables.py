@@ -6,6 +6,7 @@ python benchmarks/scale_tables.py
 from collections.abc import Callable
 from functools import partial
 
+from rlhf.models.fitting import fits
 from rlhf.models.memory import Memory, ppo_memory, reward_memory, sft_memory
 from rlhf.models.model_sizes import Layout, Shape
 
@@ -19,7 +20,6 @@ MODELS = {
     "Llama-3.1-70B": Shape(80, 8192, 28672, 64, 8, 128, 128256),
 }
 GPUS = (24, 48, 80, 141)  # GB = 10^9 bytes
-USABLE = 0.9  # the rest is for what the formulas leave out
 RANK = 32
 LAYOUTS = {
     "bf16": Layout("bfloat16", rank=RANK),
@@ -54,7 +54,7 @@ def fitting(name: str, stage: StageMemory) -> str:
 def first_that_fits(stage: StageMemory, shape: Shape, gpu: int) -> str:
     for name, layout in LAYOUTS.items():
         for rows in ROWS:
-            if stage(shape, layout, rows).peak <= USABLE * gpu * 10**9:
+            if fits(stage(shape, layout, rows), gpu * 10**9):
                 return f"{name}: {rows}"
     return "none"
 

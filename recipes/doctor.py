@@ -10,7 +10,7 @@ import argparse
 import sys
 from itertools import chain
 
-from rlhf.planning.finding import packages
+from rlhf.setup.finding import packages
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
             print(f"broken: {finding.name}: {finding.text}\n-> {finding.remedy}")
         sys.exit(1)
 
-    from rlhf.planning.doctor import examine  # not at the top: without these packages it cannot be imported
     from rlhf.runs.console import paint, say, show, show_title
+    from rlhf.setup.doctor import examine  # not at the top: without these packages it cannot be imported
 
     show_title("doctor", "what this machine can do")
     missing = []

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from rlhf.cli import parse, run
 from rlhf.data.arguments import DataArguments
 from rlhf.errors import InputError
-from rlhf.planning.data import KINDS, Holding, choose_sources, likeliest, look_at_data, rows_text
-from rlhf.planning.fit import too_large
-from rlhf.planning.languages import languages_text
-from rlhf.planning.machine import this_machine
-from rlhf.planning.model import look_at_model
-from rlhf.planning.recipe import check_name, write_recipe
-from rlhf.planning.settings import plan
-from rlhf.planning.stages import stages_of
 from rlhf.runs.console import amount, say, show, show_title
+from rlhf.setup.data import KINDS, Holding, choose_sources, likeliest, look_at_data, rows_text
+from rlhf.setup.fit import too_large
+from rlhf.setup.languages import languages_text
+from rlhf.setup.machine import this_machine
+from rlhf.setup.model import look_at_model
+from rlhf.setup.recipe import check_name, write_recipe
+from rlhf.setup.settings import gather_facts
+from rlhf.setup.stages import stages_of
 
 
 @dataclass
@@ -83,7 +83,7 @@ def main() -> None:
             f"There are neither demonstrations nor rankings in {', '.join(args.data)}, but {' and '.join(data)} alone: "
             f"{' '.join(reasons)} Give one of them, too (docs/data.md)."
         )
-    chosen = plan(args.name, model, machine, data)
+    chosen = gather_facts(args.name, model, machine, data)
     stages = stages_of(chosen)
     if "comparisons" not in data:
         show("no ppo", "there are no rankings, so reward, choose and ppo are left out: " + looked[0][1]["comparisons"])

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from trl import TrlParser
 
 from rlhf.errors import InputError, machine_fault
-from rlhf.help_page import help_page, wrapped
+from rlhf.help_page import help_page, takes_auto, wrapped
 from rlhf.noise import quiet_libraries
 from rlhf.options import Options
 from rlhf.smoke import HELP, SMOKE, smoke_line
@@ -247,6 +247,10 @@ class _Parser(TrlParser):
                     f"Config file {self.config_file}, key {key}: {error.message}. Run with --help for all options."
                 ) from error
         return super().set_defaults_with_config(**config)
+
+    def _get_value(self, action: Action, arg_string: str) -> Any:
+        """Reads `auto` as None, for an option that is true, false or left to the program."""
+        return None if arg_string == "auto" and takes_auto(action) else super()._get_value(action, arg_string)
 
     def _convert(self, action: Action, value: Any) -> Any:
         kind = getattr(action.type, "__name__", "")  # TRL wraps the types of fields that may be None

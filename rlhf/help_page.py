@@ -107,7 +107,9 @@ def described(action: Action) -> str:
     text = " ".join(((action.help or "") % vars(action)).split())
     stop = "" if text.endswith((".", "!", "?")) else "."
     default = "Required." if action.required else f"Default: {plain(action.default)}."
-    if action.default is None and not action.required and re.search(r"\bNone\b", text):
+    if action.default is None and takes_auto(action):
+        default = "Default: auto."
+    elif action.default is None and not action.required and re.search(r"\bNone\b", text):
         default = ""  # the text says what None does
     return f"  {action.option_strings[0]} {values(action)}\n{INDENT}{text}{stop} {default}".rstrip()
 
@@ -117,8 +119,13 @@ def values(action: Action) -> str:
     kind = getattr(action.type, "__name__", "")
     text = {"int": "INT", "float": "FLOAT", "string_to_bool": "true|false"}.get(kind, "TEXT")
     choices = "|".join(map(str, action.choices or ()))
-    text = choices if 0 < len(choices) <= 60 else text
+    text = choices if 0 < len(choices) <= 60 else f"{text}|auto" if takes_auto(action) else text
     return f"{text} ..." if action.nargs == "+" else text
+
+
+def takes_auto(action: Action) -> bool:
+    """True for an option that is true, false, or by default (None) left to the program, as its help says."""
+    return getattr(action.type, "__name__", "") == "string_to_bool" and "auto: " in (action.help or "")
 
 
 def plain(value: Any) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import rlhf.planning.doctor as doctor
-import rlhf.planning.finding as finding
-from rlhf.planning.machine import Machine
+import rlhf.setup.doctor as doctor
+import rlhf.setup.finding as finding
+from rlhf.setup.machine import Machine
 
 SCRIPT = str(Path(__file__).resolve().parent.parent / "recipes" / "doctor.py")
 

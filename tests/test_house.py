@@ -18,7 +18,7 @@ ORDER = (
     ("generation",),
     ("data",),
     ("sft", "reward", "ppo", "evaluation", "inference", "labeling"),
-    ("planning", "plan"),
+    ("setup", "plan"),
     ("command",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

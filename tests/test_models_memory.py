@@ -118,7 +118,7 @@ def gpt(form: str, dropout: float) -> GPT2LMHeadModel | GPTNeoXForCausalLM:
 
 
 @pytest.mark.parametrize(("dtype", "autocast"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [0, 1, 2])  # of no layer, of all, of each second
 def test_activations_of_two_adapters_in_one_pass(dtype, autocast, checkpointing):
     base = SharedBase(model(dtype=dtype))
     shape, layout = shape_of(base.config), Layout(dtype, "ddp", 1, autocast, checkpointing, RANK)
@@ -126,7 +126,7 @@ def test_activations_of_two_adapters_in_one_pass(dtype, autocast, checkpointing)
         base.add_adapter(name, lora_config=lora(), trainable=True)
     base.train()
     if checkpointing:
-        base.gradient_checkpointing_enable()
+        base.gradient_checkpointing_enable(every_n_layers=checkpointing)
     saved = saved_bytes(base, lambda: base.hidden_states(("policy", "value"), ids), autocast)
     layer = layer_bytes(shape, layout, 2 * ROWS, masked=False, batched=True)
     formula = memory.forward_bytes(shape, layout, 2 * ROWS * TOKENS, layer)
@@ -209,7 +209,7 @@ def test_more_of_anything_takes_more_memory():
         sizes = dict(rows=4, prompt=64, response=64, slots=16) | changes
         return memory.ppo_memory(shape, layout or Layout(), **sizes).peak
 
-    for change in ({"rows": 64}, {"prompt": 512}, {"response": 512}, {"slots": 640}, {"rewards": 3}):
+    for change in ({"rows": 64}, {"prompt": 512}, {"response": 512}, {"slots": 640}, {"rewards": 3}, {"text": 2048}):
         assert peak(**change) > peak()
     assert peak(Layout(checkpointing=False), rows=64) > peak(rows=64)
     assert peak(Layout(rank=64)) > peak()

@@ -1,8 +1,9 @@
-"""Leaves out rows that are too long for the model, as bad rows like any other.
+"""Lengths of rows: leaves out rows that are too long for the model, as bad rows like any other; largest batches.
 
 A long prompt is dropped and not cut, as in the paper (appendix C): a cut prompt is not what the user asked.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,8 @@ import datasets
 from rlhf.data.bad_rows import BadRows
 from rlhf.data.files import SourceRow
 from rlhf.errors import InputError
+
+BATCHES = 1000  # random micro-batches, of which the largest counts for memory
 
 
 def drop_long_rows(
@@ -62,3 +65,25 @@ def short_rows(dataset: datasets.Dataset, lengths: Sequence[int], max_length: in
 def shorter(max_length: int | None, context: int | None) -> int | None:
     """Returns the smaller of two limits on a row's tokens; None is no limit."""
     return min((limit for limit in (max_length, context) if limit is not None), default=None)
+
+
+def largest_batch(sizes: list[tuple[int, int, int]], rows: int) -> tuple[float, float, float]:
+    """Returns the mean prompt, number K and length of completions in the largest of many random batches.
+
+    Args:
+        sizes: (tokens of the prompt, K, tokens of all completions) of each row.
+    """
+    rng = random.Random(0)
+    draw = rng.sample if rows <= len(sizes) else rng.choices
+    batches = [draw(sizes, k=rows) for _ in range(BATCHES)]
+    batch = max(batches, key=lambda batch: sum(p + c for p, _, c in batch))
+    prompts, k, completions = (sum(column) for column in zip(*batch, strict=True))
+    return prompts / rows, k / rows, completions / k
+
+
+def longest_rows(lengths: list[int], rows: int, packed: bool, by_length: bool) -> float:
+    """Returns the tokens of a row of the largest micro-batch: of the longest, which padding makes them all.
+
+    Packed, it is the mean of the largest of many random batches, unless neighbors `by_length` are together.
+    """
+    return largest_batch([(n, 1, 0) for n in lengths], rows)[0] if packed and not by_length else max(lengths)

@@ -51,7 +51,7 @@ def training_flops(
     logits: float = 0,
     pairs: float = 0,
     rank: int = 0,
-    checkpointing: bool = False,
+    checkpointing: float = 0,
     logits_twice: bool = False,
 ) -> dict[str, float]:
     """Returns the FLOPs of forward and backward of adapters on a frozen base: {term: FLOPs}.
@@ -66,7 +66,7 @@ def training_flops(
 
     Args:
         tokens, logits, pairs, rank: as in `forward_flops`.
-        checkpointing: backward computes the layers a second time: one more forward of them.
+        checkpointing: share of the layers that backward computes a second time; True is all.
         logits_twice: backward computes the logits a second time: 6 V H U.
     """
     forward = forward_flops(shape, tokens, logits, pairs, rank)

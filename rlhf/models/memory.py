@@ -26,7 +26,6 @@ from rlhf.models.model_sizes import Layout, Precision, Shape
 # numbers, with a float32 for each 256 of them.
 LINEAR_BYTES = {"float32": 4, "bfloat16": 2, "nf4": 0.5 + 4 / 64, "nf4-nested": 0.5 + 1 / 64 + 4 / (64 * 256)}
 PREFILL_TOKENS = 2**14  # rlhf.generation.continuous_batching
-PPO_LOGITS = 2**24  # rlhf.models.logprobs
 SFT_CHUNK = 256  # tokens, of TRL's chunked loss
 # Defaults of DeepSpeed's ZeRO-3: weights that stay gathered, weights fetched ahead, gradients in a bucket.
 ZERO3_LIVE, ZERO3_PREFETCH, ZERO3_BUCKET = 10**9, 5 * 10**7, 5 * 10**8
@@ -174,7 +173,8 @@ def kept_weights(shape: Shape, layout: Layout) -> int:
 def forward_bytes(shape: Shape, layout: Layout, tokens: int, layer: int, passes: int = 1) -> dict[str, int]:
     """Returns what the layers keep between forward and backward.
 
-        activations  L (layer + passes kept_weights); with checkpointing L s H tokens, the inputs of the layers
+        activations  (L - C) (layer + passes kept_weights) + C s H tokens: of the C layers that are computed again,
+                     the inputs alone
         final norm   (4 + s) H tokens
 
     Args:
@@ -183,9 +183,9 @@ def forward_bytes(shape: Shape, layout: Layout, tokens: int, layer: int, passes:
         passes: their number.
     """
     kept = layer + passes * kept_weights(shape, layout)
-    inputs = layout.stream * shape.hidden * tokens
+    inputs, again = layout.stream * shape.hidden * tokens, layout.recomputed(shape.layers)
     return {
-        "activations": shape.layers * (inputs if layout.checkpointing else kept),
+        "activations": (shape.layers - again) * kept + again * inputs,
         "final norm": (4 + layout.stream) * shape.hidden * tokens,
     }
 
@@ -224,29 +224,39 @@ def train_phases(
     return {"loss": forward | loss, "backward": forward | backward_bytes(shape, layout, *largest)}
 
 
+def logits_bytes(shape: Shape, layout: Layout, tokens: int) -> int:
+    """Returns what the log-probabilities of `tokens` tokens take (`rlhf.models.logprobs`).
+
+        (8 + e) c V + e H tokens
+
+    of a chunk of c tokens the logits, and in float32 a copy and the log-softmax; the gradient of the hidden states; on
+    a float32 base under autocast 2 V H more, the unembedding in bfloat16.
+    """
+    v, h, e, copied = shape.vocabulary, shape.hidden, layout.product, layout.autocast and layout.base == "float32"
+    return (8 + e) * v * min(max(1, layout.logits // v), tokens) + e * h * tokens + copied * 2 * v * h
+
+
 # ---- The stages ------------------------------------------------------------------------------------------------------
 
 
-def sft_memory(shape: Shape, layout: Layout, rows: int, tokens: int) -> Memory:
-    """Supervised fine-tuning with TRL's chunked loss: one adapter; rows are padded, so attention has a mask.
+def sft_memory(shape: Shape, layout: Layout, rows: int, tokens: float) -> Memory:
+    """Supervised fine-tuning: one adapter; rows are padded and attention has a mask, unless they are packed.
 
-        loss  a chunk of c = min(SFT_CHUNK, R T) tokens: 18 c V bytes of logits, log-probabilities, exponentials and
-              gradients (16 without autocast), and the unembedding in the precision of its product: 2 V H under
-              autocast, 4 V H on a 16-bit base without it. Under autocast that copy is made of a float32 copy, so the
-              term is at least 6 V H.
+        loss  `logits_bytes` of all tokens. Sharded, TRL's chunked loss: 2 V H + 18 c V bytes for c = SFT_CHUNK tokens,
+              at least 6 V H, since its copy of the unembedding is made of a float32 copy
 
     Args:
         rows: `per_device_train_batch_size`.
-        tokens: of the longest row, `max_length` at most.
+        tokens: of the longest row; packed, of each row on average.
     """
     trained = adapter_weights(shape, layout.rank)
-    one = attention_bytes(shape, layout, rows, tokens, tokens, masked=True) + rows * tokens * token_bytes(shape, layout)
-    whole = (rows * tokens, one)
-    unembedding, chunk = shape.vocabulary * shape.hidden, min(SFT_CHUNK, rows * tokens) * shape.vocabulary
-    if layout.autocast:
+    number = round(rows * tokens)
+    attention = attention_bytes(shape, layout, rows, tokens, tokens, masked=not layout.packed)
+    whole = (number, attention + number * token_bytes(shape, layout))
+    loss = logits_bytes(shape, layout, number)
+    if layout.sharding != "ddp":
+        unembedding, chunk = shape.vocabulary * shape.hidden, min(SFT_CHUNK, number) * shape.vocabulary
         loss = max(6 * unembedding, 2 * unembedding + 18 * chunk)
-    else:
-        loss = 16 * chunk + (0 if layout.base == "float32" else 4 * unembedding)
     phases = train_phases(shape, layout, whole, whole, 1, {"loss": loss})
     return Memory(resident_bytes(shape, layout, trained), phases)
 
@@ -257,8 +267,7 @@ def reward_memory(
     """Reward model on K ranked completions, which share the pass of their prompt (`rlhf.reward.prefix`).
 
     Tokens of the linear layers: prompts (P + K C). Attention of prompts to themselves, without a mask, and of
-    completions to prompt and completion, with one. One adapter and a head of H weights are trained. The loss is
-    negligible.
+    completions to prompt and completion, with one unless packed. One adapter and a head of H weights are trained.
 
     Args:
         prompts: `per_device_train_batch_size`.
@@ -271,7 +280,7 @@ def reward_memory(
         rows = prompts * completions
         tokens = round(prompts * prompt + rows * completion)
         attention = attention_bytes(shape, layout, prompts, prompt, prompt, masked=False)
-        attention += attention_bytes(shape, layout, rows, completion, prompt + completion, masked=True)
+        attention += attention_bytes(shape, layout, rows, completion, prompt + completion, masked=not layout.packed)
         return tokens, attention + tokens * token_bytes(shape, layout)
 
     passes = min(prompts, math.ceil(prompts * completions / per_forward))
@@ -290,13 +299,15 @@ def ppo_memory(
     rewards: int = 1,
     average: bool = True,
     pass_tokens: int = 16384,
+    text: int = 0,
 ) -> Memory:
     """PPO with the shared base: adapters policy and value are trained, sft and the reward models are frozen.
 
     The update passes 2 R (P + T) tokens, half for the policy and half for the value model. Policy and value share a
     pass where `batched_lora` can: not on a 4-bit base, nor sharded. Scoring keeps less than the update.
 
-        logits     18 bytes of min(PPO_LOGITS, R T V): logits, float32 copy, softmax, gradients
+    The loss takes `logits_bytes` of R T tokens. PPO-ptx passes R blocks of text through the policy before the episodes,
+    with logits of all tokens.
 
     Phase `rollout`, with S slots, beside the resident bytes:
 
@@ -312,6 +323,7 @@ def ppo_memory(
         rewards: reward adapters.
         average: `ema_decay` is set.
         pass_tokens: most tokens of one pass (`rlhf.ppo.length_buckets`), adapters counted.
+        text: tokens of a block of pretraining text, 0 without.
     """
     length, sharded, e = prompt + response, layout.sharding != "ddp", layout.product
     batched = not sharded and not layout.quantized
@@ -319,8 +331,13 @@ def ppo_memory(
     sequences = 2 * rows
     in_pass = rows if sharded else max(1 + batched, min(sequences, pass_tokens // length))
     whole, largest = ((n * length, n * one) for n in (sequences, in_pass))
-    logits = 18 * min(max(PPO_LOGITS, shape.vocabulary), rows * response * shape.vocabulary)
-    phases = train_phases(shape, layout, whole, largest, -(-sequences // in_pass), {"logits": logits})
+    logits = {"logits": logits_bytes(shape, layout, rows * response)}
+    phases = train_phases(shape, layout, whole, largest, -(-sequences // in_pass), logits)
+    if text:
+        kept = rows * text * token_bytes(shape, layout) + attention_bytes(shape, layout, rows, text, text, False)
+        block, logits = (rows * text, kept), {"logits": logits_bytes(shape, layout, rows * text)}
+        ptx = train_phases(shape, layout, block, block, 1, logits)
+        phases |= {f"{phase} of the text": terms for phase, terms in ptx.items()}
 
     cache = shape.layers * 2 * shape.keys * e
     prefilled = slots * prompt if sharded else min(slots * prompt, max(PREFILL_TOKENS, prompt))

@@ -6,6 +6,7 @@ from typing import Literal
 from transformers import PreTrainedConfig
 
 from rlhf.errors import InputError
+from rlhf.models.logprobs import GPU_LOGITS
 
 Precision = Literal["float32", "bfloat16", "nf4", "nf4-nested"]
 Sharding = Literal["ddp", "fsdp", "zero3"]
@@ -113,17 +114,22 @@ class Layout:
         base: dtype of the frozen weights; embeddings and norms of a 4-bit base are bfloat16.
         sharding: `fsdp` and `zero3` divide weights, gradients and optimizer states by the processes.
         autocast: the recipes' `bf16: true`.
-        checkpointing: the recipes' `gradient_checkpointing: true`; layers are computed again in backward.
+        checkpointing: n: backward computes every n-th layer again, 1: all, as with the recipes'
+            `gradient_checkpointing: true`; 0: none. True and False are 1 and 0.
         dropout: d, bytes of a number in a mask of the adapters' dropout: 1 on a GPU, 4 on a CPU, 0 without dropout.
+        logits: at a time: of `rlhf.models.logprobs`, GPU_LOGITS or LOGITS.
+        packed: rows stand in one row without padding (`rlhf.models.packed_attention`).
     """
 
     base: Precision = "bfloat16"
     sharding: Sharding = "ddp"
     processes: int = 1
     autocast: bool = True
-    checkpointing: bool = True
+    checkpointing: int = 1
     rank: int = 16
     dropout: int = 0
+    logits: int = GPU_LOGITS
+    packed: bool = False
 
     @property
     def product(self) -> int:
@@ -134,6 +140,10 @@ class Layout:
     def stream(self) -> int:
         """s."""
         return 4 if self.base == "float32" else 2
+
+    def recomputed(self, layers: int) -> int:
+        """Returns how many of the layers backward computes again: those with the numbers 0, n, 2 n, ..."""
+        return -(-layers // self.checkpointing) if self.checkpointing else 0
 
     @property
     def quantized(self) -> bool:

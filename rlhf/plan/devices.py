@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from rlhf.errors import InputError
 from rlhf.models.machine_speed import copied_bytes_per_s, matmul_flops_per_s
 from rlhf.models.model_sizes import Sharding
 from rlhf.runs.launch import count_gpus, threads
+from rlhf.runs.machine_memory import main_memory
 
 # A large bfloat16 matmul's share of the data sheet's dense peak: 775 to 793 of 989 TFLOP/s on one H200.
 MATMUL_SHARE = 0.79
@@ -101,5 +101,5 @@ def this_cpu(processes: int = 1) -> Device:
     finally:
         torch.set_num_threads(before)
     name = f"CPU, {number} thread{'s' * (number > 1)} a process"
-    memory = psutil.virtual_memory().total / processes
+    memory = main_memory()[1] / processes
     return Device(name, "cpu", memory, matmul, bandwidth, "matmul and copy of one thread measured now")

@@ -1,19 +1,22 @@
 """The plan of a stage: its memory and its work, from its configs and the lengths of its rows."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf.data.lengths import shorter
 from rlhf.errors import InputError
+from rlhf.models.fitting import in_process, least_recomputation
 from rlhf.models.loading import context_length, load_config, load_tokenizer
+from rlhf.models.logprobs import GPU_LOGITS, LOGITS
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, shape_of
+from rlhf.models.recomputation import OPTIONS
 from rlhf.plan.devices import Launch
 from rlhf.plan.lengths import quietly, stage_rows
 from rlhf.plan.seconds import seconds_of_work
-from rlhf.plan.work import Inputs, ppo_work, reward_work, sft_work
+from rlhf.plan.work import Found, Inputs, ppo_work, reward_work, sft_work
 from rlhf.ppo.config import TRL_MODEL
 from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.installation import installed_folder
@@ -21,10 +24,6 @@ from rlhf.runs.launch import count_gpus
 from rlhf.runs.parsed_options import parsed_options
 
 STAGES = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work}
-# Memory of Python and its libraries in a process on a CPU; on a GPU they are in the main memory.
-LIBRARIES = 640_000_000
-# On a CPU, glibc keeps part of what is freed: the process grows by more than its tensors take.
-KEPT_FREE = 0.3
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,16 @@ def plan_stage(
     if limit is None:
         raise InputError(f"{stage}.yaml has no limit of the length, and neither has the model. Set one.")
     rows = stage_rows(stage, values["data_args"], tokenizer, limit)
-    found = STAGES[stage](Inputs(shape, layout, values, rows, launch, mean_response))
-    if launch.device.kind == "cpu":
-        found.memory.resident["Python and libraries"] = LIBRARIES
-        for terms in found.memory.phases.values():
-            terms["freed, but kept by the process"] = round(KEPT_FREE * sum(terms.values()))
+
+    def planned(every: int) -> Found:
+        inputs = Inputs(shape, replace(layout, checkpointing=every), values, rows, launch, mean_response)
+        found = STAGES[stage](inputs)
+        return replace(found, memory=in_process(found.memory, launch.device.kind))
+
+    if values["args"].computed >= OPTIONS:  # gradient_checkpointing: auto
+        every = least_recomputation(lambda every: planned(every).memory, launch.device.memory)
+        layout = replace(layout, checkpointing=every)
+    found = planned(layout.checkpointing)
     seconds = seconds_of_work(found.work, launch.device, layout, shape.layers)
     return StagePlan(
         stage, name, layout, rows.source, found.passes, found.memory, seconds, found.steps, found.notes
@@ -128,11 +132,12 @@ def layout_of(values: dict[str, Any], config: Any, launch: Launch, rank: int, dr
     base = "float32" if dtype == "float32" else "bfloat16"  # float16 has as many bytes
     if values["load_in_4bit"]:
         base = "nf4-nested" if values["use_bnb_nested_quant"] else "nf4"
-    args, masks = values["args"], 4 if launch.device.kind == "cpu" else 1
-    return Layout(
+    args, (mask, logits) = values["args"], (4, LOGITS) if launch.device.kind == "cpu" else (1, GPU_LOGITS)
+    layout = Layout(
         base, launch.sharding, launch.processes, args.bf16 or args.fp16, args.gradient_checkpointing, rank,
-        masks if dropout else 0,
+        mask * dropout, logits,
     )  # fmt: skip
+    return replace(layout, packed=launch.device.kind == "gpu" and layout.product == 2)
 
 
 def adapter_options(stage: str, values: dict[str, Any], recipe: Path) -> dict[str, Any]:

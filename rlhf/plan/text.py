@@ -2,11 +2,11 @@
 
 import textwrap
 
+from rlhf.models.fitting import fits
 from rlhf.plan.devices import Device
 from rlhf.plan.seconds import SHARES
 from rlhf.plan.stages import StagePlan
 
-USABLE = 0.9  # of a device's memory; the rest is for what the formulas leave out
 WIDTH = 42
 UNCOUNTED = """\
 Not counted: the CUDA context (about half a GB), buffers of NCCL, fragmentation; loading, evaluation, checkpoints,
@@ -17,11 +17,16 @@ def plan_text(plan: StagePlan, device: Device) -> str:
     """Returns the plan of one stage."""
     layout = plan.layout
     how = [layout.base, f"LoRA rank {layout.rank}", "autocast" if layout.autocast else "no autocast"]
-    how += ["checkpointing" if layout.checkpointing else "no checkpointing"]
+    how += [recomputation_text(layout.checkpointing)]
     how += [f"{layout.processes} x {layout.sharding}"] if layout.processes > 1 else []
     lines = [f"{plan.stage}  {plan.model}: {', '.join(how)}", *_wrapped(plan.passes), *_wrapped(plan.rows)]
     lines += [line for note in plan.notes for line in _wrapped(note)]
     return "\n".join([*lines, "", *memory_lines(plan, device), "", *time_lines(plan, device)])
+
+
+def recomputation_text(every: int) -> str:
+    """Returns which layers backward computes again: `Layout.checkpointing` in words."""
+    return f"1 of {every} layers recomputed" if every > 1 else "all layers recomputed" if every else "none recomputed"
 
 
 def memory_lines(plan: StagePlan, device: Device) -> list[str]:
@@ -34,11 +39,11 @@ def memory_lines(plan: StagePlan, device: Device) -> list[str]:
     lines.append(_line("resident", sum(memory.resident.values()) / 1e9))
     lines += [_line(f"  {largest}: {name}", size / 1e9) for name, size in memory.phases[largest].items() if size]
     share = memory.peak / device.memory
-    fits = "fits" if share <= USABLE else "too near to the limit" if share <= 1 else "does not fit"
-    lines.append(_line("peak", memory.peak / 1e9) + f" of {device.memory / 1e9:.0f} ({share:.0%}): {fits}")
+    fitting = "fits" if fits(memory, device.memory) else "too near to the limit" if share <= 1 else "does not fit"
+    lines.append(_line("peak", memory.peak / 1e9) + f" of {device.memory / 1e9:.0f} ({share:.0%}): {fitting}")
     others = [f"{name} {total / 1e9:.2f}" for name, total in totals.items() if name != largest]
     lines += [f"  other phases, beside what is resident: {', '.join(others)}"] if others else []
-    if share > USABLE:
+    if not fits(memory, device.memory):
         option = ", local_rollout_forward_batch_size" if plan.stage == "ppo" else ""
         lines.append(f"  to fit: halve per_device_train_batch_size{option}, then load_in_4bit, then shorter rows")
     return lines

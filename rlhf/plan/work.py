@@ -1,10 +1,10 @@
 """Memory and work of each stage on one device: what the trainers do with a micro-batch, a step and a rollout."""
 
 import math
-import random
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.data.lengths import largest_batch, longest_rows
 from rlhf.models.flops import causal_pairs, decode_bytes, forward_flops, training_flops
 from rlhf.models.memory import Memory, adapter_weights, base_bytes, ppo_memory, reward_memory, sft_memory
 from rlhf.models.model_sizes import Layout, Shape
@@ -16,8 +16,6 @@ from rlhf.ppo.length_buckets import CPU_LIMITS, GPU_TOKENS
 from rlhf.ppo.ptx import block_length, resolve_ptx_coef
 from rlhf.runs.batches import divide_batch
 from rlhf.runs.launch import threads
-
-BATCHES = 1000  # random micro-batches, of which the largest counts for memory
 
 
 @dataclass(frozen=True)
@@ -63,23 +61,29 @@ def optimizer_steps(inputs: Inputs, rows_per_step: int) -> int | None:
 
 
 def sft_work(inputs: Inputs) -> Found:
-    """Rows are padded to the longest of their micro-batch."""
+    """Rows are padded to the longest of their micro-batch, or packed."""
     shape, layout, rows = inputs.shape, inputs.layout, inputs.rows
     per_pass, passes = per_device(inputs)
     lengths = rows.lengths
-    one = padded(lengths, per_pass, inputs.values["train_sampling_strategy"] == "group_by_length")
+    by_length = inputs.values["train_sampling_strategy"] == "group_by_length"
+    if layout.packed:
+        one, pairs = (per_pass * number / len(lengths) for number in (sum(lengths), causal_pairs(lengths)))
+    else:
+        one = padded(lengths, per_pass, by_length)
+        pairs = one * one / per_pass  # the mask makes attention compute all pairs of a padded row
+    most = longest_rows(lengths, per_pass, layout.packed, by_length)
     answers = per_pass * sum(row[0] for row in rows.completions) / len(lengths)
-    pairs = one * one / per_pass  # the mask makes attention compute all pairs of a padded row
     twice = layout.sharding != "ddp"  # the loss is TRL's
-    flops = training_flops(shape, one, answers, pairs, layout.rank, layout.checkpointing, logits_twice=twice)
+    again = layout.recomputed(shape.layers) / shape.layers
+    flops = training_flops(shape, one, answers, pairs, layout.rank, again, logits_twice=twice)
     ratio = one * len(lengths) / per_pass / sum(lengths)
-    notes = [f"{ratio:.2f} tokens are computed for each of the data"]
+    notes = ["rows are packed" if layout.packed else f"{ratio:.2f} tokens are computed for each of the data"]
     if inputs.values["pretrain_mix"]:
         notes.append("pretrain_mix is not counted")
     return Found(
-        sft_memory(shape, layout, per_pass, max(lengths)),
+        sft_memory(shape, layout, per_pass, most),
         Work({"sft": passes * sum(flops.values())}, one),
-        f"{per_pass} rows of up to {max(lengths):,} tokens a pass, {passes} passes a step",
+        f"{per_pass} rows of up to {most:,.0f} tokens{' on average' * layout.packed} a pass, {passes} passes a step",
         optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
         notes,
     )
@@ -97,7 +101,7 @@ def reward_work(inputs: Inputs) -> Found:
     number = passes * per_pass / len(sizes)  # in a step, of each row that was read
     tokens = number * sum(p + c for p, _, c in sizes)
     seen = sum(p * p + sum(c * (p + c) for c in row) for p, row in zip(rows.prompts, rows.completions, strict=True))
-    flops = training_flops(shape, tokens, 0, number * seen, layout.rank, layout.checkpointing)
+    flops = training_flops(shape, tokens, 0, number * seen, layout.rank, layout.recomputed(shape.layers) / shape.layers)
     notes = ["the completions of a prompt share it"]
     if values["shuffled_pairs"] or values["cross_validate"]:
         notes.append("shuffled_pairs and cross_validate are not counted")
@@ -111,20 +115,6 @@ def reward_work(inputs: Inputs) -> Found:
     )
 
 
-def largest_batch(sizes: list[tuple[int, int, int]], rows: int) -> tuple[float, float, float]:
-    """Returns the mean prompt, number K and length of completions in the largest of many random batches.
-
-    Args:
-        sizes: (tokens of the prompt, K, tokens of all completions) of each row.
-    """
-    rng = random.Random(0)
-    draw = rng.sample if rows <= len(sizes) else rng.choices
-    batches = [draw(sizes, k=rows) for _ in range(BATCHES)]
-    batch = max(batches, key=lambda batch: sum(p + c for p, _, c in batch))
-    prompts, k, completions = (sum(column) for column in zip(*batch, strict=True))
-    return prompts / rows, k / rows, completions / k
-
-
 # ---- PPO
 
 
@@ -134,9 +124,10 @@ def ppo_work(inputs: Inputs) -> Found:
     per_pass, passes = per_device(inputs, "mini_batch_size")
     episodes = per_pass * passes * (values["batch_size"] // values["mini_batch_size"])
     longest, slots = values["response_length"], min(values["local_rollout_forward_batch_size"], episodes)
+    text = pretraining_tokens(values) > 0
     memory = ppo_memory(
         shape, layout, per_pass, rows.longest_prompt, longest, slots, reward_adapters(values),
-        values["ema_decay"] is not None, tokens_of_a_pass(inputs),
+        values["ema_decay"] is not None, tokens_of_a_pass(inputs), block_length(values["args"], None) if text else 0,
     )  # fmt: skip
     response = min(inputs.mean_response or longest, longest)
     notes = [f"responses are taken to have {response} tokens on average"]
@@ -150,8 +141,8 @@ def ppo_work(inputs: Inputs) -> Found:
     if inputs.launch.device.kind == "cpu":  # a batch decodes until its longest response ends; no other takes its place
         weights = round(weights * longest / response)
     work.decode_bytes = decode_bytes(shape, weights, slots, position, layout.product)
-    text = f"{per_pass} episodes of up to {rows.longest_prompt:,} + {longest:,} tokens a pass, {passes} passes a step"
-    return Found(memory, work, f"{text}; {slots} responses sampled at a time", rollouts(inputs), notes)
+    one = f"{per_pass} episodes of up to {rows.longest_prompt:,} + {longest:,} tokens a pass, {passes} passes a step"
+    return Found(memory, work, f"{one}; {slots} responses sampled at a time", rollouts(inputs), notes)
 
 
 def reward_adapters(values: dict[str, Any]) -> int:
@@ -177,12 +168,12 @@ def rollout_flops(inputs: Inputs, episodes: int, response: float) -> dict[str, f
     both: dict[str, Any] = dict(
         tokens=2 * episodes * (mean + response), logits=episodes * response, pairs=2 * pairs, rank=rank
     )
-    forward = sum(forward_flops(shape, **both).values())
-    update = sum(training_flops(shape, **both, checkpointing=layout.checkpointing).values())
+    forward, again = sum(forward_flops(shape, **both).values()), layout.recomputed(shape.layers) / shape.layers
+    update = sum(training_flops(shape, **both, checkpointing=again).values())
     text = pretraining_tokens(values) * episodes
     if text:
         block = block_length(values["args"], None)
-        one = training_flops(shape, text, text, text * block / 2, rank, layout.checkpointing)
+        one = training_flops(shape, text, text, text * block / 2, rank, again)
         update += sum(one.values())
     prefill = forward_flops(shape, episodes * mean, 0, each * causal_pairs(prompts), rank)
     # Without a reward model the reference passes alone.

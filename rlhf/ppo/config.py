@@ -9,6 +9,7 @@ from transformers import SchedulerType
 from trl.trainer.base_config import _BaseConfig
 
 from rlhf.errors import InputError, require_at_least
+from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.ppo.sizes import resolve_rollout
 from rlhf.runs.processes import use_one_device
 
@@ -48,6 +49,7 @@ class PPOConfig(_BaseConfig):
         metadata={"help": "Episodes per rollout and process / per_device_train_batch_size, as in TRL. Without effect "
                           "if batch_size is set."},
     )  # fmt: skip
+    gradient_checkpointing: bool | None = field(default=None, metadata=CHECKPOINTING)
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam (paper: 0.95 in all stages)."})
     # Stiennon et al. (2020) use 1e-5 for full models. Gradients of LoRA weights are as small as that: a fresh adapter's
     # steps would be 7 % of the learning rate, and the value model's about 60 %.
@@ -227,10 +229,11 @@ class PPOConfig(_BaseConfig):
     computed = frozenset()  # fields that __post_init__ computes; no field itself
 
     def __post_init__(self):
+        self.computed = left_open(self)
         super().__post_init__()
         use_one_device(self)
         self._check_values()
-        self.computed = resolve_rollout(self)
+        self.computed |= resolve_rollout(self)
 
     @property
     def rollout_size(self) -> int:

@@ -23,6 +23,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
+from rlhf.models.memory import Memory, ppo_memory
+from rlhf.models.model_sizes import Layout, Shape
+from rlhf.models.recomputation import decide_recomputation
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
@@ -36,7 +39,8 @@ from rlhf.ppo.guards import (
     gradients_finite,
     stop_non_finite,
 )
-from rlhf.ppo.layouts import build_actor_critic
+from rlhf.ppo.layouts import SharedActorCritic, build_actor_critic
+from rlhf.ppo.length_buckets import pass_limits
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import (
     Meter,
@@ -209,6 +213,24 @@ class PPOTrainer(TRLInterface):
         self.step_taken = True  # False if target KL skipped the last optimizer step
         self.add_callback(RolloutCallback(self))
         setattr(self.state, "episode", 0)  # noqa: B010  # as TRL's OnlineTrainerState has it
+        decide_recomputation(self, networks.language_model, self.rollout_memory)
+
+    def rollout_memory(self, shape: Shape, layout: Layout) -> Memory:
+        """Memory of a rollout and its update, if prompts and responses have their longest.
+
+        Raises:
+            InputError: the roles are not adapters of one base.
+        """
+        args, networks = self.args, self.actor_critic
+        if not isinstance(networks, SharedActorCritic):
+            raise InputError("The memory of a model for each role is not known, only that of a SharedBase.")
+        return ppo_memory(
+            shape, layout, args.per_device_train_batch_size, max(map(len, self.train_dataset["input_ids"])),
+            args.response_length, min(args.local_rollout_forward_batch_size, args.local_rollout_size),
+            rewards=len(set(networks.base.adapters) - {"policy", "sft", "value"}), average=self.ema is not None,
+            pass_tokens=pass_limits(networks.language_model, args.device)[0],
+            text=self.pretraining.length if self.pretraining is not None else 0,
+        )  # fmt: skip
 
     # ---- The stream of micro-steps ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from trl import RewardConfig
 
 from rlhf.errors import InputError, require_at_least
+from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.processes import use_one_device
 
@@ -39,6 +40,7 @@ class KWiseRewardConfig(RewardConfig):
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Micro-batches per optimizer step. None: computed from batch_size."}
     )
+    gradient_checkpointing: bool | None = field(default=None, metadata=CHECKPOINTING)
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Prompts per device and evaluation batch."})
     completions_per_forward: int = field(
         default=32,
@@ -86,6 +88,7 @@ class KWiseRewardConfig(RewardConfig):
     computed = frozenset()  # fields that __post_init__ computes; no field itself
 
     def __post_init__(self):
+        self.computed = left_open(self)
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()

@@ -1,6 +1,7 @@
 """TRL's RewardTrainer for K ranked completions per prompt (arXiv 2203.02155, section 3.5)."""
 
 import logging
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -14,14 +15,18 @@ from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from rlhf.data.encode import encode_prompt_and_completions
+from rlhf.data.lengths import largest_batch
 from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.embeddings import set_pad_token_id
+from rlhf.models.memory import Memory, reward_memory
+from rlhf.models.model_sizes import Layout, Shape
 from rlhf.models.packed_attention import enable_packing
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
+from rlhf.models.recomputation import decide_recomputation
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
@@ -53,6 +58,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
     args: KWiseRewardConfig
     model: PreTrainedModel | PeftModel
     processing_class: PreTrainedTokenizerBase
+    train_dataset: Dataset
     eval_dataset: Dataset
 
     # compute_loss divides by the prompts of the whole accumulated batch, so the Trainer must not divide again.
@@ -80,6 +86,17 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         self.shares_prompts = obstacle is None
         if obstacle:
             logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)
+        decide_recomputation(self, classifier, self.step_memory)
+
+    def step_memory(self, shape: Shape, layout: Layout) -> Memory:
+        """Memory of a step on the largest of many random batches."""
+        args, rows = self.args, self.train_dataset
+        pairs = zip(rows["prompt_length"], rows["completions_ids"], strict=True)
+        sizes = [(prompt, len(ids), sum(map(len, ids)) - prompt * len(ids)) for prompt, ids in pairs]
+        prompt, k, completion = largest_batch(sizes, args.per_device_train_batch_size)
+        passed = 1 if self.shares_prompts else k  # times that each prompt passes
+        prompts, layout = round(passed * args.per_device_train_batch_size), replace(layout, packed=self.packs)
+        return reward_memory(shape, layout, prompts, k / passed, prompt, completion, args.completions_per_forward)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Any:
         """Returns the K-wise loss; with `return_outputs` (loss, {"scores": [N]}).

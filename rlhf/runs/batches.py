@@ -59,7 +59,7 @@ def resolve_batch(args: BatchArguments, paper: int) -> None:
     rows, steps, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     if steps is None:
         rows, steps = divide_batch(args.batch_size or paper, processes, rows)
-        args.computed = frozenset({"gradient_accumulation_steps"})
+        args.computed |= {"gradient_accumulation_steps"}
     elif args.batch_size not in (None, rows * steps * processes):
         raise InputError(
             f"batch_size {args.batch_size} is not per_device_train_batch_size {rows} x gradient_accumulation_steps "

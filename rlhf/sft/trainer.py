@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -19,14 +19,18 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rlhf.data.encode import encode_completion, encode_prompt
+from rlhf.data.lengths import longest_rows
 from rlhf.data.pretraining import PretrainingStream, Rows
 from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.loading import LoraModelConfig
+from rlhf.models.memory import Memory, sft_memory
+from rlhf.models.model_sizes import Layout, Shape
 from rlhf.models.packed_attention import enable_packing, packed_row
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
+from rlhf.models.recomputation import CHECKPOINTING, decide_recomputation, left_open
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
@@ -68,6 +72,7 @@ class SFTArguments(SFTConfig):
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Forward passes per optimizer step. None: computed from batch_size."}
     )
+    gradient_checkpointing: bool | None = field(default=None, metadata=CHECKPOINTING)
     max_length: int | None = field(
         default=2048,
         metadata={
@@ -92,6 +97,7 @@ class SFTArguments(SFTConfig):
     computed = frozenset()  # fields that __post_init__ computes; no field itself
 
     def __post_init__(self):
+        self.computed = left_open(self)
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         if not 0 <= self.pretrain_mix < 1:
@@ -137,6 +143,7 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
             replace_chunked_loss(unwrap_peft(cast(PreTrainedModel, self.model)))
         self._eval_sums: dict[str, float] = defaultdict(float)
         self.packs = self._enable_packing()
+        decide_recomputation(self, unwrap_peft(self.model), self.step_memory)  # pyright: ignore[reportArgumentType]
 
     def _enable_packing(self) -> bool:
         """True if a batch passes the model as one row without padding."""
@@ -152,6 +159,13 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         if self.packs and "attention_mask" in inputs and "shift_labels" not in inputs:
             inputs = inputs | pack_batch(*(inputs[name] for name in ("input_ids", "attention_mask", "labels")))
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def step_memory(self, shape: Shape, layout: Layout) -> Memory:
+        """Memory of a step on the longest rows; on the largest of many random batches if they are packed."""
+        args, lengths = self.args, list(map(len, cast(Dataset, self.train_dataset)["input_ids"]))
+        rows, by_length = args.per_device_train_batch_size, args.train_sampling_strategy == "group_by_length"
+        tokens = longest_rows(lengths, rows, self.packs, by_length)
+        return sft_memory(shape, replace(layout, packed=self.packs), rows, tokens)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """Tokens of an optimizer step on all processes; None in evaluation, where a loss is its own batch's mean."""

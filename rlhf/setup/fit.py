@@ -1,14 +1,17 @@
 """The precision and the rows of a pass that fit the machine, by the formulas of rlhf/models/memory.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rlhf.models.memory import ppo_memory, reward_memory, sft_memory
+from rlhf.models.fitting import USABLE, in_process
+from rlhf.models.logprobs import GPU_LOGITS, LOGITS
+from rlhf.models.memory import Memory, ppo_memory, reward_memory, sft_memory
 from rlhf.models.model_sizes import Layout, Precision
-from rlhf.planning.machine import Machine
-from rlhf.planning.model import Model
 from rlhf.runs.console import amount, gigabytes
+from rlhf.setup.machine import Machine
+from rlhf.setup.model import Model
 
 ROWS = (16, 8, 4, 2, 1)
+ENOUGH = 4  # rows of a pass; more would save less time than layers that are not computed again
 SMALL = 500_000_000  # parameters, of which half precision would save little
 
 
@@ -34,15 +37,13 @@ class Fit:
 
     Attributes:
         precision: of the frozen base.
-        checkpointing: activations are computed again in backward.
-        rows: stage -> rows in one pass.
+        rows: stage -> rows in one pass: those that fit without recomputation if they are `ENOUGH`, else with it.
         needed: stage -> bytes, by estimate.
         available: bytes.
     """
 
     precision: Precision
     autocast: bool
-    checkpointing: bool
     rows: dict[str, int]
     needed: dict[str, int]
     available: int
@@ -59,48 +60,49 @@ class Fit:
 def fit(model: Model, machine: Machine, lengths: Lengths, rank: int = 16) -> Fit:
     """Returns the first precision in which all stages fit, with the most rows; the last one if none does.
 
-    The order is float32 for small models, bfloat16, 4 bits. On the CPU there is float32 alone, and no checkpointing
-    where the memory allows it.
+    The order is float32 for small models, bfloat16, 4 bits. On the CPU there is float32 alone.
     """
     if not machine.gpus:
         available = machine.memory // 2  # the rest is the system's and other programs'
-        choices: list[tuple[Precision, bool]] = [("float32", False), ("float32", True)]
+        choices: list[Precision] = ["float32"]
     else:
-        available, choices = machine.gpu_memory * 9 // 10, []
+        available, choices = int(USABLE * machine.gpu_memory), []
         if model.parameters < SMALL or not machine.bf16:
-            choices.append(("float32", True))
+            choices.append("float32")
         if machine.bf16:
-            choices.append(("bfloat16", True))
+            choices.append("bfloat16")
         if not model.stored_as_gguf:
-            choices.append(("nf4-nested", True))
-    found = None
-    for precision, checkpointing in choices:
+            choices.append("nf4-nested")
+    found, logits = None, GPU_LOGITS if machine.gpus else LOGITS
+    for precision in choices:
         autocast = machine.bf16 and precision != "float32"
-        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, checkpointing, rank)
-        found = _rows(model, layout, lengths, available)
+        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, rank=rank, logits=logits)
+        found = _rows(model, layout, lengths, available, "gpu" if machine.gpus else "cpu")
         if found.fits:
             return found
     assert found is not None
     return found
 
 
-def _rows(model: Model, layout: Layout, lengths: Lengths, available: int) -> Fit:
+def _rows(model: Model, layout: Layout, lengths: Lengths, available: int, device: str) -> Fit:
+    fast, choices = replace(layout, checkpointing=0), [number for number in ROWS if number >= ENOUGH]
     rows, needed = {}, {}
     for stage in ("sft", "reward", "ppo"):
-        for number in ROWS:
-            rows[stage], needed[stage] = number, _peak(stage, model, layout, lengths, number)
-            if needed[stage] <= available:
+        for each, number in [*((fast, number) for number in choices), *((layout, number) for number in ROWS)]:
+            memory = in_process(_memory(stage, model, each, lengths, number), device)
+            rows[stage], needed[stage] = number, memory.peak
+            if memory.peak <= available:
                 break
-    return Fit(layout.base, layout.autocast, layout.checkpointing, rows, needed, available)
+    return Fit(layout.base, layout.autocast, rows, needed, available)
 
 
-def _peak(stage: str, model: Model, layout: Layout, lengths: Lengths, rows: int) -> int:
+def _memory(stage: str, model: Model, layout: Layout, lengths: Lengths, rows: int) -> Memory:
     if stage == "sft":
-        return sft_memory(model.shape, layout, rows, lengths.row).peak
+        return sft_memory(model.shape, layout, rows, lengths.row)
     if stage == "reward":
         half = max(1, lengths.row // 2)  # of the prompt, and of each answer
-        return reward_memory(model.shape, layout, rows, lengths.k, half, half, rows * lengths.k).peak
-    return ppo_memory(model.shape, layout, rows, lengths.prompt, lengths.response, 4 * rows).peak
+        return reward_memory(model.shape, layout, rows, lengths.k, half, half, rows * lengths.k)
+    return ppo_memory(model.shape, layout, rows, lengths.prompt, lengths.response, 4 * rows)
 
 
 def too_large(model: Model, machine: Machine, found: Fit) -> str:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from rlhf.runs.console import gigabytes
 from rlhf.runs.launch import count_cores, count_gpus
+from rlhf.runs.machine_memory import main_memory
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Machine:
 
     Attributes:
         cores: of the CPU, for this process.
-        memory: bytes of main memory.
+        memory: bytes of main memory, within the limits of cgroups.
         gpus: number of accelerators.
         gpu: name of the first one; "" without any.
         gpu_memory: bytes of the smallest; main memory where it is shared, as on a Mac; 0 without any.
@@ -37,7 +37,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """Returns the machine that this process runs on."""
-    cores, memory, gpus = count_cores(), psutil.virtual_memory().total, count_gpus()
+    cores, memory, gpus = count_cores(), main_memory()[1], count_gpus()
     if not gpus:
         return Machine(cores, memory)
     if not torch.cuda.is_available():

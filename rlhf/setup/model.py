@@ -26,8 +26,7 @@ class Model:
     Attributes:
         name: folder or Hub id, as it was given.
         parameters: of the base.
-        shape: its sizes, for the formulas of rlhf/models/memory.py.
-        similar: True if the shape is only one of Llama's form with as many parameters.
+        shape: its sizes, for the formulas of rlhf/models/memory.py; those of `similar_shape` for a form without one.
         context: tokens; None if the model does not say.
         layers: last parts of the names of the layers that LoRA adapts.
         stored_as_gguf: cannot be loaded in 4 bits.
@@ -37,7 +36,6 @@ class Model:
     name: str
     parameters: int
     shape: Shape
-    similar: bool
     context: int | None
     layers: tuple[str, ...]
     stored_as_gguf: bool
@@ -56,13 +54,13 @@ def look_at_model(name: str) -> tuple[Model, PreTrainedTokenizerBase]:
     parameters = sum(p.numel() for path, p in base.named_parameters() if "lora_" not in path)
     layers = dict.fromkeys(path.rpartition(".")[2] for path in linear_layers(base))  # pyright: ignore[reportArgumentType]
     try:
-        shape, similar = shape_of(config), False
+        shape = shape_of(config)
     except InputError:
-        shape, similar = similar_shape(config, parameters), True
+        shape = similar_shape(config, parameters)
     folder = Path(resolve_model_name(name))
     gguf = not (folder / "config.json").exists() and any(folder.glob("*.gguf"))
     context, own = context_length(config), brings_template(tokenizer)
-    return Model(name, parameters, shape, similar, context, tuple(layers), gguf, own), tokenizer
+    return Model(name, parameters, shape, context, tuple(layers), gguf, own), tokenizer
 
 
 def similar_shape(config: PreTrainedConfig, parameters: int) -> Shape:

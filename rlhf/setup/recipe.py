@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from rlhf.errors import InputError
-from rlhf.planning.settings import Plan, Setting
-from rlhf.planning.stages import READS, STAGES, TITLES, stages_of
 from rlhf.runs.installation import recipe_names
+from rlhf.setup.settings import Facts, Setting
+from rlhf.setup.stages import READS, STAGES, TITLES, stages_of
 
 WIDTH = 120  # columns
 
@@ -29,18 +29,18 @@ def check_name(name: str) -> Path:
     return folder
 
 
-def render(plan: Plan, stage: str) -> str:
+def render(facts: Facts, stage: str) -> str:
     """Returns the YAML of a stage: a head, then each setting with its reason."""
-    found, model = plan.data[READS[stage]], plan.model
+    found, model = facts.data[READS[stage]], facts.model
     title = TITLES[stage].format(model=model.name, data=found.args.dataset_name)
-    command = f"  rlhf {stage} {plan.name}"
+    command = f"  rlhf {stage} {facts.name}"
     head = [*_wrapped(title), "", command, f"{command} --smoke    # first: in under a minute", ""]
-    head += _wrapped(f"Written by `rlhf new` for {plan.machine}. Expected result: not yet measured.")
+    head += _wrapped(f"Written by `rlhf new` for {facts.machine}. Expected result: not yet measured.")
     if stage in ("sft", "reward"):
         template = "its own chat template" if model.brings_template else "the short default template (it has none)"
         head += _wrapped(f"Prompts in {template}. LoRA on {', '.join(model.layers)}.")
     lines = [f"# {line}".rstrip() for line in head]
-    return "\n".join([*lines, *map(setting_line, STAGES[stage](plan))]) + "\n"
+    return "\n".join([*lines, *map(setting_line, STAGES[stage](facts))]) + "\n"
 
 
 def setting_line(setting: Setting) -> str:
@@ -62,13 +62,13 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH - 2, break_on_hyphens=False, break_long_words=False)
 
 
-def write_recipe(plan: Plan, folder: Path) -> list[Path]:
+def write_recipe(facts: Facts, folder: Path) -> list[Path]:
     """Writes the YAMLs of all stages for which there is data; returns their paths.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    texts = {f"{stage}.yaml": render(plan, stage) for stage in stages_of(plan)}
+    texts = {f"{stage}.yaml": render(facts, stage) for stage in stages_of(facts)}
     try:
         folder.mkdir(parents=True)
         for name, text in texts.items():

@@ -9,17 +9,17 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import torch
 from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rlhf.inference.gguf import CONVERTER
-from rlhf.planning.finding import Finding
-from rlhf.planning.machine import Machine, this_machine
 from rlhf.runs.console import gigabytes
 from rlhf.runs.installation import PACKAGE as PACKAGE_FOLDER
+from rlhf.runs.machine_memory import main_memory
+from rlhf.setup.finding import Finding
+from rlhf.setup.machine import Machine, this_machine
 
 PACKAGE = "instruct-rlhf"
 EXTRAS = {
@@ -70,7 +70,7 @@ def precisions(machine: Machine) -> Finding:
 
 
 def memory(machine: Machine) -> Finding:
-    free = psutil.virtual_memory().available
+    free, _ = main_memory()
     text = f"{gigabytes(free)} of {gigabytes(machine.memory)} GB free"
     if free < LITTLE_MEMORY:
         return Finding("memory", "missing", text, "Close other programs; a model of 135 M parameters takes 3 GB.")

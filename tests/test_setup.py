@@ -17,16 +17,18 @@ from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load
 from rlhf.data.formats import detect
 from rlhf.data.splits import split_of
 from rlhf.errors import InputError
+from rlhf.models.fitting import USABLE
 from rlhf.models.loading import load_config, load_tokenizer
-from rlhf.models.model_sizes import shape_of
-from rlhf.planning.data import choose_sources, look_at_data, rows_text
-from rlhf.planning.fit import Lengths, fit, too_large
-from rlhf.planning.languages import count_scripts, languages_text
-from rlhf.planning.machine import Machine
-from rlhf.planning.model import Model, look_at_model, similar_shape
-from rlhf.planning.recipe import render
-from rlhf.planning.settings import batch, plan
-from rlhf.planning.stages import STAGES, stages_of
+from rlhf.models.memory import sft_memory
+from rlhf.models.model_sizes import Layout, shape_of
+from rlhf.setup.data import choose_sources, look_at_data, rows_text
+from rlhf.setup.fit import Lengths, fit, too_large
+from rlhf.setup.languages import count_scripts, languages_text
+from rlhf.setup.machine import Machine
+from rlhf.setup.model import Model, look_at_model, similar_shape
+from rlhf.setup.recipe import render
+from rlhf.setup.settings import batch, gather_facts
+from rlhf.setup.stages import STAGES, stages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Machine(cores=2, memory=16 * 10**9)
@@ -60,7 +62,7 @@ def new(monkeypatch):
 
 
 def model_of(config: LlamaConfig, parameters: int, gguf: bool = False) -> Model:
-    return Model("base", parameters, shape_of(config), False, 8192, ("q_proj",), gguf, True)
+    return Model("base", parameters, shape_of(config), 8192, ("q_proj",), gguf, True)
 
 
 SMALL = model_of(LlamaConfig(num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9,
@@ -190,14 +192,14 @@ def test_the_scripts_of_prompts_and_answers_are_counted(tmp_path, toy_tokenizer)
 
 def test_a_model_is_looked_at_without_its_weights(tmp_path, toy_folder):
     model, tokenizer = look_at_model(toy_folder)
-    assert model.shape == shape_of(load_config(toy_folder)) and not model.similar
+    assert model.shape == shape_of(load_config(toy_folder))
     assert model.parameters == model.shape.parameters
     assert set(model.layers) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert tokenizer.get_vocab() == load_tokenizer(toy_folder).get_vocab()
     for saved in (toy_config("opt", width=32, heads=4, positions=256, vocab_size=300), bpe_tokenizer()):
         saved.save_pretrained(tmp_path)
     opt, _ = look_at_model(str(tmp_path))
-    assert opt.similar and opt.shape == similar_shape(load_config(str(tmp_path)), opt.parameters)
+    assert opt.shape == similar_shape(load_config(str(tmp_path)), opt.parameters)
 
 
 def test_the_precision_is_the_first_that_fits():
@@ -210,7 +212,15 @@ def test_the_precision_is_the_first_that_fits():
     old = Machine(8, 10**11, 1, "T4", 12 * 10**9, bf16=False)
     assert "Take a smaller model" in too_large(LARGE, old, fit(LARGE, old, lengths))
     assert fit(model_of(LlamaConfig(), 7 * 10**9, gguf=True), small_gpu, lengths).precision == "bfloat16"
-    assert not fit(SMALL, CPU, Lengths(256, 128, 64)).checkpointing
+    assert min(fit(SMALL, CPU, Lengths(256, 128, 64)).rows.values()) >= 4
+
+
+def test_a_pass_has_fewer_rows_if_its_layers_need_not_be_computed_again():
+    lengths = Lengths(row=2048, prompt=1024, response=512, k=4)
+    layout = Layout("bfloat16", checkpointing=0)
+    for memory, rows in ((141, 4), (80, 16)):  # in 80 GB, 4 rows do not fit without recomputation
+        assert fit(LARGE, replace(H100, gpu_memory=memory * 10**9), lengths).rows["sft"] == rows
+        assert (sft_memory(LARGE.shape, layout, 4, 2048).peak <= USABLE * memory * 10**9) == (rows == 4)
 
 
 def test_batches_are_the_papers_where_there_are_rows_for_them():
@@ -222,7 +232,7 @@ def test_batches_are_the_papers_where_there_are_rows_for_them():
 @pytest.mark.parametrize("gpus", [1, 3, 8, 24])
 def test_batches_are_multiples_of_the_gpus(csv, toy_folder, gpus):
     model, tokenizer = look_at_model(toy_folder)
-    chosen = plan(
+    chosen = gather_facts(
         "mine", model, replace(H100, gpus=gpus), choose_sources([look_at_data(DataArguments(csv), tokenizer)[0]])
     )
     for stage in ("sft", "reward"):
@@ -239,7 +249,7 @@ def test_every_setting_of_a_recipe_has_a_reason_and_paths_follow_from_its_name(c
     model, tokenizer = look_at_model(toy_folder)
     held, _ = look_at_data(DataArguments(csv), tokenizer)
     for machine in (CPU, H100):
-        chosen = plan("mine", model, machine, choose_sources([held]))
+        chosen = gather_facts("mine", model, machine, choose_sources([held]))
         assert stages_of(chosen) == ["sft", "reward", "choose", "ppo", "evaluate"]
         for stage in stages_of(chosen):
             text = render(chosen, stage)
@@ -261,7 +271,7 @@ def test_a_long_row_that_is_held_out_is_skipped(tmp_path, toy_folder, split, sta
         row["prompt"] += long
     model, tokenizer = look_at_model(toy_folder)
     held, _ = look_at_data(DataArguments(str(write_rows(tmp_path / "a.jsonl", rows))), tokenizer)
-    chosen = plan("mine", model, CPU, held)
+    chosen = gather_facts("mine", model, CPU, held)
     assert re.search(rf"^on_bad_rows: skip  # 2 of \d+ {split} rows are longer", render(chosen, stage), re.MULTILINE)
     assert "on_bad_rows" not in render(chosen, other)
 
@@ -269,7 +279,7 @@ def test_a_long_row_that_is_held_out_is_skipped(tmp_path, toy_folder, split, sta
 def test_a_format_that_was_given_is_written_once(csv, toy_folder):
     model, tokenizer = look_at_model(toy_folder)
     held = look_at_data(DataArguments(csv, dataset_format="best_answer", on_bad_rows="skip"), tokenizer)[0]
-    text = render(plan("mine", model, CPU, choose_sources([held])), "reward")
+    text = render(gather_facts("mine", model, CPU, choose_sources([held])), "reward")
     assert text.count("dataset_format: best_answer") == 1
 
 

@@ -1,9 +1,9 @@
 """The settings of each stage of a recipe."""
 
-from rlhf.planning.fit import SMALL
-from rlhf.planning.settings import (
+from rlhf.setup.fit import SMALL
+from rlhf.setup.settings import (
     FEW_RANKINGS,
-    Plan,
+    Facts,
     Setting,
     batch,
     endings,
@@ -21,152 +21,152 @@ BILLIONS = 2_000_000_000  # parameters above which PPO takes more and smaller st
 RATES = {32: (1e-3, 1e-3), 256: (1e-4, 3e-4), 512: (5e-5, 1.5e-4)}
 
 
-def sft(plan: Plan) -> list[Setting]:
+def sft(facts: Facts) -> list[Setting]:
     """Supervised fine-tuning: three epochs, among which `rlhf choose` chooses; one on much data."""
-    rows = plan.data["demonstrations"].rows["train"]
+    rows = facts.data["demonstrations"].rows["train"]
     epochs = 3 if rows < 20_000 else 1
-    size = batch(epochs * rows, 32, 50, plan.processes)
+    size = batch(epochs * rows, 32, 50, facts.processes)
     why = "the paper trains 16 and chooses one by reward-model score (rlhf choose)" if epochs > 1 else "much data"
     return [
-        *weights(plan),
-        *source(plan, "demonstrations", "max_length"),
+        *weights(facts),
+        *source(facts, "demonstrations", "max_length"),
         ("num_train_epochs", epochs, why),
-        ("batch_size", size, _batch_reason(plan, rows * epochs, size, 32)),
-        rate(plan),
-        ("max_length", plan.lengths.row, _longest(plan, "demonstrations")),
-        *training(plan, "sft", size),
-        output(plan, "sft"),
+        ("batch_size", size, _batch_reason(facts, rows * epochs, size, 32)),
+        rate(facts),
+        ("max_length", facts.lengths.row, _longest(facts, "demonstrations")),
+        *training(facts, "sft", size),
+        output(facts, "sft"),
     ]
 
 
-def reward(plan: Plan) -> list[Setting]:
+def reward(facts: Facts) -> list[Setting]:
     """Reward model on the LoRA weights of SFT, one epoch as in the paper."""
-    found, shown = plan.data["comparisons"], plan.data.get("demonstrations")
+    found, shown = facts.data["comparisons"], facts.data.get("demonstrations")
     rows, settings = found.rows["train"], []
-    size = batch(rows, 64, 20, plan.processes)
+    size = batch(rows, 64, 20, facts.processes)
     if shown is not None and shown.args.dataset_name != found.args.dataset_name:
         settings.append(("calibration_dataset", shown.args.dataset_name, "its demonstrations score 0 on average"))
     elif shown is not None and shown.args.dataset_format == "best_answer" != found.args.dataset_format:
         settings.append(("dataset_format", "best_answer", "calibrates: the best answers score 0 on average"))
     if shown is not None:
-        settings.append(("sft_model_path", f"runs/{plan.name}/sft", "its LoRA weights are the start, as in the paper"))
-    per_forward = max(8, plan.fit.rows["reward"] * plan.lengths.k)
+        settings.append(("sft_model_path", f"runs/{facts.name}/sft", "its LoRA weights are the start, as in the paper"))
+    per_forward = max(8, facts.fit.rows["reward"] * facts.lengths.k)
     return [
-        *weights(plan),
-        *source(plan, "comparisons", "max_length"),
+        *weights(facts),
+        *source(facts, "comparisons", "max_length"),
         *settings,
-        ("batch_size", size, _batch_reason(plan, rows, size, 64)),
-        rate(plan),
-        ("max_length", plan.lengths.row, _longest(plan, "comparisons")),
+        ("batch_size", size, _batch_reason(facts, rows, size, 64)),
+        rate(facts),
+        ("max_length", facts.lengths.row, _longest(facts, "comparisons")),
         ("completions_per_forward", per_forward, "answers in a pass"),
-        *training(plan, "reward", size),
-        output(plan, "reward"),
+        *training(facts, "reward", size),
+        output(facts, "reward"),
     ]
 
 
-def choose(plan: Plan) -> list[Setting]:
+def choose(facts: Facts) -> list[Setting]:
     """The SFT epoch whose answers score best."""
-    gpu = plan.machine.gpus > 0
+    gpu = facts.machine.gpus > 0
     return [
-        ("sft_path", f"runs/{plan.name}/sft", ""),
-        ("reward_model_path", f"runs/{plan.name}/reward", ""),
-        *weights(plan)[1:],
-        *source(plan, "demonstrations"),
+        ("sft_path", f"runs/{facts.name}/sft", ""),
+        ("reward_model_path", f"runs/{facts.name}/reward", ""),
+        *weights(facts)[1:],
+        *source(facts, "demonstrations"),
         ("choice_prompts", 128 if gpu else 32, "validation prompts that every epoch answers"),
-        ("choice_max_new_tokens", plan.lengths.response, "as in PPO"),
+        ("choice_max_new_tokens", facts.lengths.response, "as in PPO"),
         ("choice_batch_size", 64 if gpu else 16, "answers sampled at once"),
-        *endings(plan),
+        *endings(facts),
     ]
 
 
-def ppo(plan: Plan) -> list[Setting]:
+def ppo(facts: Facts) -> list[Setting]:
     """PPO: the paper's batches on a GPU, a short run on a CPU."""
-    gpu, large = plan.machine.gpus > 0, plan.model.parameters > BILLIONS
+    gpu, large = facts.machine.gpus > 0, facts.model.parameters > BILLIONS
     episodes, rollout, step = (32_768 if large else 16_384, 512, 64) if gpu else (512, 64, 16)
     steps, rollouts = episodes // step, episodes // rollout
     policy_rate, value_rate = RATES[steps]
     minibatches = rollout // step
-    step = rounded_up(step, plan.processes)  # which share it
+    step = rounded_up(step, facts.processes)  # which share it
     rollout, episodes = minibatches * step, rollouts * minibatches * step
     size = "the paper's" if rollout == 512 else "the paper's 512 are for GPUs"
-    size = f"the paper's 512, for {plan.processes} GPUs" if rollout > 512 else size
-    cautious = plan.data["comparisons"].rows["train"] < FEW_RANKINGS or plan.model.parameters < SMALL
-    start = f"runs/{plan.name}/sft" if "demonstrations" in plan.data else ""
-    at_once = min(rollout, 4 * plan.fit.rows["ppo"]) if gpu else rollout
+    size = f"the paper's 512, for {facts.processes} GPUs" if rollout > 512 else size
+    cautious = facts.data["comparisons"].rows["train"] < FEW_RANKINGS or facts.model.parameters < SMALL
+    start = f"runs/{facts.name}/sft" if "demonstrations" in facts.data else ""
+    at_once = min(rollout, 4 * facts.fit.rows["ppo"]) if gpu else rollout
     length = "the paper's 256k need a far better reward model" if gpu else "a short run, for a CPU"
     settings: list[Setting] = [
-        *weights(plan),
-        *source(plan, "prompts", "max_prompt_length"),
+        *weights(facts),
+        *source(facts, "prompts", "max_prompt_length"),
         ("sft_model_path", start, "policy and reference"),
-        ("reward_model_path", f"runs/{plan.name}/reward", ""),
+        ("reward_model_path", f"runs/{facts.name}/reward", ""),
         ("batch_size", rollout, f"episodes of a rollout, {size}"),
         ("mini_batch_size", step, "episodes of a step"),
         ("total_episodes", episodes, f"{rollouts} rollouts; {length}"),
         ("local_rollout_forward_batch_size", at_once, "answers sampled at once"),
-        ("max_prompt_length", plan.lengths.prompt, _longest_prompt(plan)),
-        ("response_length", plan.lengths.response, _response(plan)),
-        *endings(plan),
+        ("max_prompt_length", facts.lengths.prompt, _longest_prompt(facts)),
+        ("response_length", facts.lengths.response, _response(facts)),
+        *endings(facts),
         ("kl_coef", 0.05 if cautious else 0.02, _kl_reason(cautious)),
         ("learning_rate", policy_rate, f"for {steps} steps, as measured: docs/ppo.md, Rates"),
         ("value_learning_rate", value_rate, ""),
         ("value_warmup_rollouts", 2 if gpu else 1, "a value model fresh from the reward model explains nothing"),
         ("warmup_rollouts", 3 if gpu else 1, "rollouts over which the rates rise"),
     ]
-    if "pretraining" in plan.data:
-        text, blocks = plan.data["pretraining"].args.dataset_name, 8 if gpu else 1
-        tokens = min(2048 if gpu else 128, plan.model.context or 2048)
+    if "pretraining" in facts.data:
+        text, blocks = facts.data["pretraining"].args.dataset_name, 8 if gpu else 1
+        tokens = min(2048 if gpu else 128, facts.model.context or 2048)
         settings.append(("pretrain_dataset_name", text, "PPO-ptx: keeps what the base knows"))
         settings.append(("ptx_length", tokens, "tokens of a block"))
         settings.append(("ptx_examples_per_episode", blocks, "the paper's 8" if gpu else "the paper's 8 are for GPUs"))
-    return [*settings, *training(plan, "ppo", step), output(plan, "ppo")]
+    return [*settings, *training(facts, "ppo", step), output(facts, "ppo")]
 
 
-def evaluate(plan: Plan) -> list[Setting]:
+def evaluate(facts: Facts) -> list[Setting]:
     """Base, SFT and RLHF on prompts that no stage has seen."""
-    prompts, gpu = plan.data["prompts"].rows["test"], plan.machine.gpus > 0
+    prompts, gpu = facts.data["prompts"].rows["test"], facts.machine.gpus > 0
     limit = 1000 if gpu else 64
     settings: list[Setting] = [
-        *weights(plan),
-        *source(plan, "prompts", "max_new_tokens"),
+        *weights(facts),
+        *source(facts, "prompts", "max_new_tokens"),
         ("dataset_eval_size", limit, f"at most; there are {prompts:,} test prompts"),
     ]
-    if "demonstrations" in plan.data:
-        settings.append(("sft_model_path", f"runs/{plan.name}/sft", ""))
-    if "comparisons" in plan.data:
-        folder = f"runs/{plan.name}"
+    if "demonstrations" in facts.data:
+        settings.append(("sft_model_path", f"runs/{facts.name}/sft", ""))
+    if "comparisons" in facts.data:
+        folder = f"runs/{facts.name}"
         settings.append(("ppo_model_path", f"{folder}/ppo", ""))
         settings.append(("reward_model_path", f"{folder}/reward", "judges; PPO was trained on it, so add --judges"))
-    settings.append(("max_new_tokens", plan.lengths.response, "tokens of an answer, as in PPO"))
+    settings.append(("max_new_tokens", facts.lengths.response, "tokens of an answer, as in PPO"))
     settings.append(("batch_size", 64 if gpu else 16, "prompts at once"))
-    return [*settings, output(plan, "evaluate")]
+    return [*settings, output(facts, "evaluate")]
 
 
 # ---- Reasons
 
 
-def _batch_reason(plan: Plan, rows: int, size: int, paper: int) -> str:
+def _batch_reason(facts: Facts, rows: int, size: int, paper: int) -> str:
     if size > paper:
-        return f"{rows // size:,} steps; the paper's {paper}, for {plan.processes} GPUs"
+        return f"{rows // size:,} steps; the paper's {paper}, for {facts.processes} GPUs"
     return f"{rows // size:,} steps" + (", the paper's size" if size == paper else f"; the paper's {paper} leave few")
 
 
-def _longest(plan: Plan, kind: str) -> str:
-    longest = max(plan.data[kind].lengths, default=0)
-    if longest <= plan.lengths.row:
+def _longest(facts: Facts, kind: str) -> str:
+    longest = max(facts.data[kind].lengths, default=0)
+    if longest <= facts.lengths.row:
         return f"tokens; the longest row has {longest:,}"
-    why = "the model's context" if plan.lengths.row == plan.model.context else f"enough on this {plan.on.upper()}"
+    why = "the model's context" if facts.lengths.row == facts.model.context else f"enough on this {facts.on.upper()}"
     return f"tokens, {why}; the longest row has {longest:,}"
 
 
-def _longest_prompt(plan: Plan) -> str:
-    longest = max(plan.data["prompts"].prompts, default=0)
-    rest = "" if longest <= plan.lengths.prompt else "; prompt and answer are no longer than rows of the reward model"
+def _longest_prompt(facts: Facts) -> str:
+    longest = max(facts.data["prompts"].prompts, default=0)
+    rest = "" if longest <= facts.lengths.prompt else "; prompt and answer are no longer than rows of the reward model"
     return f"tokens; the longest prompt has {longest:,}{rest}"
 
 
-def _response(plan: Plan) -> str:
-    share = f"tokens; {share_of_answers(plan)} % of the longest answers have no more"
-    return share if plan.machine.gpus else f"{share}, and more takes long on a CPU"
+def _response(facts: Facts) -> str:
+    share = f"tokens; {share_of_answers(facts)} % of the longest answers have no more"
+    return share if facts.machine.gpus else f"{share}, and more takes long on a CPU"
 
 
 def _kl_reason(cautious: bool) -> str:
@@ -184,9 +184,9 @@ TITLES = {
 READS = dict(zip(STAGES, ("demonstrations", "comparisons", "demonstrations", "prompts", "prompts"), strict=True))
 
 
-def stages_of(plan: Plan) -> list[str]:
+def stages_of(facts: Facts) -> list[str]:
     """Returns the stages for which there is data."""
-    names = ["sft"] if "demonstrations" in plan.data else []
-    if "comparisons" in plan.data:
+    names = ["sft"] if "demonstrations" in facts.data else []
+    if "comparisons" in facts.data:
         names += ["reward", *(["choose"] if names else []), "ppo"]
-    return [*names, "evaluate"] if names and "prompts" in plan.data else names
+    return [*names, "evaluate"] if names and "prompts" in facts.data else names

@@ -17,7 +17,7 @@ from rlhf.data.prompt_style import refused_roles, rendered_already, resolve_styl
 from rlhf.data.schemas import Row
 from rlhf.data.splits import SPLITS
 from rlhf.errors import InputError
-from rlhf.planning.languages import count_scripts
+from rlhf.setup.languages import count_scripts
 
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
 READ = 20_000  # rows of each of the source's own splits, at most

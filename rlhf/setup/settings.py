@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.errors import InputError
-from rlhf.planning.data import Holding, percentile
-from rlhf.planning.fit import SMALL, Fit, Lengths, fit
-from rlhf.planning.machine import Machine
-from rlhf.planning.model import Model
 from rlhf.runs.console import amount
+from rlhf.setup.data import Holding, percentile
+from rlhf.setup.fit import SMALL, Fit, Lengths, fit
+from rlhf.setup.machine import Machine
+from rlhf.setup.model import Model
 
 Setting = tuple[str, Any, str]  # option, value, reason ("" without)
 LONGEST = {"cpu": 512, "gpu": 2048}  # tokens of a row
@@ -24,7 +24,7 @@ NAMES = {"max_new_tokens": "the context less max_new_tokens"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Facts:
     """Model, data and machine on which the settings depend."""
 
     name: str
@@ -44,7 +44,7 @@ class Plan:
         return max(self.machine.gpus, 1)
 
 
-def plan(name: str, model: Model, machine: Machine, data: dict[str, Holding]) -> Plan:
+def gather_facts(name: str, model: Model, machine: Machine, data: dict[str, Holding]) -> Facts:
     """Returns the lengths that cover the rows, and the precision that fits.
 
     Raises:
@@ -57,7 +57,7 @@ def plan(name: str, model: Model, machine: Machine, data: dict[str, Holding]) ->
         _require(data["prompts"], "train")
         _require(data["prompts"], "test")
     lengths = choose_lengths(model, machine, data)
-    return Plan(name, model, machine, data, lengths, fit(model, machine, lengths))
+    return Facts(name, model, machine, data, lengths, fit(model, machine, lengths))
 
 
 def _require(found: Holding, split: str) -> None:
@@ -88,39 +88,39 @@ def rounded_up(number: int, step: int = 64) -> int:
     return -(-number // step) * step
 
 
-def share_of_answers(plan: Plan) -> int:
+def share_of_answers(facts: Facts) -> int:
     """Returns the percentage of the longest answers that are no longer than those of PPO; 100 without any."""
-    answers = [n for kind in ("demonstrations", "comparisons") if kind in plan.data for n in plan.data[kind].answers]
-    return 100 * sum(n <= plan.lengths.response for n in answers) // len(answers) if answers else 100
+    answers = [n for kind in ("demonstrations", "comparisons") if kind in facts.data for n in facts.data[kind].answers]
+    return 100 * sum(n <= facts.lengths.response for n in answers) // len(answers) if answers else 100
 
 
 # ---- Groups of settings that stages share ---------------------------------------------------------------------------
 
 
-def source(plan: Plan, kind: str, limit: str = "") -> list[Setting]:
+def source(facts: Facts, kind: str, limit: str = "") -> list[Setting]:
     """Returns the options of the data of a stage.
 
     Args:
         limit: option that limits the tokens of a row: max_length, max_prompt_length, max_new_tokens (a prompt and
             its answer share the context), or none.
     """
-    found = plan.data[kind]
+    found = facts.data[kind]
     settings: list[Setting] = [("dataset_name", found.args.dataset_name, "")]
     for name in ("dataset_config", "dataset_train_split", "dataset_format", "columns"):
         value = getattr(found.args, name)
         if value not in (None, "train"):
             best = value == "best_answer"
             settings.append((name, value, "the best answer of each ranking is learned" if best else "as it was given"))
-    if reason := _skips(plan, found, limit):
+    if reason := _skips(facts, found, limit):
         settings.append(("on_bad_rows", "skip", reason))
     return settings
 
 
-def _skips(plan: Plan, found: Holding, limit: str) -> str:
+def _skips(facts: Facts, found: Holding, limit: str) -> str:
     """Returns why rows are skipped; "" if none will be."""
     if found.bad:
         return f"{found.bad:,} of {found.read:,} rows cannot be used"
-    most, name = _most(plan.model, plan.lengths, limit), NAMES.get(limit, limit)
+    most, name = _most(facts.model, facts.lengths, limit), NAMES.get(limit, limit)
     for split in LIMITED.get(limit, ()):
         lengths = found.lengths if split == "train" else found.held_out.get(split, [])
         if long := sum(most is not None and length > most for length in lengths):
@@ -137,45 +137,43 @@ def _most(model: Model, lengths: Lengths, limit: str) -> int | None:
     return {"max_length": lengths.row, "max_prompt_length": lengths.prompt, "max_new_tokens": room}.get(limit)
 
 
-def weights(plan: Plan) -> list[Setting]:
+def weights(facts: Facts) -> list[Setting]:
     """Returns model and precision; every stage of a recipe has the same."""
-    size, precision = amount(plan.model.parameters), plan.fit.precision
-    settings: list[Setting] = [("model_name_or_path", plan.model.name, f"{size} parameters")]
+    size, precision = amount(facts.model.parameters), facts.fit.precision
+    settings: list[Setting] = [("model_name_or_path", facts.model.name, f"{size} parameters")]
     if precision == "nf4-nested":
         settings.append(("load_in_4bit", True, f"QLoRA: in 16 bits {size} parameters do not fit"))
         settings.append(("use_bnb_nested_quant", True, "saves 0.4 bits a weight more"))
-    if not plan.machine.gpus:
+    if not facts.machine.gpus:
         reason = "CPUs compute float32 best"
     elif precision == "float32":
-        reason = "half precision would save little" if plan.machine.bf16 else "this GPU has no bfloat16"
+        reason = "half precision would save little" if facts.machine.bf16 else "this GPU has no bfloat16"
     else:
         reason = "the frozen base; adapters stay in float32"
     settings.append(("dtype", "float32" if precision == "float32" else "bfloat16", reason))
     return settings
 
 
-def training(plan: Plan, stage: str, step: int) -> list[Setting]:
-    """Returns precision, rows of a pass and checkpointing.
+def training(facts: Facts, stage: str, step: int) -> list[Setting]:
+    """Returns precision and rows of a pass.
 
     Args:
         step: rows of an optimizer step.
     """
     settings: list[Setting] = []
-    if not plan.fit.autocast:
-        reason = "half precision would save little" if plan.machine.bf16 else "it is for GPUs that compute in it"
+    if not facts.fit.autocast:
+        reason = "half precision would save little" if facts.machine.bf16 else "it is for GPUs that compute in it"
         settings.append(("bf16", False, reason))
-    rows = min(plan.fit.rows[stage], step)
-    reason = "those of a step" if rows == step else plan.fit.text(stage)
+    rows = min(facts.fit.rows[stage], step)
+    reason = "those of a step" if rows == step else facts.fit.text(stage)
     settings.append(("per_device_train_batch_size", rows, f"rows in a pass: {reason}"))
-    if not plan.fit.checkpointing:
-        settings.append(("gradient_checkpointing", False, "the memory is enough without, which is faster"))
     settings.append(("report_to", "none", "or tensorboard, trackio, wandb"))
     return settings
 
 
-def endings(plan: Plan) -> list[Setting]:
+def endings(facts: Facts) -> list[Setting]:
     """Returns the penalty of truncated answers, unless it would punish most good answers for their length."""
-    return [("missing_eos_penalty", 1.0, "penalizes truncated answers")] if share_of_answers(plan) >= 50 else []
+    return [("missing_eos_penalty", 1.0, "penalizes truncated answers")] if share_of_answers(facts) >= 50 else []
 
 
 def batch(rows: int, paper: int, steps: int, processes: int = 1) -> int:
@@ -189,12 +187,12 @@ def batch(rows: int, paper: int, steps: int, processes: int = 1) -> int:
     return rounded_up(size, processes)
 
 
-def output(plan: Plan, stage: str) -> Setting:
-    return ("output_dir", f"runs/{plan.name}/{stage}", "")
+def output(facts: Facts, stage: str) -> Setting:
+    return ("output_dir", f"runs/{facts.name}/{stage}", "")
 
 
-def rate(plan: Plan) -> Setting:
+def rate(facts: Facts) -> Setting:
     """Returns the learning rate of SFT and reward model."""
-    small = plan.model.parameters < SMALL
+    small = facts.model.parameters < SMALL
     reason = "more than the 1e-4 for billions of parameters" if small else "ten times that of full fine-tuning"
     return ("learning_rate", 3e-4 if small else 1e-4, f"LoRA: {reason}")
