@@ -54,7 +54,7 @@ def main() -> None:
     adapters = adapters_of(args.run)
     if not adapters and not model_args.model_name_or_path:
         model_args = replace(model_args, model_name_or_path=args.run)
-    stop_when_terminated()
+    set_signals()
 
     # One base with all adapters
     hf_logging.disable_progress_bar()
@@ -109,8 +109,12 @@ def adapters_of(name: str) -> dict[str, str]:
     return {}
 
 
-def stop_when_terminated() -> None:
-    """Lets a signal to terminate, and the end of a pipe that reads the answers, end the program without a word."""
+def set_signals() -> None:
+    """Lets a signal to terminate, and the end of a pipe that reads the answers, end the program without a word.
+
+    Each Ctrl-C counts: `rlhf.cli.run` takes two within a second for one, of terminal and launcher.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -2,10 +2,15 @@
 
 import io
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
 import sys
 
 import pytest
-from test_evaluation_compare import load_main, run  # noqa: F401
+from test_evaluation_compare import ROOT, load_main, run  # noqa: F401
 from transformers import GenerationConfig
 from trl import ModelConfig
 
@@ -190,11 +195,36 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(models, monkeypatch, capsys):
     assert len(chat.turns[0].ids) == 3 and not chat.turns[0].ended
 
 
+def test_ctrl_c_in_a_terminal_comes_back_to_the_prompt(run):  # noqa: F811
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(ROOT / "recipes" / "chat.py"), str(run), "--max_new_tokens", "150"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "dumb"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    shown = ""
+
+    def read_until(text: str) -> None:
+        nonlocal shown
+        start = len(shown)
+        while text not in shown[start:] and process.poll() is None:
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 4096).decode(errors="replace")
+
+    read_until("you> ")
+    for _ in range(2):  # within a second
+        os.write(ours, b"Once\n")
+        read_until("ppo> ")
+        process.send_signal(signal.SIGINT)
+        read_until("you> ")
+    os.write(ours, b"/exit\n")
+    assert process.wait(timeout=60) == 0 and "Traceback" not in shown
+    assert "(stopped)" in shown or "Ctrl-D or /exit leaves." in shown
+
+
 def test_recipe_chats_with_a_run_and_with_one_stage(run, monkeypatch, capsys):  # noqa: F811
     for folder, systems in ((run, "base, sft, ppo, reward"), (run / "sft", "base, adapter")):
         monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
         main = load_main("chat", [folder, "--max_new_tokens", 4], monkeypatch)
-        monkeypatch.setattr(sys.modules["recipe_chat"], "stop_when_terminated", lambda: None)
+        monkeypatch.setattr(sys.modules["recipe_chat"], "set_signals", lambda: None)
         main()
         out = capsys.readouterr().out
         assert systems in out and "you> Once" in out

@@ -1,7 +1,6 @@
 """Chat in a terminal, or with lines from a pipe: messages, commands, and answers as they come."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from rlhf.errors import InputError
 from rlhf.inference.chat import Answer, Chat
+from rlhf.runs.console import paint
 
 HELP = """\
 {systems}  lets this model answer from here on
@@ -45,6 +45,10 @@ class Terminal:
                     self._message(line.removeprefix("/") if line.startswith("//") else line)
             except InputError as error:
                 _print(" ".join(str(error).split()))
+            except KeyboardInterrupt:  # between two answers, or while one is scored
+                if not self.is_terminal:
+                    raise
+                _print("\n(stopped)")
 
     # -- lines --------------------------------------------------------------------------------------------------------
 
@@ -181,5 +185,4 @@ def _print(text: str) -> None:
 
 
 def _dim(text: str) -> str:
-    """Returns a text in a fainter color where the terminal has colors."""
-    return f"\033[2m{text}\033[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
+    return paint(text, "2")
