@@ -98,8 +98,10 @@ def adapters_of(name: str) -> dict[str, str]:
         contract = read_contract(adapter_folder(name))
         return {contract.stage if contract else "adapter": name}
     if folder.is_dir() and not (folder / "config.json").exists() and not list(folder.glob("*.gguf")):
+        smoke = folder / "smoke"
+        other = f"{smoke}, which is there" if any(smoke.glob(f"*/{CONFIG}")) else "runs/mine"
         raise InputError(
-            f"{name} holds neither finished stages nor a model. Pass the folder of a run, such as runs/mine."
+            f"{name} holds neither finished stages nor a model. Pass the folder of a run, such as {other}."
         )
     is_path = (
         name.startswith((".", "/", "~")) or name.count("/") > 1 or (folder.parent != Path() and folder.parent.is_dir())

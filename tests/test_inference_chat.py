@@ -239,5 +239,9 @@ def test_a_whole_model_is_sampled_at_its_own_temperature(run, monkeypatch):  # n
 
 def test_recipe_refuses_a_folder_without_a_model(tmp_path, monkeypatch):
     main = load_main("chat", [tmp_path], monkeypatch)
-    with pytest.raises(InputError, match="neither finished stages nor a model"):
+    with pytest.raises(InputError, match=r"neither finished stages nor a model.*such as runs/mine"):
+        main()
+    (tmp_path / "smoke" / "sft").mkdir(parents=True)
+    (tmp_path / "smoke" / "sft" / "adapter_config.json").touch()
+    with pytest.raises(InputError, match=f"such as {tmp_path / 'smoke'}, which is there"):
         main()

@@ -170,6 +170,7 @@ def test_people_s_demonstrations_and_prompts_of_their_own_are_preferred(tmp_path
     ("columns", "expected"),
     [
         ([{"lang": "en"}] * 2 + [{"lang": "ru"}], "en 67 %, ru 33 %, by the column lang or language"),
+        ([{"lang": "en"}, {"lang": " "}], "en 50 %, none named 50 %, by the column lang or language"),
         ([{"prompt": {"text": "Q", "lang": "de"}}], "de, by the column lang or language"),
         ([{}], "Latin 60 %, Cyrillic 40 % script; no column names the language"),
     ],

@@ -11,6 +11,7 @@ from rlhf.data.loading import find_rows
 COLUMNS = ("lang", "language")
 ROWS = 1_000  # of the source's first split that are read
 LETTERS = 2_000  # of each text that are counted
+UNNAMED = "none named"
 LEAST = 5  # percent of the rows, or letters, of a language or script that is named
 
 
@@ -31,14 +32,15 @@ def languages_text(kind: str, args: DataArguments, scripts: Counter[str]) -> str
 
 
 def named_languages(kind: str, args: DataArguments) -> Counter[str]:
-    """Returns {language: rows} as a column names them, or the first message of a tree; empty without one."""
+    """Returns {language: rows} as a column names them, or the first message of a tree; empty if none does."""
     rows = next(iter(find_rows(kind, args).values()))
     counts: Counter[str] = Counter()
     for row in islice(rows(), ROWS):
         first = row.content.get("prompt")
         first = first if isinstance(first, dict) else row.content
-        counts.update([value for name in COLUMNS if isinstance(value := first.get(name), str) and value.strip()][:1])
-    return counts
+        given = (value for name in COLUMNS if isinstance(value := first.get(name), str) and value.strip())
+        counts[next(given, UNNAMED)] += 1
+    return counts if set(counts) - {UNNAMED} else Counter()
 
 
 def count_scripts(texts: Iterable[str]) -> Counter[str]:
