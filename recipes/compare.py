@@ -106,11 +106,11 @@ def read_prompts(name: str) -> list[Prompt]:
         InputError: there is no such file, or no prompt in it, or a line is none.
     """
     try:
-        lines = Path(name).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"prompts: {name} cannot be read as UTF-8 text: {first_line(error)}. Check its path."
-        ) from error
+        lines = Path(name).expanduser().read_text(encoding="utf-8-sig").split("\n")  # Windows writes a BOM
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompts: {name} is not UTF-8 text. Save it as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"prompts: {name} cannot be read: {first_line(error)}. Check its path.") from error
     prompts: list[Prompt] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -137,6 +137,18 @@ def test_answers_take_what_the_context_leaves(run):
         answers(shared, tokenizer, "fruit " * 200)
 
 
+def test_prompts_are_read_without_the_mark_that_windows_writes(tmp_path, monkeypatch):
+    load_main("compare", [], monkeypatch)
+    read_prompts = sys.modules["recipe_compare"].read_prompts
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfOne?\r\n\r\nTwo\xe2\x80\xa8lines?\r\n")
+    assert read_prompts(str(tmp_path / "a.txt")) == ["One?", "Two\u2028lines?"]
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "One?"}\n')
+    assert read_prompts(str(tmp_path / "b.jsonl")) == ["One?"]
+    (tmp_path / "c.txt").write_text("One?", encoding="utf-16")
+    with pytest.raises(InputError, match=r"c.txt is not UTF-8 text\. Save it as UTF-8"):
+        read_prompts(str(tmp_path / "c.txt"))
+
+
 def test_a_long_prompt_shortens_no_answer_but_its_own(run):
     shared, tokenizer = load_adapters(ModelConfig(), {"sft": run / "sft"})
     prompts = ["Once", "fruit " * 46, "Name three"]
@@ -284,7 +296,7 @@ def test_prompts_may_be_lines_of_text(run, tmp_path, monkeypatch, capsys):
     [
         ([], "Pass either --prompt"),
         (["--prompt", "Hello.", "--prompts", "x.txt"], "Pass either --prompt"),
-        (["--prompts", "{tmp}/nowhere.txt"], "nowhere.txt cannot be read as UTF-8 text"),
+        (["--prompts", "{tmp}/nowhere.txt"], "nowhere.txt cannot be read: No such file"),
         (["--prompts", "{tmp}/empty.txt"], "empty.txt holds no prompt"),
         (["--prompts", "{tmp}/bad.jsonl"], "bad.jsonl, line 2: it is no JSON object with a prompt"),
         (["--prompts", "{tmp}/answered.jsonl"], "line 1: column prompt ends in a message of the assistant"),
