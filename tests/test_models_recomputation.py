@@ -53,6 +53,8 @@ def test_as_little_is_recomputed_as_fits_within_the_margin():
         needed = memory(every).peak / USABLE
         assert least_recomputation(memory, needed + 1) == every
     assert least_recomputation(memory, 0) == 1
+    sampling = {"rollout": {"cache": 600}}  # takes more, whatever is recomputed
+    assert least_recomputation(lambda every: Memory({}, memory(every).phases | sampling), 0) == 2
     assert fits(memory(0), 1100 / 0.85 + 1) and not fits(memory(0), 1100 / 0.85 - 1)
 
 

@@ -73,7 +73,7 @@ def test_options_after_the_recipe_override_the_yaml(recipe):
 
 def test_more_processes_divide_the_batch_and_the_steps_stay(recipe):
     one, two = (plan("sft", recipe, processes=n, device=GPUS["h100"]) for n in (1, 2))
-    assert two.steps == one.steps and "1 passes a step" in two.passes
+    assert two.steps == one.steps and "1 pass a step" in two.passes
     assert sum(two.seconds.values()) == pytest.approx(sum(one.seconds.values()) / 2)
     with pytest.raises(InputError, match="not a multiple of the 3 processes"):
         plan("ppo", recipe, processes=3)

@@ -31,10 +31,11 @@ def fits(memory: Memory, available: float) -> bool:
 
 
 def least_recomputation(memory_of: Callable[[int], Memory], available: float) -> int:
-    """Returns the first n of `EVERY` with which a stage fits, or 1: each n-th layer is computed again in backward.
+    """Returns the first n of `EVERY` with which a stage fits, or takes no more than with n = 1, since it samples.
 
     Args:
-        memory_of: a stage's memory with each n-th layer computed again.
+        memory_of: a stage's memory with each n-th layer computed again in backward.
         available: bytes.
     """
-    return next((n for n in EVERY if fits(memory_of(n), available)), 1)
+    least = memory_of(1).peak
+    return next(n for n in EVERY if fits(memory_of(n), available) or memory_of(n).peak == least)

@@ -6,6 +6,7 @@ from rlhf.models.fitting import fits
 from rlhf.plan.devices import Device
 from rlhf.plan.seconds import SHARES
 from rlhf.plan.stages import StagePlan
+from rlhf.runs.console import duration
 
 WIDTH = 42
 UNCOUNTED = """\
@@ -44,8 +45,10 @@ def memory_lines(plan: StagePlan, device: Device) -> list[str]:
     others = [f"{name} {total / 1e9:.2f}" for name, total in totals.items() if name != largest]
     lines += [f"  other phases, beside what is resident: {', '.join(others)}"] if others else []
     if not fits(memory, device.memory):
-        option = ", local_rollout_forward_batch_size" if plan.stage == "ppo" else ""
-        lines.append(f"  to fit: halve per_device_train_batch_size{option}, then load_in_4bit, then shorter rows")
+        sampling = largest == "rollout"
+        rows = "local_rollout_forward_batch_size" if sampling else "per_device_train_batch_size"
+        remedies = [f"halve {rows}", *([] if plan.layout.quantized else ["load_in_4bit"]), "shorter rows"]
+        lines.append(f"  to fit: {', then '.join(remedies)}")
     return lines
 
 
@@ -55,13 +58,13 @@ def time_lines(plan: StagePlan, device: Device) -> list[str]:
     lines = [f"  seconds of a {unit}"]
     for part, seconds in plan.seconds.items():
         share = SHARES.get((device.kind, part))
-        by = "by FLOPs and bytes of a step" if share is None else f"{share.value:.1%} of the matmul: {share.source}"
+        by = "by FLOPs and bytes of a step" if share is None else f"at {share.value:.1%} of the matmul: {share.source}"
         lines.append(_line(f"  {part}", seconds) + f"   {by}")
     lines.append(_line(unit, sum(plan.seconds.values())))
     if plan.hours is None:
-        lines.append("  hours: not known, since the number of rows is not")
+        lines.append("  the stage: not known, since the number of rows is not")
     else:
-        lines.append(_line(f"hours of {plan.steps:,} {unit}s", plan.hours))
+        lines.append(f"  {f'the stage, {plan.steps:,} {unit}s':<{WIDTH}}{duration(3600 * plan.hours):>12}")
     return lines
 
 

@@ -57,6 +57,11 @@ def optimizer_steps(inputs: Inputs, rows_per_step: int) -> int | None:
     return None if number is None else math.ceil(math.ceil(number / rows_per_step) * args.num_train_epochs)
 
 
+def numbered(number: int, one: str, many: str) -> str:
+    """Returns a number and its noun."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 # ---- SFT
 
 
@@ -78,12 +83,13 @@ def sft_work(inputs: Inputs) -> Found:
     flops = training_flops(shape, one, answers, pairs, layout.rank, again, logits_twice=twice)
     ratio = one * len(lengths) / per_pass / sum(lengths)
     notes = ["rows are packed" if layout.packed else f"{ratio:.2f} tokens are computed for each of the data"]
+    longest = f"{per_pass * most:,.0f} tokens in all" if layout.packed else f"{most:,} tokens"
     if inputs.values["pretrain_mix"]:
         notes.append("pretrain_mix is not counted")
     return Found(
         sft_memory(shape, layout, per_pass, most),
         Work({"sft": passes * sum(flops.values())}, one),
-        f"{per_pass} rows of up to {most:,.0f} tokens{' on average' * layout.packed} a pass, {passes} passes a step",
+        f"{per_pass} rows of up to {longest} a pass, {numbered(passes, 'pass', 'passes')} a step",
         optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
         notes,
     )
@@ -109,7 +115,7 @@ def reward_work(inputs: Inputs) -> Found:
     return Found(
         reward_memory(shape, layout, per_pass, k, prompt, completion, values["completions_per_forward"]),
         Work({"reward": sum(flops.values())}, tokens / passes),
-        f"{per_pass} prompts with up to about {most:,.0f} tokens in all a pass, {passes} passes a step",
+        f"{per_pass} prompts with up to about {most:,.0f} tokens a pass, {numbered(passes, 'pass', 'passes')} a step",
         optimizer_steps(inputs, per_pass * passes * inputs.launch.processes),
         notes,
     )
@@ -141,7 +147,8 @@ def ppo_work(inputs: Inputs) -> Found:
     if inputs.launch.device.kind == "cpu":  # a batch decodes until its longest response ends; no other takes its place
         weights = round(weights * longest / response)
     work.decode_bytes = decode_bytes(shape, weights, slots, position, layout.product)
-    one = f"{per_pass} episodes of up to {rows.longest_prompt:,} + {longest:,} tokens a pass, {passes} passes a step"
+    one = f"{per_pass} episodes of up to {rows.longest_prompt:,} + {longest:,} tokens a pass"
+    one += f", {numbered(passes, 'pass', 'passes')} a step"
     return Found(memory, work, f"{one}; {slots} responses sampled at a time", rollouts(inputs), notes)
 
 
