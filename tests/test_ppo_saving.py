@@ -163,6 +163,7 @@ def test_resumed_with_other_options_is_refused(tmp_path):
 def test_a_folder_without_state_is_refused(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(json.dumps({"global_step": 4}))
+    (tmp_path / "checkpoint-4" / "optimizer.pt").touch()
     with pytest.raises(InputError, match=r"ppo_state\.safetensors is missing"):
         trainer(ppo_config(tmp_path)).train(resume_from_checkpoint=True)
 
