@@ -28,13 +28,14 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from rlhf.generation.sampler import sample
 from rlhf.models.flops import causal_pairs, decode_bytes, model_flops, training_flops
 from rlhf.models.machine_speed import copied_bytes_per_s, matmul_flops_per_s, median_seconds, synchronize
 from rlhf.models.memory import adapter_weights, base_bytes
-from rlhf.models.model_sizes import Shape, shape_of
+from rlhf.models.model_sizes import Layout, Shape, shape_of
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
@@ -165,12 +166,18 @@ class Clock(TrainerCallback):
 
 
 def trained(
-    shape: Shape, tokens: int, logits: int, lengths: list[int], computed: float, checkpointing: bool
+    shape: Shape, tokens: int, logits: int, lengths: list[int], computed: float, checkpointing: float
 ) -> dict[str, Any]:
     """FLOPs of a step on `tokens` of the data, of which `computed` with padding pass the layers."""
     flops = training_flops(shape, computed, logits, causal_pairs(lengths), RANK, checkpointing)
     return {"model_flops": model_flops(shape, tokens, logits), "computed_flops": sum(flops.values()),
             "tokens": tokens, "computed_tokens": computed}  # fmt: skip
+
+
+def recomputed(args: TrainingArguments, shape: Shape) -> float:
+    """Returns the share of the layers that backward computes again, as the trainer has decided."""
+    every = (args.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)  # pyright: ignore
+    return Layout(checkpointing=every * bool(args.activation_checkpointing)).recomputed(shape.layers) / shape.layers
 
 
 def recipe(stage: str, fields: Any) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def lengths_of(quantity: tuple[float, float], rng: random.Random, most: int) -> 
 def sft(tiny: bool) -> dict[str, Any]:
     """A step of the recipe: one epoch of as many demonstrations as a step has, so that all steps have the same rows."""
     lm, rng = language_model(LLAMA_1B, tiny), random.Random(0)
-    options = recipe("sft", SFTArguments) | quiet() | {"num_train_epochs": STEPS, "gradient_checkpointing": True}
+    options = recipe("sft", SFTArguments) | quiet() | {"num_train_epochs": STEPS}
     options |= {"batch_size": 4, "per_device_train_batch_size": 2, "max_length": 64} if tiny else {}
     args, vocabulary = SFTArguments(**options), lm.config.vocab_size
     assert args.batch_size and args.max_length
@@ -207,7 +214,14 @@ def sft(tiny: bool) -> dict[str, Any]:
     free_memory()
     trainer.train()
     seconds, responses = clock.seconds(), sum(n - n // 2 for n in lengths)
-    flops = trained(shape_of(lm.config), sum(lengths), responses, lengths, clock.tokens_per_step(), True)
+    flops = trained(
+        shape_of(lm.config),
+        sum(lengths),
+        responses,
+        lengths,
+        clock.tokens_per_step(),
+        recomputed(args, shape_of(lm.config)),
+    )
     return {"seconds": seconds, "tokens_per_s": sum(lengths) / seconds, **flops,
             "flops": "4 L W N + 4 V H U; N = tokens of the rows, U = response tokens"}  # fmt: skip
 
@@ -216,7 +230,7 @@ def reward(tiny: bool) -> dict[str, Any]:
     """A step of the recipe, as in `sft`; the completions of a prompt share it."""
     rng = random.Random(0)
     options = recipe("reward", KWiseRewardConfig) | quiet()
-    options |= {"num_train_epochs": STEPS, "gradient_checkpointing": True, "sft_model_path": None}
+    options |= {"num_train_epochs": STEPS, "sft_model_path": None}
     options |= {"batch_size": 4, "per_device_train_batch_size": 2, "max_length": 64} if tiny else {}
     args = KWiseRewardConfig(**options)
     config = LlamaConfig(**(TOY if tiny else LLAMA_1B), num_labels=1, pad_token_id=0)
@@ -243,7 +257,7 @@ def reward(tiny: bool) -> dict[str, Any]:
     free_memory()
     trainer.train()
     seconds = clock.seconds()
-    flops = trained(shape_of(config), tokens, 0, lengths, clock.tokens_per_step(), True)
+    flops = trained(shape_of(config), tokens, 0, lengths, clock.tokens_per_step(), recomputed(args, shape_of(config)))
     return {"seconds": seconds, "tokens_per_s": tokens / seconds, **flops,
             "flops": "4 L W N; N = tokens, each prompt once"}  # fmt: skip
 

@@ -212,6 +212,12 @@ def test_seam_d4_the_defaults_can_be_made(tmp_path):
         check_training(config(output_dir=str(tmp_path), bf16=False, use_cpu=True))
 
 
+@pytest.mark.parametrize("config", [SFTArguments, KWiseRewardConfig, PPOConfig])
+def test_no_batch_that_changes_while_a_stage_runs(config, tmp_path):
+    with pytest.raises(InputError, match="Lower per_device_train_batch_size instead"):
+        config(output_dir=str(tmp_path), bf16=False, use_cpu=True, auto_find_batch_size=True)
+
+
 def test_seam_d4_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

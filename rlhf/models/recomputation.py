@@ -43,7 +43,7 @@ def left_open(args: TrainingArguments) -> frozenset[str]:
     """
     if args.gradient_checkpointing not in (None, "auto") or args.activation_checkpointing is not None:
         return frozenset()
-    args.gradient_checkpointing = True
+    args.gradient_checkpointing, args.activation_checkpointing = None, True
     return OPTIONS
 
 

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rlhf.errors import InputError
-from rlhf.runs.batches import divide_batch
+from rlhf.runs.batches import divide_batch, refuse_found_batch
 
 if TYPE_CHECKING:
     from rlhf.ppo.config import PPOConfig
@@ -16,8 +16,9 @@ def resolve_rollout(args: "PPOConfig") -> frozenset[str]:
     """Sets the sizes of rollout and minibatch that are not set, in TRL's terms; returns the names of those fields.
 
     Raises:
-        InputError: sizes that do not divide each other.
+        InputError: sizes that do not divide each other, or that change while the stage runs.
     """
+    refuse_found_batch(args.auto_find_batch_size)
     processes = args.world_size
     sizes = ("batch_size", "mini_batch_size", *COMPUTED)
     computed = frozenset(name for name in sizes if name in COMPUTED or getattr(args, name) is None)

@@ -11,6 +11,7 @@ class BatchArguments(Protocol):
     batch_size: int | None
     per_device_train_batch_size: int
     gradient_accumulation_steps: int | None
+    auto_find_batch_size: bool
     computed: frozenset[str]
 
     @property
@@ -42,6 +43,15 @@ def divide_batch(batch_size: int, processes: int, largest: int, option: str = "b
     return rows, share // rows
 
 
+def refuse_found_batch(auto_find_batch_size: bool) -> None:
+    """Raises InputError for the Trainer's `auto_find_batch_size`, which halves the rows of an optimizer step, too."""
+    if auto_find_batch_size:
+        raise InputError(
+            "auto_find_batch_size changes the batch of an optimizer step once the memory is used up. Lower "
+            "per_device_train_batch_size instead, which changes only memory and speed."
+        )
+
+
 def resolve_batch(args: BatchArguments, paper: int) -> None:
     """Computes the one of `batch_size` and `gradient_accumulation_steps` that is not set.
 
@@ -53,8 +63,9 @@ def resolve_batch(args: BatchArguments, paper: int) -> None:
         paper: the batch size if neither is set.
 
     Raises:
-        InputError: values below 1, or that do not fit together.
+        InputError: values below 1, that do not fit together, or that change while the stage runs.
     """
+    refuse_found_batch(args.auto_find_batch_size)
     require_at_least(args, 1, "batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
     rows, steps, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     if steps is None:
