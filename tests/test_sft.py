@@ -130,6 +130,38 @@ def test_batches_without_padding_train_alike(base, tokenizer, tmp_path, packed_o
         torch.testing.assert_close(results[True][0][name], weight, atol=2e-4, rtol=1e-3, msg=name)
 
 
+def lengths_seen(run):
+    """Shapes of the ids that reach the embeddings of a trainer's model."""
+    shapes = []
+    run.model.get_input_embeddings().register_forward_hook(lambda m, x, y: shapes.append(tuple(x[0].shape)))
+    return shapes
+
+
+def test_predicted_logits_are_those_of_the_rows(base, tokenizer, tmp_path, packed_on_cpu):
+    run = trainer(base, tokenizer, tmp_path, cls=rlhf.sft.trainer.SFTTrainer, loss_type="nll")
+    rows, shapes = run.eval_dataset, lengths_seen(run)
+    output = run.predict(rows)
+    assert output.predictions.shape[:2] == output.label_ids.shape
+    ids = torch.tensor([rows[-1]["input_ids"]])
+    with torch.no_grad():
+        expected = run.model.eval()(input_ids=ids).logits[0]
+    assert output.predictions[len(rows) - 1, : ids.shape[1]] == pytest.approx(expected.numpy(), abs=1e-4)
+    shapes.clear()
+    run.evaluate()  # asks for no logits
+    assert {rows for rows, _ in shapes} == {1}
+
+
+@pytest.mark.parametrize("column", ["token_type_ids", "pixel_values"])
+def test_a_batch_with_more_than_text_keeps_its_rows(base, tokenizer, tmp_path, packed_on_cpu, column):
+    """Of a vision-language model, images are attended to in both directions, and have positions of their own."""
+    run = trainer(base, tokenizer, tmp_path, cls=rlhf.sft.trainer.SFTTrainer)
+    inputs, shapes = next(iter(run.get_train_dataloader())), lengths_seen(run)
+    run.compute_loss(run.model, dict(inputs))
+    rows = len(inputs["input_ids"])
+    run.compute_loss(run.model, inputs | {column: torch.zeros(rows, 1)})
+    assert [shape[0] for shape in shapes] == [1, rows]
+
+
 @pytest.mark.parametrize("option", ["packing", "padding_free"])
 def test_packing_by_trl_is_refused(base, tokenizer, tmp_path, option):
     with pytest.raises(InputError, match="leave it out"):

@@ -39,6 +39,7 @@ from rlhf.tensors import PADDING_ID, as_float64
 
 logger = logging.getLogger(__name__)
 
+TEXT = {"input_ids", "attention_mask", "labels"}  # of a batch; images and token types have columns of their own
 PER_TOKEN = {"entropy", "mean_token_accuracy"}  # metrics of TRL that are means over the tokens of a batch
 
 # Modules of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and Phi.
@@ -146,8 +147,8 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         decide_recomputation(self, unwrap_peft(self.model), self.step_memory)  # pyright: ignore[reportArgumentType]
 
     def _enable_packing(self) -> bool:
-        """True if a batch passes the model as one row without padding."""
-        if self.num_virtual_tokens or self.aux_loss_enabled or self.compute_metrics is not None or self.args.n_gpu > 1:
+        """True if a batch of text passes the model as one row without padding."""
+        if self.num_virtual_tokens or self.aux_loss_enabled or self.args.n_gpu > 1:
             return False  # these take rows of the batch
         lm = unwrap_peft(cast(Any, self.model))
         obstacle = enable_packing(lm, self.args.device, computing_dtype(self.args, lm.dtype))
@@ -156,8 +157,9 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         return obstacle is None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.packs and "attention_mask" in inputs and "shift_labels" not in inputs:
-            inputs = inputs | pack_batch(*(inputs[name] for name in ("input_ids", "attention_mask", "labels")))
+        loss_only = inputs.get("_prediction_loss_only", not return_outputs)  # else logits are those of the rows
+        if self.packs and loss_only and inputs.keys() - {"_prediction_loss_only"} == TEXT:
+            inputs = inputs | pack_batch(**{name: inputs[name] for name in TEXT})
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def step_memory(self, shape: Shape, layout: Layout) -> Memory:
