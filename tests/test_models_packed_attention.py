@@ -12,7 +12,9 @@ from transformers import (
     MistralConfig,
     NemotronConfig,
     OPTConfig,
+    PhimoeConfig,
     PreTrainedModel,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -44,6 +46,9 @@ OTHERS = {
     "bloom": BloomConfig(**SIZES),
     "nemotron": NemotronConfig(**WIDE),
     "dropout": LlamaConfig(**WIDE, attention_dropout=0.1),
+    # Windows longer than the rows that `enable_packing` tries.
+    "phimoe": PhimoeConfig(**WIDE, sliding_window=10, num_local_experts=2),
+    "qwen2_moe": Qwen2MoeConfig(**WIDE, sliding_window=10, use_sliding_window=True, num_experts=2, num_experts_per_tok=1),
 }
 LENGTHS = [9, 1, 13, 5]
 CPU = torch.device("cpu")
@@ -120,6 +125,8 @@ def test_by_positions_alone_transformers_keeps_rows_apart_except_those_of_opt(na
         (OTHERS["bloom"], "eager", "attn_implementation is eager"),
         (OTHERS["dropout"], "sdpa", "attention_dropout is 0.1"),
         (OTHERS["nemotron"], "sdpa", "does not take packed rows"),  # its layers do not pass arguments on
+        (OTHERS["phimoe"], "sdpa", "does not take packed rows"),  # nor these their windows
+        (OTHERS["qwen2_moe"], "sdpa", "does not take packed rows"),
     ],
 )
 def test_other_models_keep_their_attention_and_say_why(config, attention, reason, packed_on_cpu):

@@ -130,12 +130,23 @@ def packed_attention(
     if packed_keys is not None:
         k, v = k.index_select(0, packed_keys), v.index_select(0, packed_keys)
     window = kw.get("sliding_window")  # tokens that a token sees, itself included; varlen_attn does not count itself
+    if window is None and has_window(module):
+        raise RuntimeError(f"{type(module).__name__} has a sliding window in its mask alone: rows must be padded.")
     options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
     if "enable_gqa" in OPTIONS:  # before torch 2.12, fewer heads of keys need no option
         options["enable_gqa"] = True
     lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     out = varlen_attn(q, k, v, *lengths, scale=kw.get("scaling"), **options)
     return cast(Tensor, out).unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def has_window(module) -> bool:
+    """True if the mask of a layer has a sliding window, which transformers makes from the configuration."""
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return kinds[module.layer_idx] == "sliding_attention"
+    return bool(getattr(config, "sliding_window", None))
 
 
 AttentionInterface.register(NAME, packed_attention)
@@ -177,8 +188,8 @@ def attention_obstacle(model: PreTrainedModel) -> str | None:
 
     It takes the sdpa attention of transformers (its default) and an architecture whose layers call the attention
     interface of transformers: Llama, Mistral, Qwen 2 and 3, Gemma 3, GPT-2, GPT-NeoX, OPT, Phi, OLMo, SmolLM. Not
-    supported: Falcon, BLOOM, GPT-J (attention of their own), Nemotron (its layers do not pass arguments on), Mamba and
-    hybrids (state in place of attention).
+    supported: Falcon, BLOOM, GPT-J (attention of their own), Nemotron (its layers do not pass arguments on), Phi-MoE and
+    Qwen 2 MoE with a sliding window (in the mask alone), Mamba and hybrids (state in place of attention).
     """
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", NAME):
