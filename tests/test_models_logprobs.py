@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import architecture
 from peft import LoraConfig, get_peft_model
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from toys import VOCAB, causal
 
@@ -68,6 +69,19 @@ def test_values_and_gradients_are_those_of_autograd_in_float64(name, temperature
     expected, gradient = by_autograd(partial(unembed, lm.double()), hidden, ids, temperature, weights)
     torch.testing.assert_close(logprobs.detach().double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(hidden.grad.double(), gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tied", "softcap"])
+def test_hooks_on_saved_tensors_see_no_backward_in_forward(name):
+    """TRL's activation_offloading frees what it has brought back only in the first backward after a forward."""
+    lm, unpacked = MODELS[name]().requires_grad_(False).eval(), []
+    head, vocabulary = partial(find_unembedding(lm, IDS), lm), lm.config.vocab_size
+    hidden, ids, _ = problem(2 * CHUNK, lm.config.hidden_size, vocabulary)
+    with saved_tensors_hooks(lambda x: x, lambda x: unpacked.append(x.shape) or x):
+        logprobs = chunked_logprobs(head, hidden, ids, 1.0, vocabulary)
+    assert not unpacked
+    logprobs.sum().backward()
+    assert unpacked == [hidden.shape]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -93,7 +94,8 @@ class _OnePass(torch.autograd.Function):
     def forward(ctx, hidden, ids, unembed, temperature, size, statistics):
         values, directions = [], []
         for h, tokens in zip(hidden.split(size), ids.split(size), strict=True):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+            # The backward below is no backward to hooks of others, such as those that offload activations.
+            with saved_tensors_hooks(_same, _same), torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 h = h.detach().requires_grad_(ctx.needs_input_grad[0])
                 logits = unembed(h)
             with torch.autocast(hidden.device.type, enabled=False):  # these functions round where they say
@@ -114,6 +116,10 @@ class _OnePass(torch.autograd.Function):
         (directions,) = ctx.saved_tensors  # [N, H] in the dtype of `hidden`
         hidden = (-gradient / ctx.temperature)[:, None] * directions
         return hidden.to(directions.dtype), None, None, None, None, None
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class _OfLogits(torch.autograd.Function):
