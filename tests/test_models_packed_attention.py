@@ -46,9 +46,11 @@ OTHERS = {
     "bloom": BloomConfig(**SIZES),
     "nemotron": NemotronConfig(**WIDE),
     "dropout": LlamaConfig(**WIDE, attention_dropout=0.1),
-    # Windows longer than the rows that `enable_packing` tries.
+    # With windows longer than the rows that `enable_packing` tries.
     "phimoe": PhimoeConfig(**WIDE, sliding_window=10, num_local_experts=2),
-    "qwen2_moe": Qwen2MoeConfig(**WIDE, sliding_window=10, use_sliding_window=True, num_experts=2, num_experts_per_tok=1),
+    "qwen2_moe": Qwen2MoeConfig(
+        **WIDE, sliding_window=10, use_sliding_window=True, num_experts=2, num_experts_per_tok=1
+    ),
 }
 LENGTHS = [9, 1, 13, 5]
 CPU = torch.device("cpu")

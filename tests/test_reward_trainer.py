@@ -1,5 +1,7 @@
 """KWiseRewardTrainer against TRL's RewardTrainer, and its invariances."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +161,16 @@ def test_a_sampled_pad_token_at_the_end_is_a_token(base, tokenizer):
     scores = model(**pad_right([plain, ends_in_pad], tokenizer.pad_token_id)).logits
     torch.testing.assert_close(scores[0], hf_scores(plain)[0])
     assert (scores[0] - scores[1]).abs() > 1e-4
+
+
+def test_a_copy_of_a_reward_model_computes_with_its_own_weights(base, tokenizer):
+    """PPO copies the reward model as its value model, and trains the copy."""
+    model, ids = load_sequence_classifier(ModelConfig(base), tokenizer).eval(), torch.tensor([[5, 6, 7]])
+    pool_at_last_token(model)
+    value = copy.deepcopy(model)
+    with torch.no_grad():
+        value.score.weight.mul_(2)
+        torch.testing.assert_close(value(input_ids=ids).logits, 2 * model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -111,6 +111,17 @@ def test_a_batch_without_response_tokens_has_a_loss_of_zero_and_gradients(tmp_pa
     assert all(g is not None and not g.any() for g in gradients)
 
 
+def test_a_copy_of_a_trained_model_computes_with_its_own_weights(tmp_path):
+    """PPO copies the policy as its reference: the original would move, and the KL would stay 0."""
+    lm, ids = trainer(tmp_path, full_model()).model.eval(), torch.tensor([[4, 9, 12]])
+    with torch.no_grad():
+        expected = lm(input_ids=ids).logits
+        reference = copy.deepcopy(lm)
+        lm.lm_head.weight.mul_(2)
+        assert torch.equal(reference(input_ids=ids).logits, expected)
+        assert not torch.equal(lm(input_ids=ids).logits, expected)
+
+
 @pytest.mark.parametrize("loss_type", ["nll", "dft"])
 def test_other_losses_are_trls(loss_type, tmp_path):
     found = [step(trainer(tmp_path, None, cls, loss_type=loss_type), None) for cls in (SFTTrainer, trl.SFTTrainer)]

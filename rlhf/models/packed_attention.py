@@ -188,8 +188,8 @@ def attention_obstacle(model: PreTrainedModel) -> str | None:
 
     It takes the sdpa attention of transformers (its default) and an architecture whose layers call the attention
     interface of transformers: Llama, Mistral, Qwen 2 and 3, Gemma 3, GPT-2, GPT-NeoX, OPT, Phi, OLMo, SmolLM. Not
-    supported: Falcon, BLOOM, GPT-J (attention of their own), Nemotron (its layers do not pass arguments on), Phi-MoE and
-    Qwen 2 MoE with a sliding window (in the mask alone), Mamba and hybrids (state in place of attention).
+    supported: Falcon, BLOOM, GPT-J (attention of their own), Nemotron (its layers do not pass arguments on), Phi-MoE
+    and Qwen 2 MoE with a sliding window (in the mask alone), Mamba and hybrids (state in place of attention).
     """
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", NAME):

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -114,7 +115,9 @@ def pool_at_last_token(model: PreTrainedModel) -> None:
 
     def forward(self, input_ids=None, attention_mask=None, last_token=None, **kwargs):
         if last_token is None:
-            return original_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            # `self` may be a copy of `model`. Accelerate hooks the forward of a model on several devices.
+            plain = original_forward if hasattr(self, "_hf_hook") else partial(type(self).forward, self)
+            return plain(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
         hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         # [N, H]; of a row of `share_prompts`, all N positions are in row 0

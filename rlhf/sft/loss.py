@@ -55,8 +55,8 @@ def next_token_loss(
 def replace_chunked_loss(lm: PreTrainedModel) -> None:
     """Replaces the loss in the forward that TRL has given to `lm` for `loss_type="chunked_nll"`.
 
-    TRL's forward still computes what is no plain next-token loss: calls without labels or with shifted ones, and the
-    auxiliary loss of experts. It also stays if the logits need more than the last hidden states.
+    TRL's forward still computes other losses: shifted labels, and the auxiliary loss of experts. It also stays if the
+    logits need more than the last hidden states. Without labels, the forward is that of the model's class.
     """
     training = lm.training
     two = torch.tensor([[0, 1]], device=lm.device)  # one of them is no padding, whose embedding may be zero
@@ -67,9 +67,13 @@ def replace_chunked_loss(lm: PreTrainedModel) -> None:
     trl_forward: Any = lm.forward
 
     def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
+        if (
+            labels is None and "shift_labels" not in kwargs and not hasattr(self, "_hf_hook")
+        ):  # of Accelerate's device_map
+            return type(self).forward(self, *args, **kwargs)  # TRL's calls the model of which this one may be a copy
         experts = getattr(self.config.get_text_config(), "output_router_logits", False)
         if labels is None or kwargs.keys() & {"shift_labels", "output_router_logits"} or experts:
-            return trl_forward(*args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
+            return trl_forward.__func__(self, *args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
         hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state
         return next_token_loss(self, unembed, hidden, labels, num_items_in_batch)
 
