@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def can_batch_adapters(layers: Sequence[object], names: Sequence[str]) -> bool:
@@ -17,24 +17,44 @@ def can_batch_adapters(layers: Sequence[object], names: Sequence[str]) -> bool:
     return all(_can_batch(layer, names) for layer in layers)
 
 
-def mixed_lora_forward(layer: LoraLinear, names: Sequence[str], x: Tensor) -> Tensor:
-    """Computes `layer(x)` with adapter names[0] on the first b rows, names[1] on the next b rows, and so on.
+def lora_factors(layer: LoraLinear, names: Sequence[str], leaves: bool) -> tuple[list[Any], list[Any], list[float]]:
+    """A, B and s of each adapter in `names`.
 
     Args:
-        x: [R b, ..., in], R the number of names.
+        leaves: frozen weights come as parameters that require gradients and share their memory. torch.compile then has
+            one graph for trained and frozen adapters.
+    """
+    low_factors = [layer.lora_A[name].weight for name in names]
+    factors = [layer.lora_B[name].weight for name in names]
+    if leaves:
+        low_factors, factors = (
+            [w if w.requires_grad else nn.Parameter(w.detach()) for w in weights] for weights in (low_factors, factors)
+        )
+    return low_factors, factors, [layer.scaling[name] for name in names]
+
+
+def mixed_lora_forward(layer: Any, x: Tensor) -> Tensor:
+    """Computes `layer(x)` with the first of `layer.factors` on the first b rows, the second on the next b, and so on.
+
+    Args:
+        layer: LoRA layer whose attribute `factors` comes from `lora_factors`.
+        x: [R b, ..., in], R the number of adapters.
 
     Returns:
         [R b, ..., out], in the dtype of the base's product.
     """
-    low_factors: list[Any] = [layer.lora_A[name].weight for name in names]
-    factors: list[Any] = [layer.lora_B[name].weight for name in names]
-    scales = [layer.scaling[name] for name in names]
+    low_factors, factors, scales = layer.factors
+    a, b = torch.stack(low_factors), torch.stack(factors)  # [R, r, in], [R, out, r]
+    rows = x.reshape(len(a), -1, x.shape[-1])  # [R, N, in]
+    product = layer.base_layer(rows)  # [R, N, out]
     scale = scales[0]
     if any(other != scale for other in scales):  # baddbmm below takes only one scale
-        factors, scale = [factor * s for factor, s in zip(factors, scales, strict=True)], 1
-    a, b = torch.stack(low_factors), torch.stack(factors)  # [R, r, in], [R, out, r]
-    rows = x.reshape(len(names), -1, x.shape[-1])  # [R, N, in]
-    product = layer.base_layer(rows)  # [R, N, out]
+        b, scale = torch.stack([factor * s for factor, s in zip(factors, scales, strict=True)]), 1
+    if torch.compiler.is_compiling():  # which fuses the sum with what follows; baddbmm would copy `product` first
+        out = product + torch.bmm(
+            torch.bmm(rows.to(product.dtype), a.to(product.dtype).mT), (b * scale).to(product.dtype).mT
+        )
+        return out.reshape(*x.shape[:-1], -1)
     out = product
     if not torch.is_autocast_enabled(x.device.type):  # autocast casts the products below itself
         rows, out = rows.to(a.dtype), product.to(a.dtype)

@@ -5,9 +5,9 @@ behind its properties `active_adapter` and `disable_adapters`, and the names of 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import SCORE_MODULES
-from rlhf.models.batched_lora import mixed_lora_forward
+from rlhf.models.batched_lora import lora_factors, mixed_lora_forward
 from rlhf.models.lora_targets import linear_layers
 
 AdapterLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
@@ -91,17 +91,27 @@ def adapter_parameters(layers: Sequence[AdapterLayer], name: str) -> list[nn.Par
 
 
 def select_adapter(
-    layers: Sequence[Any], before: str | tuple[str, ...] | None, name: str | tuple[str, ...] | None
+    layers: Sequence[Any],
+    before: str | tuple[str, ...] | None,
+    name: str | tuple[str, ...] | None,
+    leaves: bool = False,
 ) -> None:
     """Switches `layers` from adapter `before` to `name`.
 
     None is the bare base; a tuple of R names gives each adapter 1 / R of the rows (`mixed_lora_forward`).
+
+    The compiled graph of a tuple depends on the number and shapes of its adapters, not on their names. For that the
+    forward is a bound method: torch.compile compares a bound method by its code, and other callables by identity.
+
+    Args:
+        leaves: see `lora_factors`.
     """
     for layer in layers:
         if isinstance(before, tuple):
-            del layer.forward
+            del layer.forward, layer.factors
         if isinstance(name, tuple):
-            layer.forward = partial(mixed_lora_forward, layer, name)
+            layer.factors = lora_factors(layer, name, leaves)
+            layer.forward = MethodType(mixed_lora_forward, layer)
         else:
             layer._active_adapter = [] if name is None else [name]
             layer._disable_adapters = name is None

@@ -67,6 +67,7 @@ class SharedBase(nn.Module):
         self.ensembles: dict[str, tuple[tuple[str, ...], str]] = {}
         self._layers: list[AdapterLayer] = []  # of `adapter_layers`
         self._active: str | tuple[str, ...] | None = None
+        self.compiled = False
         self.train(base.training)
 
     @property
@@ -210,7 +211,7 @@ class SharedBase(nn.Module):
         return not is_sharded(self.lm) and can_batch_adapters(self._layers, names)
 
     def _select(self, name: str | tuple[str, ...] | None) -> None:
-        select_adapter(self._layers, self._active, name)
+        select_adapter(self._layers, self._active, name, leaves=self.compiled)
         self._active = name
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
