@@ -36,7 +36,7 @@ TRAINING = Options(
         "optim_target_modules": "it is for GaLore and APOLLO, which take the place of LoRA",
         **_each(
             "torch_compile torch_compile_backend torch_compile_mode",
-            "batches differ in shape, and each would be compiled",
+            "each shape of a batch would be compiled; compile takes one graph for all shapes",
         ),
         **_each("use_liger_kernel liger_kernel_config", "logits are computed in chunks, or only where they are read"),
         "auto_find_batch_size": "it would change the batch; per_device_train_batch_size changes only memory",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from toys import EOS, PAD, VOCAB, causal, logged, lora, ppo_config, prompts, save_toy, shared_base, trainer
 from trl import ModelConfig
 
@@ -17,6 +18,7 @@ from rlhf.generation.continuous_batching import decode_continuously, supports_co
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
 from rlhf.generation.sampler import decode, sample
+from rlhf.models import compiled_layers
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOTrainer
@@ -81,6 +83,18 @@ def test_fault_09_10_at_lr_0_the_ratio_is_1_and_the_kl_is_0_on_a_gpu(tmp_path, d
     ppo = trainer(args, base)
     ppo.train()
     assert ppo.model.language_model.device.type == "cuda"
+    assert set(logged(ppo, "policy/approxkl") + logged(ppo, "policy/clipfrac") + logged(ppo, "objective/kl")) == {0.0}
+
+
+# docs/trl-faults.md, faults 9 and 10
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fault_09_10_at_lr_0_the_ratio_is_1_and_the_kl_is_0_with_compiled_layers_on_a_gpu(tmp_path, bf16, monkeypatch):
+    monkeypatch.setattr(compiled_layers, "MIN_TOKENS", 1)
+    counters.clear()
+    args = ppo_config(tmp_path, use_cpu=False, bf16=bf16, learning_rate=0.0, value_learning_rate=0.0, compile=True)
+    ppo = trainer(args)
+    ppo.train()
+    assert counters["stats"]["unique_graphs"] > 0
     assert set(logged(ppo, "policy/approxkl") + logged(ppo, "policy/clipfrac") + logged(ppo, "objective/kl")) == {0.0}
 
 

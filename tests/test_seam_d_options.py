@@ -80,7 +80,7 @@ OURS = words("""
     target_kl ptx_coef ptx_examples_per_episode ptx_length ptx_weights value_learning_rate warmup_rollouts
     value_warmup_rollouts ema_decay num_sample_generations reward_model_path reward_ensemble_paths
     reward_ensemble model_name_or_path model_revision dtype attn_implementation load_in_4bit load_in_8bit
-    lora_dropout
+    lora_dropout compile
 """)
 PEFT_AND_BNB = words("""
     lora_r lora_alpha lora_target_modules lora_target_parameters lora_modules_to_save use_rslora use_dora

@@ -24,8 +24,8 @@ def lora_factors(layer: LoraLinear, names: Sequence[str], leaves: bool) -> tuple
         leaves: frozen weights come as parameters that require gradients and share their memory. torch.compile then has
             one graph for trained and frozen adapters.
     """
-    low_factors = [layer.lora_A[name].weight for name in names]
-    factors = [layer.lora_B[name].weight for name in names]
+    low_factors: list[Any] = [layer.lora_A[name].weight for name in names]
+    factors: list[Any] = [layer.lora_B[name].weight for name in names]
     if leaves:
         low_factors, factors = (
             [w if w.requires_grad else nn.Parameter(w.detach()) for w in weights] for weights in (low_factors, factors)
@@ -54,7 +54,7 @@ def mixed_lora_forward(layer: Any, x: Tensor) -> Tensor:
         out = product + torch.bmm(
             torch.bmm(rows.to(product.dtype), a.to(product.dtype).mT), (b * scale).to(product.dtype).mT
         )
-        return out.reshape(*x.shape[:-1], -1)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
     out = product
     if not torch.is_autocast_enabled(x.device.type):  # autocast casts the products below itself
         rows, out = rows.to(a.dtype), product.to(a.dtype)

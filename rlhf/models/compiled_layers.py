@@ -1,7 +1,7 @@
 """Decoder layers by torch.compile, each for itself: all layers of a model share their graphs.
 
 A compiled forward rounds otherwise than an eager one, and the graph for training otherwise than the one for inference,
-because they fuse other products. PPO compares log-probabilities of passes with and without gradients, and of trained
+because it fuses other operations. PPO compares log-probabilities of passes with and without gradients, and of trained
 and frozen adapters. So there is only one graph: passes without gradients run the graph for training layer by layer,
 and free what each layer keeps for backward; frozen adapters are inputs like trained ones (`lora_factors`).
 """
@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo.exc
+import torch._functorch.config
 import torch.fx.experimental._config
 from torch import Tensor, nn
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.utils._pytree import tree_map
+from transformers import PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 logger = logging.getLogger(__name__)
@@ -22,28 +24,28 @@ logger = logging.getLogger(__name__)
 # A pass of fewer tokens is not worth a graph of its own: the trial passes of `find_unembedding` have two.
 MIN_TOKENS = 256
 GRAPHS = 64  # torch compiles at most 8 for a function: here one for each number of adapters, rank and mode
-# FLOPs of the layers, forward and backward, after which a run has gained what the compilation took: three minutes of
-# eager layers on an H100.
-REPAID_FLOPS = 6e16
 
-COMPILE = {
-    "help": "Compile the decoder layers with torch.compile: true, false or auto. auto: on a GPU whose compiler works, "
-    "if the run is long enough to gain from it, and not with FSDP or DeepSpeed."
-}
+COMPILE: dict[str, Any] = {
+    "help": "Compile the decoder layers with torch.compile. Without effect with FSDP and DeepSpeed, and in PPO if not "
+    "all roles are plain LoRA adapters of one base; the log says so. auto: off; it gains little on CPUs, and is "
+    "not measured on GPUs.",
+    "nargs": "?",
+    "const": True,
+}  # metadata of the field
 
 
-def compile_by_choice(
-    choice: str, lm: nn.Module, device: torch.device, tokens: float, obstacle: str | None = None
-) -> bool:
-    """Compiles the decoder layers of `lm` if `choice` is "true", or "auto" and it is worth it; returns if it did.
+def compile_if_asked(trainer: Trainer, lm: PreTrainedModel, obstacle: str | None = None) -> bool:
+    """Compiles the decoder layers of `lm` in place if the trainer's option `compile` is true; returns True if it did.
+
+    Where that is impossible, a line in the log says why, and the layers stay eager.
 
     Args:
-        tokens: tokens that pass the layers forward and backward on one device in the run.
-        obstacle: why the layers cannot be compiled, for the log.
+        obstacle: None, or a reason why the stage cannot use compiled layers.
     """
-    if choice == "false" or (choice == "auto" and (device.type != "cuda" or not is_repaid(lm, tokens))):
+    args: Any = trainer.args  # TRL's own, which scripts may pass, have no such option
+    if not (hasattr(args, "compile") and args.compile):
         return False
-    obstacle = obstacle or layers_obstacle(lm) or compiler_obstacle(device)
+    obstacle = obstacle or layers_obstacle(trainer, lm) or compiler_obstacle(args.device)
     if obstacle:
         logger.warning("layers are not compiled, because %s", obstacle)
         return False
@@ -51,13 +53,12 @@ def compile_by_choice(
     return True
 
 
-def is_repaid(lm: nn.Module, tokens: float) -> bool:
-    """True if a run of `tokens` gains more time from compiled layers than their compilation takes."""
-    return 4 * sum(p.numel() for layer in decoder_layers(lm) for p in layer.parameters()) * tokens > REPAID_FLOPS
-
-
-def layers_obstacle(lm: nn.Module) -> str | None:
+def layers_obstacle(trainer: Trainer, lm: nn.Module) -> str | None:
     """Returns None, or why the layers of `lm` cannot be compiled."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.args.n_gpu > 1:
+        return "FSDP, DeepSpeed or DataParallel runs them"
+    if not hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
+        return f"torch {torch.__version__} is too old"
     return None if decoder_layers(lm) else f"{type(lm).__name__} has no layers of transformers' checkpointing"
 
 
@@ -89,6 +90,7 @@ def compile_layers(lm: nn.Module, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.specialize_float = True  # else dynamic=True makes inputs of epsilons and scales
     torch.fx.experimental._config.use_duck_shape = False  # else sizes that are equal in the first pass must stay equal
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # else backward fails, when it is too late
     layers = decoder_layers(lm)
     classes = {cls: compiled_class(cls, backend) for cls in {type(layer) for layer in layers}}
     for layer in layers:
@@ -98,27 +100,49 @@ def compile_layers(lm: nn.Module, backend: str = "inductor") -> None:
 def compiled_class(cls: type[nn.Module], backend: str) -> type[nn.Module]:
     """A subclass with a compiled forward, which transformers wraps in its checkpoint as it does with any layer.
 
-    Recomputation in backward runs the compiled forward. Passes with a cache, which decode, stay eager.
+    Recomputation in backward runs the compiled forward. Passes with a cache, which decode, stay eager. After a failure,
+    layers that have run compiled try on, because backward may have to recompute them in the same way.
     """
     plain: Callable[..., Any] = cls.forward.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]  # no checkpoint
-    compiled = torch.compile(plain, dynamic=True, fullgraph=True, backend=backend)
+
+    def rows_joined(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The plain forward for hidden states [R, B / R, T, H]."""
+        return plain(self, hidden_states.flatten(0, 1), *args, **kwargs)
+
+    compiled = torch.compile(rows_joined, dynamic=True, fullgraph=True, backend=backend)
     failed: list[Exception] = []
+    working: set[nn.Module] = set()
 
     def forward(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         decodes = kwargs.get("use_cache") or kwargs.get("past_key_values") is not None
-        if failed or decodes or hidden_states[..., 0].numel() < MIN_TOKENS:
+        given_up = failed and self not in working
+        if given_up or decodes or hidden_states[..., 0].numel() < MIN_TOKENS:
             return plain(self, hidden_states, *args, **kwargs)
         try:
             with torch.enable_grad():  # also without gradients: see above
                 leaf = hidden_states if hidden_states.requires_grad else hidden_states.detach().requires_grad_()
-                output = compiled(self, leaf, *args, **kwargs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            logger.warning("layers are not compiled, because %s failed: %s", cls.__name__, first_line(error))
+                rows = leaf.unflatten(0, (adapters_of(self), -1))
+                torch._dynamo.mark_static(rows, 0)
+                output = compiled(self, rows, *args, **kwargs)
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            if not failed:
+                logger.warning("layers are not compiled, because %s failed: %s", cls.__name__, first_line(error))
             failed.append(error)
+            working.discard(self)
             return plain(self, hidden_states, *args, **kwargs)
+        working.add(self)
         return output if torch.is_grad_enabled() else tree_map(detached, output)
 
     return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def adapters_of(layer: nn.Module) -> int:
+    """Number R of adapters that share the rows of a pass (`SharedBase.use`).
+
+    Each takes B / R rows. In a graph for any B, torch does not know that R divides B, so its kernels would divide whole
+    numbers for each element; for any B / R it need not.
+    """
+    return next((len(vars(module)["factors"][0]) for module in layer.modules() if "factors" in vars(module)), 1)
 
 
 def detached(x: Any) -> Any:

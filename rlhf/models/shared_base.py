@@ -56,6 +56,7 @@ class SharedBase(nn.Module):
     Attributes:
         peft_model: the base, wrapped in a `PeftModel` once it has its first adapter.
         heads: adapter name -> `ScalarHead` in float32.
+        compiled: `lm` has compiled layers (`rlhf.models.compiled_layers`): one graph for all adapters in tuples.
         ensembles: name -> (members, "mean" or "min"), see `add_ensemble`.
     """
 
@@ -261,7 +262,7 @@ class SharedBase(nn.Module):
 
     def _token_scores(self, name: str, inputs: dict) -> Tensor:
         backbone = getattr(self.lm, self.lm.base_model_prefix)
-        with self.use(name):
+        with self.use((name,) if self.compiled else name):
             return self.head(name, backbone(**inputs).last_hidden_state)
 
     def head(self, name: str, hidden: Tensor) -> Tensor:

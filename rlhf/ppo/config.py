@@ -9,6 +9,7 @@ from transformers import SchedulerType
 from trl.trainer.base_config import _BaseConfig
 
 from rlhf.errors import InputError, require_at_least
+from rlhf.models.compiled_layers import COMPILE
 from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.ppo.sizes import resolve_rollout
 from rlhf.runs.processes import use_one_device
@@ -82,6 +83,7 @@ class PPOConfig(_BaseConfig):
     local_rollout_forward_batch_size: int = field(
         default=64, metadata={"help": "Responses sampled at once on each process."}
     )
+    compile: bool | None = field(default=None, metadata=COMPILE)
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize the prompts."})
 
     # Sampling

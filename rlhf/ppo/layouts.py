@@ -4,10 +4,11 @@ import copy
 from contextlib import contextmanager
 
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.compiled_layers import compile_if_asked
 from rlhf.models.frozen_reward import check_classifier, classifier_token_scores, freeze_reward
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import float_head, float_trained_weights
@@ -39,8 +40,13 @@ class SharedActorCritic(ActorCritic):
 
     @contextmanager
     def as_role(self, role):
-        with self.base.use("sft" if role == "reference" else "policy"):
+        adapter = "sft" if role == "reference" else "policy"
+        with self.base.use((adapter,) if self.base.compiled else adapter):
             yield self.base.lm
+
+    def sample(self, sampler):
+        with self.base.use("policy"):  # PEFT's layers, which decode in CUDA graphs
+            return sampler(self.base.lm)
 
     def models(self):
         return [self.base.lm] + ([] if self.reward is None else [unwrap_peft(self.reward)])
@@ -176,6 +182,15 @@ class SeparateActorCritic(ActorCritic):
     def activation_checkpointing_enable(self, **kwargs):  # the name since transformers 5.20
         for model in (self.policy, self.value):
             model.activation_checkpointing_enable(**kwargs)
+
+
+def compile_networks(trainer: Trainer, networks: ActorCritic) -> None:
+    """Compiles the layers of a shared base, if the option `compile` asks for it (`rlhf.models.compiled_layers`)."""
+    base = networks.base if isinstance(networks, SharedActorCritic) else None
+    plain = base is not None and all(base.can_batch(name) for name in base.adapters)
+    obstacle = None if plain else "policy, value, reference and reward are not plain LoRA adapters of one base"
+    if compile_if_asked(trainer, networks.language_model, obstacle) and base is not None:
+        base.compiled = True
 
 
 def build_actor_critic(

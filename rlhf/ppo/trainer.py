@@ -39,7 +39,7 @@ from rlhf.ppo.guards import (
     gradients_finite,
     stop_non_finite,
 )
-from rlhf.ppo.layouts import SharedActorCritic, build_actor_critic
+from rlhf.ppo.layouts import SharedActorCritic, build_actor_critic, compile_networks
 from rlhf.ppo.length_buckets import pass_limits
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import (
@@ -191,6 +191,7 @@ class PPOTrainer(TRLInterface):
             raise InputError("target_kl skips optimizer steps, and DeepSpeed takes its own; use FSDP, or no target_kl.")
         self.model_accepts_loss_kwargs = False  # so that the Trainer divides the loss by the accumulation
         self._keep_outputs_precise()
+        compile_networks(self, networks)
         rewards.to(self.accelerator.device)
 
         # State of a run

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from trl import RewardConfig
 
 from rlhf.errors import InputError, require_at_least
+from rlhf.models.compiled_layers import COMPILE
 from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.processes import use_one_device
@@ -49,6 +50,7 @@ class KWiseRewardConfig(RewardConfig):
             "whole prompts if their completions share them). Changes memory use, not the loss."
         },
     )
+    compile: bool | None = field(default=None, metadata=COMPILE)
     shuffled_pairs: bool = field(
         default=False,
         metadata={

@@ -20,6 +20,7 @@ from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.compiled_layers import compile_if_asked
 from rlhf.models.embeddings import set_pad_token_id
 from rlhf.models.memory import Memory, reward_memory
 from rlhf.models.model_sizes import Layout, Shape
@@ -87,6 +88,7 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         if obstacle:
             logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)
         decide_recomputation(self, classifier, self.step_memory)
+        compile_if_asked(self, classifier)
 
     def step_memory(self, shape: Shape, layout: Layout) -> Memory:
         """Memory of a step on the largest of many random batches."""

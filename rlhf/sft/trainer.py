@@ -24,6 +24,7 @@ from rlhf.data.pretraining import PretrainingStream, Rows
 from rlhf.data.scratch import write_rows
 from rlhf.errors import InputError
 from rlhf.models.adapter_files import check_lora_config
+from rlhf.models.compiled_layers import COMPILE, compile_if_asked
 from rlhf.models.loading import LoraModelConfig
 from rlhf.models.memory import Memory, sft_memory
 from rlhf.models.model_sizes import Layout, Shape
@@ -81,6 +82,7 @@ class SFTArguments(SFTConfig):
             "is the limit if it is shorter, or if this is None."
         },
     )
+    compile: bool | None = field(default=None, metadata=COMPILE)
     # TRL infers this from the columns `prompt` and `completion`, which tokenized rows do not have.
     completion_only_loss: bool | None = field(default=True, metadata={"help": "Compute the loss on responses only."})
     # PPO starts from models of 2 epochs with a tenth of pretraining data (appendix C.3).
@@ -145,6 +147,7 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         self._eval_sums: dict[str, float] = defaultdict(float)
         self.packs = self._enable_packing()
         decide_recomputation(self, unwrap_peft(self.model), self.step_memory)  # pyright: ignore[reportArgumentType]
+        compile_if_asked(self, unwrap_peft(cast(PreTrainedModel, self.model)))
 
     def _enable_packing(self) -> bool:
         """True if a batch of text passes the model as one row without padding."""
