@@ -1,12 +1,14 @@
 """Log-probabilities in one pass: against plain autograd, and what must be equal to the bit."""
 
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
 from architectures import architecture
 from peft import LoraConfig, get_peft_model
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from toys import VOCAB, causal
 
@@ -69,6 +71,24 @@ def test_values_and_gradients_are_those_of_autograd_in_float64(name, temperature
     expected, gradient = by_autograd(partial(unembed, lm.double()), hidden, ids, temperature, weights)
     torch.testing.assert_close(logprobs.detach().double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(hidden.grad.double(), gradient, atol=1e-5, rtol=1e-5)
+
+
+def largest_sum_of_allocations(function) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = profiler.profiler.kineto_results.events()
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_of_one_chunk_exist_at_a_time(dtype):
+    head, vocabulary = torch.nn.Linear(16, 4096, bias=False).to(dtype).requires_grad_(False), 4096
+
+    def peak(n: int) -> int:
+        hidden, ids, _ = problem(n, vocabulary=vocabulary, dtype=dtype)
+        return largest_sum_of_allocations(lambda: chunked_logprobs(head, hidden, ids, 1.0, vocabulary))
+
+    assert peak(3 * CHUNK) == pytest.approx(peak(CHUNK), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["tied", "softcap"])

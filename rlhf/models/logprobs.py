@@ -103,6 +103,8 @@ class _OnePass(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     gradients = _softmax_minus_onehot(logits.detach(), tokens, values[-1][0], temperature)
                     directions += torch.autograd.grad(logits, h, gradients)
+                    del gradients
+            del logits  # before the next chunk has its own
         if directions:
             ctx.save_for_backward(torch.cat(directions))
         ctx.temperature = temperature
