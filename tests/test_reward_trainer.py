@@ -163,6 +163,12 @@ def test_a_sampled_pad_token_at_the_end_is_a_token(base, tokenizer):
     assert (scores[0] - scores[1]).abs() > 1e-4
 
 
+def test_noise_of_embeddings_is_that_of_a_row(base, tokenizer, tmp_path, packed_on_cpu):
+    """NEFTune divides by the length of a row: a row of many prompts would have too little."""
+    run = trainer(base, tokenizer, tmp_path, neftune_noise_alpha=5.0)
+    assert not run.packs and not run.shares_prompts
+
+
 def test_a_copy_of_a_reward_model_computes_with_its_own_weights(base, tokenizer):
     """PPO copies the reward model as its value model, and trains the copy."""
     model, ids = load_sequence_classifier(ModelConfig(base), tokenizer).eval(), torch.tensor([[5, 6, 7]])

@@ -162,6 +162,11 @@ def test_a_batch_with_more_than_text_keeps_its_rows(base, tokenizer, tmp_path, p
     assert [shape[0] for shape in shapes] == [1, rows]
 
 
+def test_noise_of_embeddings_is_that_of_a_row(base, tokenizer, tmp_path, packed_on_cpu):
+    """NEFTune divides by the length of a row; of a packed one, it would be too small by the root of their number."""
+    assert not trainer(base, tokenizer, tmp_path, cls=rlhf.sft.trainer.SFTTrainer, neftune_noise_alpha=5.0).packs
+
+
 @pytest.mark.parametrize("option", ["packing", "padding_free"])
 def test_packing_by_trl_is_refused(base, tokenizer, tmp_path, option):
     with pytest.raises(InputError, match="leave it out"):

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -209,6 +209,13 @@ def attention_dropout(model: PreTrainedModel) -> str | None:
         if "att" in name and "drop" in name and rate:
             return f"{name} is {rate}, and attention to packed rows has no dropout"
     return None
+
+
+def noise_obstacle(args: TrainingArguments) -> str | None:
+    """Returns None, or NEFTune as an obstacle: its noise is alpha / sqrt(tokens of a row x H) (arXiv 2310.05914)."""
+    if args.neftune_noise_alpha is None:
+        return None
+    return "the noise of neftune_noise_alpha depends on the length of a row"
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from rlhf.models.compiled_layers import compile_if_asked
 from rlhf.models.embeddings import set_pad_token_id
 from rlhf.models.memory import Memory, reward_memory
 from rlhf.models.model_sizes import Layout, Shape
-from rlhf.models.packed_attention import enable_packing
+from rlhf.models.packed_attention import enable_packing, noise_obstacle
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
 from rlhf.models.recomputation import decide_recomputation
@@ -82,8 +82,9 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         assert isinstance(self.processing_class.pad_token_id, int), "TRL's constructor sets the pad token"
         set_pad_token_id(classifier, self.processing_class.pad_token_id)
         pool_at_last_token(classifier)
-        self.packs = enable_packing(classifier, args.device, computing_dtype(args, classifier.dtype)) is None
-        obstacle = None if self.packs else enable_shared_prompts(classifier, args.max_length)
+        noise, dtype = noise_obstacle(args), computing_dtype(args, classifier.dtype)
+        self.packs = noise is None and enable_packing(classifier, args.device, dtype) is None
+        obstacle = None if self.packs else noise or enable_shared_prompts(classifier, args.max_length)
         self.shares_prompts = obstacle is None
         if obstacle:
             logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)

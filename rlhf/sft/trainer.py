@@ -28,7 +28,7 @@ from rlhf.models.compiled_layers import COMPILE, compile_if_asked
 from rlhf.models.loading import LoraModelConfig
 from rlhf.models.memory import Memory, sft_memory
 from rlhf.models.model_sizes import Layout, Shape
-from rlhf.models.packed_attention import enable_packing, packed_row
+from rlhf.models.packed_attention import enable_packing, noise_obstacle, packed_row
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
 from rlhf.models.recomputation import CHECKPOINTING, decide_recomputation, left_open
@@ -154,7 +154,9 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
         if self.num_virtual_tokens or self.aux_loss_enabled or self.args.n_gpu > 1:
             return False  # these take rows of the batch
         lm = unwrap_peft(cast(Any, self.model))
-        obstacle = enable_packing(lm, self.args.device, computing_dtype(self.args, lm.dtype))
+        obstacle = noise_obstacle(self.args) or enable_packing(
+            lm, self.args.device, computing_dtype(self.args, lm.dtype)
+        )
         if obstacle and self.args.device.type != "cpu":
             logger.warning("rows are padded, because %s", obstacle)
         return obstacle is None
