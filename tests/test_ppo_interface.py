@@ -35,6 +35,7 @@ from rlhf.data.encode import encode_completion, encode_prompt
 from rlhf.errors import InputError
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.rewards import TextRewardModel
+from rlhf.ppo.trl_baseline import trl_ppo_config
 
 HAS_TRL_PPO = Version(trl.__version__) < Version("1.13")
 
@@ -49,6 +50,15 @@ def test_every_documented_field_of_trls_config_is_accepted(tmp_path):
     theirs = {field.name for field in dataclasses.fields(TRLPPOConfig) if field.init}
     ours = {field.name for field in dataclasses.fields(PPOConfig) if field.init}
     assert theirs - ours == {"world_size"}  # the launcher's; TRL overwrites a given value
+
+
+@pytest.mark.skipif(not HAS_TRL_PPO, reason="TRL's PPOTrainer was deleted in 1.13")
+def test_trls_trainer_as_a_baseline_takes_as_many_steps(tmp_path):
+    sizes = dict(batch_size=8, mini_batch_size=2, per_device_train_batch_size=1, total_episodes=8)
+    args = PPOConfig(str(tmp_path), **sizes, bf16=False, use_cpu=True, report_to="none")
+    baseline = trl_ppo_config(args)
+    assert (baseline.num_mini_batches, baseline.num_ppo_epochs) == (4, args.num_ppo_epochs)
+    assert (baseline.per_device_train_batch_size, baseline.gradient_accumulation_steps) == (8, 1)
 
 
 # docs/trl-faults.md, faults 29 and 30

@@ -52,6 +52,7 @@ def trl_ppo_config(args: PPOConfig):
     values |= {
         "per_device_train_batch_size": args.local_rollout_size,
         "gradient_accumulation_steps": 1,
+        "num_mini_batches": args.num_mini_batches,  # computed, so `resolved_config` leaves it out
         "stop_token": None if args.stop_token_id is not None else "eos",
         "logging_steps": 1,
     }
