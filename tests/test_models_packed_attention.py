@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference_attention import reference_varlen
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from rlhf.models.packed_attention import (
     NAME,
     attention_arguments,
     enable_packing,
+    kernel_fault,
     kernel_obstacle,
     packed_attention,
     packed_row,
@@ -147,6 +149,35 @@ def test_what_the_kernel_cannot_do_is_an_error(option, packed_on_cpu):
 def test_packed_rows_need_a_gpu_and_16_bits():
     assert "need a GPU and 16 bits" in str(enable_packing(model(CONFIGS["llama"]), CPU, torch.bfloat16))
     assert "need a GPU and 16 bits" in str(kernel_obstacle(torch.device("cuda"), torch.float32))
+
+
+def wrong_window(*args, window_size, **kwargs):
+    return reference_varlen(*args, window_size=(-1, 0), **kwargs)
+
+
+def wrong_gradient(q, k, v, *args, **kwargs):
+    return reference_varlen(q, k.detach() + (k - k.detach()) / 2, v, *args, **kwargs)
+
+
+def no_gradient(q, k, *args, **kwargs):
+    return reference_varlen(q, k.detach(), *args, **kwargs)
+
+
+def no_kernel(*args, **kwargs):
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [(wrong_window, "is wrong"), (wrong_gradient, "is wrong"), (no_gradient, "is wrong"), (no_kernel, "Ampere")],
+)
+def test_rows_are_padded_where_the_kernel_is_wrong_or_missing(kernel, reason, packed_on_cpu, monkeypatch):
+    cpu = torch.device("cpu")
+    with torch.no_grad():  # as in a rollout
+        assert kernel_fault(cpu, torch.float32) is None
+    monkeypatch.setattr("rlhf.models.packed_attention.varlen_attn", kernel)
+    assert reason in str(kernel_fault(cpu, torch.float32))
+    assert reason in str(enable_packing(AutoModelForCausalLM.from_config(CONFIGS["llama"]), cpu, torch.float32))
 
 
 def test_a_layer_without_the_lengths_fails(packed_on_cpu):

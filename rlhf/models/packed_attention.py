@@ -23,6 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf.errors import first_line
 from rlhf.models.positions import takes_position_ids
 from rlhf.models.precision import SIXTEEN_BITS
 
@@ -163,6 +164,7 @@ def enable_packing(model: PreTrainedModel, device: torch.device, dtype: torch.dt
         dtype: in which the model computes: that of autocast, or of its weights.
     """
     obstacle = kernel_obstacle(device, dtype) or attention_obstacle(model) or attention_dropout(model)
+    obstacle = obstacle or kernel_fault(device, dtype)
     if obstacle:
         return obstacle
     before = model.config.get_text_config()._attn_implementation
@@ -181,6 +183,44 @@ def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if "window_size" not in OPTIONS:
         return f"torch {torch.__version__} has no attention for packed rows"
     return None
+
+
+@torch.enable_grad()
+def kernel_fault(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Tries `varlen_attn`, forward and backward, against sdpa; returns None, or how it fails in this torch on this GPU.
+
+    Two sequences of 64 numbers a head, each head of keys for two heads of queries, without and with a sliding window.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths, heads = [5, 7], {"query": 4, "key": 2, "value": 2}
+    inputs = [torch.randn(1, n, sum(lengths), 64, generator=generator) for n in heads.values()]
+    position, sequence = torch.arange(sum(lengths)), torch.tensor([0, 1]).repeat_interleave(torch.tensor(lengths))
+    distance = position[:, None] - position
+    for window in (None, 3):
+        seen = (sequence[:, None] == sequence) & (distance >= 0) & (distance < (window or sum(lengths)))
+        q, k, v = expected = [x.to(dtype, copy=True).float().requires_grad_() for x in inputs]
+        k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+        of_sdpa = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
+        query, key, value = given = [x.to(device, dtype, copy=True).requires_grad_() for x in inputs]
+        options: dict[str, Any] = packed_row(lengths, device) | {"sliding_window": window}
+        try:
+            with torch.autocast(device.type, enabled=False):
+                out, _ = packed_attention(None, query, key, value, **options)
+                out.square().sum().backward()
+        except (RuntimeError, TypeError, ValueError) as error:
+            return f"torch {torch.__version__} cannot compute attention to packed rows: {first_line(error)}"
+        of_sdpa.square().sum().backward()
+        results = zip([out, *(x.grad for x in given)], [of_sdpa, *(x.grad for x in expected)], strict=True)
+        if any(_error(result, right) > 0.03 for result, right in results):  # 16 bits: a hundredth
+            return f"attention to packed rows is wrong in torch {torch.__version__}"
+    return None
+
+
+def _error(result: Tensor | None, right: Tensor | None) -> float:
+    """Returns the size of the difference over the size of what is right; infinity without a result."""
+    if result is None or right is None:
+        return float("inf")
+    return ((result.detach().cpu().float() - right.detach()).norm() / right.detach().norm()).item()
 
 
 def attention_obstacle(model: PreTrainedModel) -> str | None:
