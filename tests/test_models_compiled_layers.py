@@ -165,7 +165,7 @@ def test_layers_that_do_not_compile_stay_eager_and_one_line_says_why(backend, ca
     assert "layers are not compiled, because LlamaDecoderLayer failed" in line and "\n" not in line
 
 
-def test_after_a_failure_backward_recomputes_layers_as_forward_ran_them(monkeypatch, caplog):
+def test_after_a_failure_backward_recomputes_layers_as_forward_ran_them(caplog):
     """The first layer has run compiled, so an eager recomputation would keep other tensors than backward expects."""
     base = base_of("llama")
     expected = base.hidden_states(ROLES, IDS)
@@ -173,8 +173,8 @@ def test_after_a_failure_backward_recomputes_layers_as_forward_ran_them(monkeypa
     compile_layers(base.lm, "aot_eager")
     norm = decoder_layers(base.lm)[1].input_layernorm
     norm.__class__ = type("Other", (type(norm),), {})  # asks for a graph of its own
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    with caplog.at_level(logging.WARNING, compiled_layers.__name__):
+    limit = torch._dynamo.config.patch(recompile_limit=1)  # which monkeypatch would delete
+    with limit, caplog.at_level(logging.WARNING, compiled_layers.__name__):
         hidden = base.hidden_states(ROLES, IDS)
     assert graphs() == 1 and "LlamaDecoderLayer failed" in caplog.text
     torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)

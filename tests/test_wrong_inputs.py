@@ -111,7 +111,7 @@ OPTIONS = {
     "demo sandbox": "unrecognized arguments: sandbox. Run with --help",
     "push {home}/sft": "required: --hub_id. Run with --help",
     "chat {tmp}/no": "Run folder {tmp}/no does not exist",
-    "compare {home} --prompts {tmp}/no.txt": "no.txt cannot be read as UTF-8 text: No such file or directory.",
+    "compare {home} --prompts {tmp}/no.txt": "no.txt cannot be read: No such file or directory. Check its path.",
     "agreement --dataset_name {home}/comparisons": "names a labeler. Add a column labeler_id",
 }  # fmt: skip
 
