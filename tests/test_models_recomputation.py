@@ -85,7 +85,7 @@ def test_the_smallest_free_memory_of_all_processes_counts(monkeypatch, free):
 
 def test_where_the_memory_is_enough_nothing_is_recomputed(toy_folder, toy_tokenizer, tmp_path, free, caplog):
     free(10**12)
-    with caplog.at_level(logging.INFO, "rlhf"):
+    with caplog.at_level(logging.DEBUG, "rlhf"):
         trainer = sft(toy_folder, toy_tokenizer, tmp_path)
     assert not trainer.args.gradient_checkpointing and not trainer.args.activation_checkpointing
     assert "gradient_checkpointing: nothing is computed again in backward. A step takes 0.6 of 1000.6 GB" in caplog.text

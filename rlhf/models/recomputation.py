@@ -48,7 +48,7 @@ def left_open(args: TrainingArguments) -> frozenset[str]:
 
 
 def decide_recomputation(trainer: Trainer, lm: PreTrainedModel, memory_of: Callable[[Shape, Layout], Memory]) -> None:
-    """Sets the options of activation checkpointing in a trainer's arguments, if they were left open, and logs why.
+    """Sets the options of activation checkpointing, if they were left open; logs why layers are computed again.
 
     All processes decide alike: the smallest free memory of all counts. Where the memory of a step is not known, all
     layers are recomputed.
@@ -77,7 +77,7 @@ def decide_recomputation(trainer: Trainer, lm: PreTrainedModel, memory_of: Calla
     except InputError as error:
         every, text = 1, f"all layers are computed again in backward. {error}"
     if is_first_process():
-        logger.info("gradient_checkpointing: %s", text)
+        logger.log(logging.INFO if every else logging.DEBUG, "gradient_checkpointing: %s", text)
     args.gradient_checkpointing = args.activation_checkpointing = every > 0
     if every > 1:
         given = args.activation_checkpointing_kwargs
