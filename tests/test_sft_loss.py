@@ -6,6 +6,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from toys import EOS, VOCAB, causal, word_tokenizer
 from transformers import GraniteConfig, GraniteForCausalLM
@@ -19,6 +20,10 @@ ROWS = [([4 + i, 9, 12][: 1 + i % 3], [20 + i, 7 + i, 30 - i, EOS][i % 3 :]) for
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr("rlhf.models.logprobs.chunk_size", lambda vocabulary, device: CHUNK)
+
+
+# Newer versions compute all losses with a fused unembedding of their own, which stays.
+ours_alone = pytest.mark.skipif(Version(trl.__version__) >= Version("1.13"), reason="TRL has another loss")
 
 
 def trainer(folder, model=None, cls=SFTTrainer, **changes):
@@ -63,6 +68,7 @@ def test_loss_gradients_and_metrics_are_trls(make, items, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
+@ours_alone
 def test_logits_of_responses_alone_are_computed_and_once(tmp_path):
     ours, sizes = trainer(tmp_path), []
     head = ours.model.get_output_embeddings()
@@ -111,6 +117,7 @@ def test_a_batch_without_response_tokens_has_a_loss_of_zero_and_gradients(tmp_pa
     assert all(g is not None and not g.any() for g in gradients)
 
 
+@ours_alone
 def test_a_copy_of_a_trained_model_computes_with_its_own_weights(tmp_path):
     """PPO copies the policy as its reference: the original would move, and the KL would stay 0."""
     lm, ids = trainer(tmp_path, full_model()).model.eval(), torch.tensor([[4, 9, 12]])

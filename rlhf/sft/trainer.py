@@ -13,6 +13,7 @@ import trl
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import SFTConfig
@@ -151,9 +152,11 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
 
     def _enable_packing(self) -> bool:
         """True if a batch of text passes the model as one row without padding."""
-        if self.num_virtual_tokens or self.aux_loss_enabled or self.args.n_gpu > 1:
-            return False  # these take rows of the batch
         lm = unwrap_peft(cast(Any, self.model))
+        learned_prompt = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
+        experts = getattr(lm.config.get_text_config(), "output_router_logits", False)
+        if learned_prompt or experts or self.args.n_gpu > 1:
+            return False  # these take rows of the batch
         obstacle = noise_obstacle(self.args) or enable_packing(
             lm, self.args.device, computing_dtype(self.args, lm.dtype)
         )
