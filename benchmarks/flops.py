@@ -7,10 +7,7 @@ from transformers import PreTrainedModel
 
 from rlhf.models.flops import model_flops
 from rlhf.models.machine_speed import matmul_flops_per_s as measured_matmul
-from rlhf.models.machine_speed import synchronize
 from rlhf.models.model_sizes import shape_of
-
-__all__ = ["gpu_figures", "matmul_flops_per_s", "synchronize", "update_flops"]
 
 
 def update_flops(lm: PreTrainedModel, response_lengths: dict[tuple[int, ...], int]) -> float:

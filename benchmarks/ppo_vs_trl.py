@@ -42,7 +42,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from flops import gpu_figures, matmul_flops_per_s, synchronize, update_flops
+from flops import gpu_figures, matmul_flops_per_s, update_flops
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -57,6 +57,7 @@ from transformers import (
 from trl import ModelConfig
 
 from rlhf.models.loading import load_base
+from rlhf.models.machine_speed import synchronize
 from rlhf.models.shared_base import SharedBase
 from rlhf.ppo import PPOConfig, PPOTrainer
 from rlhf.ppo.trl_baseline import require_trl_ppo, trl_ppo_config

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rlhf.errors import first_line
+
 logger = logging.getLogger(__name__)
 
 # A pass of fewer tokens is not worth a graph of its own: the trial passes of `find_unembedding` have two.
@@ -71,10 +73,6 @@ def compiler_obstacle(device: torch.device) -> str | None:
     except Exception as error:  # of triton, of a C compiler, of a file system, of torch
         return f"torch.compile does not work here: {first_line(error)}"
     return None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def decoder_layers(lm: nn.Module) -> list[nn.Module]:

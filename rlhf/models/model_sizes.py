@@ -108,7 +108,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a stage is run.
+    """Form in which a stage is run.
 
     Attributes:
         base: dtype of the frozen weights; embeddings and norms of a 4-bit base are bfloat16.

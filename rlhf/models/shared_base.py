@@ -251,9 +251,10 @@ class SharedBase(nn.Module):
             input_ids, attention_mask: [B, T]; padding may be on either side. Without a mask it must be on the right.
             packed: the other arguments of a packed row [1, T] (`rlhf.models.packed_attention`).
         """
-        inputs = {} if packed else forward_inputs(self.lm, input_ids, attention_mask)
         if packed:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, **packed}
+        else:
+            inputs = forward_inputs(self.lm, input_ids, attention_mask)
         if name in self.ensembles:
             members, how = self.ensembles[name]
             scores = torch.stack([self._token_scores(member, inputs) for member in members])  # [M, B, T]

@@ -1,1 +1,1 @@
-"""What a recipe takes on a machine, by arithmetic, before anything is loaded: memory per device, seconds, hours."""
+"""Plan of a recipe on a machine, by arithmetic, before anything is loaded: memory per device, seconds, hours."""

@@ -35,7 +35,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a stage is started, beside its own options."""
+    """Launch of a stage, beside its own options."""
 
     sharding: Sharding
     processes: int

@@ -43,7 +43,7 @@ GPU_LAYER_SECONDS = 1.9e-4
 
 @dataclass
 class Work:
-    """What one device computes in a step of SFT or of the reward model, or in a rollout of PPO.
+    """Work of one device in a step of SFT or of the reward model, or in a rollout of PPO.
 
     Attributes:
         flops: part -> FLOPs; parts are the names in `SHARES`.

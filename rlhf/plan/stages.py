@@ -28,7 +28,7 @@ STAGES = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work}
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage takes on each device.
+    """Memory and time of a stage on each device.
 
     Attributes:
         rows: what the lengths of rows are from.

@@ -20,7 +20,7 @@ from rlhf.runs.launch import threads
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the plan of a stage is made from; `values` are the fields of the stage's configs."""
+    """Origin of a stage's plan; `values` are the fields of the stage's configs."""
 
     shape: Shape
     layout: Layout

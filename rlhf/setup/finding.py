@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf.errors import first_line
+
 REQUIRED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "yaml", "psutil", "matplotlib")
 
 
@@ -33,7 +35,6 @@ def packages() -> Iterator[Finding]:
         try:
             versions.append(f"{name} {importlib.import_module(name).__version__}")
         except Exception as error:  # of any kind: a C library that is absent, a version of another package
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             remedy = "pip install . -c constraints.txt, in a checkout of this project, installs the tested versions."
-            yield Finding(name, "broken", reason[0], remedy)
+            yield Finding(name, "broken", first_line(error), remedy)
     yield Finding("packages", "ok", ", ".join(versions))
