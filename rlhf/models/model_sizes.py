@@ -1,12 +1,12 @@
 """Sizes of a model, and how a stage is run: what the formulas of rlhf/models/memory.py need to know."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedConfig
 
 from rlhf.errors import InputError
-from rlhf.models.logprobs import GPU_LOGITS
+from rlhf.models.logprobs import GPU_LOGITS, LOGITS
 
 Precision = Literal["float32", "bfloat16", "nf4", "nf4-nested"]
 Sharding = Literal["ddp", "fsdp", "zero3"]
@@ -148,3 +148,8 @@ class Layout:
     @property
     def quantized(self) -> bool:
         return self.base.startswith("nf4")
+
+    def on(self, device: str, dropout: bool = False) -> "Layout":
+        """Returns it with the masks of dropout, if there is any, and the logits of a device ("cpu", else a GPU)."""
+        mask, logits = (4, LOGITS) if device == "cpu" else (1, GPU_LOGITS)
+        return replace(self, dropout=mask * dropout, logits=logits)

@@ -18,7 +18,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.errors import InputError
 from rlhf.models.fitting import LIBRARIES, fits, in_process, least_recomputation
-from rlhf.models.logprobs import GPU_LOGITS, LOGITS
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, Precision, Shape, Sharding, shape_of
 from rlhf.runs.artifacts import is_first_process
@@ -120,9 +119,8 @@ def layout_of(trainer: Trainer, lm: PreTrainedModel) -> Layout:
         base = "nf4-nested" if getattr(quantization, "bnb_4bit_use_double_quant", False) else "nf4"
     sharding: Sharding = "zero3" if is_deepspeed_zero3_enabled() else "fsdp" if trainer.is_fsdp_enabled else "ddp"
     dropout = any(getattr(each, "p", 0) > 0 for layer in layers for each in layer.lora_dropout.values())
-    mask, logits = (4, LOGITS) if args.device.type == "cpu" else (1, GPU_LOGITS)
     rank = max(rank for layer in layers for rank in layer.r.values())
-    return Layout(base, sharding, args.world_size, args.bf16 or args.fp16, 1, rank, mask * dropout, logits)
+    return Layout(base, sharding, args.world_size, args.bf16 or args.fp16, 1, rank).on(args.device.type, dropout)
 
 
 def choice_text(every: int, without: Memory, chosen: Memory, free: float) -> str:

@@ -9,7 +9,6 @@ from rlhf.data.lengths import shorter
 from rlhf.errors import InputError
 from rlhf.models.fitting import in_process, least_recomputation
 from rlhf.models.loading import context_length, load_config, load_tokenizer
-from rlhf.models.logprobs import GPU_LOGITS, LOGITS
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, shape_of
 from rlhf.models.recomputation import OPTIONS
@@ -132,11 +131,10 @@ def layout_of(values: dict[str, Any], config: Any, launch: Launch, rank: int, dr
     base = "float32" if dtype == "float32" else "bfloat16"  # float16 has as many bytes
     if values["load_in_4bit"]:
         base = "nf4-nested" if values["use_bnb_nested_quant"] else "nf4"
-    args, (mask, logits) = values["args"], (4, LOGITS) if launch.device.kind == "cpu" else (1, GPU_LOGITS)
-    layout = Layout(
-        base, launch.sharding, launch.processes, args.bf16 or args.fp16, args.gradient_checkpointing, rank,
-        mask * dropout, logits,
-    )  # fmt: skip
+    args = values["args"]
+    autocast, checkpointing = args.bf16 or args.fp16, args.gradient_checkpointing
+    layout = Layout(base, launch.sharding, launch.processes, autocast, checkpointing, rank)
+    layout = layout.on(launch.device.kind, dropout)
     return replace(layout, packed=launch.device.kind == "gpu" and layout.product == 2)
 
 

@@ -18,7 +18,6 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
@@ -29,6 +28,7 @@ from rlhf.models.recomputation import decide_recomputation
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
+from rlhf.ppo.callback import RolloutCallback
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.ema import EMA, averaged, decay_of_run
 from rlhf.ppo.guards import (
@@ -45,7 +45,6 @@ from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import (
     Meter,
     append_samples,
-    drop_samples,
     episode_means,
     function_means,
     score_interval,
@@ -542,41 +541,3 @@ class PPOTrainer(TRLInterface):
             return dataset
         tokenizer, longest = self.processing_class, self.max_prompt_length
         return encode_prompts(dataset, tokenizer, longest, args.dataset_num_proc, name, self.collate_row)
-
-
-class RolloutCallback(TrainerCallback):
-    """Calls the trainer at moments of the Trainer's loop that have no method to override."""
-
-    def __init__(self, trainer: PPOTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs: Any):
-        self.trainer.rollout = None  # of an earlier train()
-        self.trainer.actor_critic.reset_caches()
-        if self.trainer.ema:
-            self.trainer.ema.rebind(self.trainer.actor_critic.parameters_of("policy"))
-        if state.is_world_process_zero:
-            drop_samples(self.trainer.samples_path, state.global_step)
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs: Any):
-        self.trainer.before_optimizer_step()
-
-    def on_optimizer_step(self, args, state, control, **kwargs: Any):
-        self.trainer.after_optimizer_step()
-
-    def on_step_end(self, args: PPOConfig, state, control, **kwargs: Any):
-        """Counts epochs in passes over the prompts; for the Trainer the whole run is one epoch."""
-        if state.global_step % args.steps_per_rollout == 0:
-            self.trainer.meter.rollout_trained()
-            if args.target_kl is not None:
-                rollout = state.global_step // args.steps_per_rollout - 1
-                self.trainer.meter.add({"policy/skipped_steps": self.trainer.target_kl.skipped_of(rollout)})
-        per_step = args.rollout_size / args.steps_per_rollout / len(self.trainer.train_dataset)
-        state.epoch = state.global_step * per_step
-        setattr(state, "episode", state.global_step * args.rollout_size // args.steps_per_rollout)  # noqa: B010
-        if int(state.epoch) > int((state.global_step - 1) * per_step) and state.global_step < state.max_steps:
-            control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
-            control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH
-            control.should_save |= args.save_strategy == SaveStrategy.EPOCH
-        control.should_log |= control.should_training_stop  # the run's last metrics, which result.json has
-        return control

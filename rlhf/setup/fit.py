@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from rlhf.models.fitting import USABLE, in_process
-from rlhf.models.logprobs import GPU_LOGITS, LOGITS
 from rlhf.models.memory import Memory, ppo_memory, reward_memory, sft_memory
 from rlhf.models.model_sizes import Layout, Precision
 from rlhf.runs.console import amount, gigabytes
@@ -73,11 +72,11 @@ def fit(model: Model, machine: Machine, lengths: Lengths, rank: int = 16) -> Fit
             choices.append("bfloat16")
         if not model.stored_as_gguf:
             choices.append("nf4-nested")
-    found, logits = None, GPU_LOGITS if machine.gpus else LOGITS
+    found, device = None, "gpu" if machine.gpus else "cpu"
     for precision in choices:
         autocast = machine.bf16 and precision != "float32"
-        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, rank=rank, logits=logits)
-        found = _rows(model, layout, lengths, available, "gpu" if machine.gpus else "cpu")
+        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, rank=rank).on(device)
+        found = _rows(model, layout, lengths, available, device)
         if found.fits:
             return found
     assert found is not None
