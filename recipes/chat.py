@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import GenerationConfig
-from transformers.utils import logging as hf_logging
 from trl import ModelConfig
 
 from rlhf.cli import parse, run
@@ -57,7 +56,6 @@ def main() -> None:
     set_signals()
 
     # One base with all adapters
-    hf_logging.disable_progress_bar()
     print(f"Loading {args.run}: {', '.join(['base', *adapters])} ...", flush=True)
     shared, tokenizer = load_adapters(model_args, adapters)
     trained = trained_style(adapters.values()) if adapters else merged_style(str(model_args.model_name_or_path))

@@ -13,7 +13,6 @@ but temporary files, and prints a line for each stage.
 import contextlib
 import io
 import json
-import logging
 import runpy
 import sys
 import tempfile
@@ -25,13 +24,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
-from transformers.utils import logging as hf_logging
 
 import rlhf.cli
 from rlhf.data.label_stores import is_label_store
 from rlhf.errors import InputError, require_at_least
 from rlhf.models.loading import load_config
 from rlhf.models.short_base import save_short_base
+from rlhf.noise import without_log
 from rlhf.ppo.rollout import longest_prompt
 from rlhf.runs.batches import divide_batch
 from rlhf.runs.checks import check_model_options, check_training
@@ -206,18 +205,14 @@ def run_recipe(stage: str, path: Path) -> None:
 
 def failure(work: Callable[[], None]) -> str | None:
     """Returns the error of `work` in one line, or None; what `work` prints is dropped."""
-    hf_logging.set_verbosity_error()
-    logging.disable(logging.WARNING)
     output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        with without_log(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             work()
     except InputError as error:
         return " ".join(str(error).split())
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    finally:
-        logging.disable(logging.NOTSET)
     return None
 
 

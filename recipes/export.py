@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from transformers import GenerationConfig
-from transformers.utils import logging as hf_logging
 from trl import ModelConfig
 
 from rlhf.cli import parse, run
@@ -50,7 +49,6 @@ def main() -> None:
     is_adapter = (source / CONFIG).exists()
     if not is_adapter and not (source / "config.json").exists():
         raise InputError(f"{source} is neither a merged model nor an adapter. Pass a stage, such as {source}/ppo.")
-    hf_logging.disable_progress_bar()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         if is_adapter:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from transformers.utils import logging as hf_logging
 from trl import ModelConfig
 
 from rlhf.cli import parse, run
@@ -54,7 +53,6 @@ def main() -> None:
     if args.quantized:
         model_args = trained_quantization(model_args, adapter_folder(args.adapter))
     check_model_options(model_args)
-    hf_logging.disable_progress_bar()
     output_dir = Path(args.output_dir).expanduser()
     agreement = merge(args.adapter, model_args, output_dir)
     quantized = f" in {bits(model_args)} bits, dequantized," if bits(model_args) else ""

@@ -123,6 +123,7 @@ def run(main: Callable[[], Any]) -> None:
             signal.signal(signal.SIGINT, _interrupt)
     _signals.clear()
     log, stderr = logging.getLogger("rlhf"), _AboveBars()  # the root logger prints warnings alone
+    level = log.level
     log.addHandler(stderr)
     log.setLevel(logging.INFO)
     try:
@@ -148,6 +149,7 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(130)
     finally:
         log.removeHandler(stderr)
+        log.setLevel(level)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 NOISE = (
@@ -12,9 +14,6 @@ NOISE = (
     "Could not find a config file in .* - will assume that the vocabulary was not modified",  # by PEFT, of GGUF bases
     "IProgress not found",  # by tqdm in a notebook without ipywidgets, where its bars are text
 )
-
-# bitsandbytes warns, when it is imported, that it lacks a kernel for 4-bit weights, which training never uses on a CPU.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quiet_libraries() -> None:
@@ -28,6 +27,18 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()  # of every map, also of TRL's "Building labels"
     hf_logging.disable_progress_bar()  # "Loading weights"
     logging.getLogger("datasets.fingerprint").setLevel(logging.ERROR)  # it warns of rows that it cannot cache
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults, task by task
+
+
+@contextmanager
+def without_log() -> Iterator[None]:
+    """Hides warnings, and what matters less, of all loggers inside a `with`."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def quiet_gguf() -> None:

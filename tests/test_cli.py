@@ -1,6 +1,7 @@
 """rlhf.cli: a mistake on the command line or in the YAML gives one line and exit code 2."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def test_run_lets_other_errors_through():
 
     with pytest.raises(ValueError, match="a bug"):
         run(main)
+
+
+def test_run_puts_the_level_of_the_log_back():
+    log = logging.getLogger("rlhf")
+    before = log.level
+    run(lambda: log.setLevel(logging.ERROR))  # as `rlhf new` does
+    assert log.level == before
 
 
 def test_an_error_that_follows_ctrl_c_is_no_bug(capsys):

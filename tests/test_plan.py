@@ -1,9 +1,11 @@
 """`rlhf plan`: memory and time of a recipe by arithmetic. The formulas have tests of their own (test_models_*)."""
 
 import json
+import logging
 import random
 import statistics
 
+import datasets
 import pytest
 import yaml
 from small_stages import write_rows
@@ -99,6 +101,18 @@ def test_rows_that_are_elsewhere_are_taken_to_have_the_limit(recipe):
     found = plan("reward", recipe, "--dataset_name", "owner/name")
     assert "owner/name is not on this machine" in found.rows and found.steps is None and found.hours is None
     assert found.memory.peak > plan("reward", recipe).memory.peak
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR])
+def test_planning_leaves_log_and_progress_bars_as_they_were(recipe, level):
+    datasets.disable_progress_bars()
+    try:
+        logging.disable(level)
+        plan("sft", recipe)
+        assert logging.root.manager.disable == level and datasets.are_progress_bars_disabled()
+    finally:
+        logging.disable(logging.NOTSET)
+        datasets.enable_progress_bars()
 
 
 def test_a_model_of_another_form_or_without_configuration_is_refused(recipe, tmp_path):

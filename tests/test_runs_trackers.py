@@ -51,6 +51,17 @@ def test_wandb_gets_project_and_group(tmp_path):
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_RUN_GROUP"]) == ("rlhf", "mine")
 
 
+def test_the_next_recipe_in_a_process_is_a_group_of_its_own_unless_the_user_names_it(tmp_path, monkeypatch):
+    for recipe in ("first", "second"):
+        trainer = toy_trainer(tmp_path / recipe / "sft")
+        trainer.args.report_to = ["wandb"]
+        name_runs(trainer, "sft")
+        assert os.environ["WANDB_RUN_GROUP"] == recipe
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    name_runs(trainer, "sft")
+    assert os.environ["WANDB_RUN_GROUP"] == "mine"
+
+
 def test_tensorboard_reads_the_stages_folder(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

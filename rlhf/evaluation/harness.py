@@ -3,7 +3,6 @@
 lm-eval's `evaluate` returns means. Here each item keeps its scores, so that two systems can be compared by item.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -41,7 +40,7 @@ HarnessTask = Any  # lm_eval.api.task.ConfigurableTask, which is imported late: 
 
 
 def require_lm_eval() -> str:
-    """Returns the version of lm-eval, and makes it and `datasets` quiet.
+    """Returns the version of lm-eval.
 
     Raises:
         InputError: it is not installed.
@@ -50,8 +49,6 @@ def require_lm_eval() -> str:
         version = metadata.version("lm_eval")
     except metadata.PackageNotFoundError as error:
         raise InputError("Benchmarks need the package lm-eval. Run pip install 'instruct-rlhf[eval]'.") from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of its own defaults, task by task
-    datasets.disable_progress_bars()  # a bar for each short step of a task
     return version
 
 

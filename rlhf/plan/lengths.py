@@ -2,18 +2,18 @@
 
 import contextlib
 import io
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 
 from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load_prompts
 from rlhf.data.label_stores import is_label_store
 from rlhf.data.prompt_style import in_prompt_style
 from rlhf.errors import InputError
+from rlhf.noise import without_log
 from rlhf.ppo.rollout import encode_prompts
 from rlhf.reward.trainer import tokenize_comparisons
 from rlhf.sft.trainer import tokenize_demonstrations
@@ -116,14 +116,8 @@ TOKENIZED: dict[str, Callable[..., tuple[list[int], list[list[int]]]]] = {
 @contextlib.contextmanager
 def quietly():
     """No progress bars, no log of the loaders."""
-    logging.disable(logging.WARNING)
-    disable_progress_bars()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        enable_progress_bars()
-        logging.disable(logging.NOTSET)
+    with without_log(), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 # ---- Padding

@@ -1,7 +1,6 @@
 """Options of a stage as its script would read them, without running it."""
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from rlhf.cli import parse
+from rlhf.noise import without_log
 from rlhf.options import Options
 
 
@@ -29,15 +29,13 @@ def parsed_options(script: str | Path, args: Sequence[str]) -> tuple[Any, ...]:
 
     setattr(module, "parse", parse_alone)  # noqa: B010
     before, sys.argv = sys.argv, [str(script), *args]
-    level = logging.root.manager.disable
-    logging.disable(max(level, logging.WARNING))  # the stage itself will say it
     try:
-        module.main()
+        with without_log():  # the stage itself will say it
+            module.main()
     except _Parsed as parsed:
         return parsed.args[0]
     finally:
         sys.argv = before
-        logging.disable(level)
     raise AssertionError(f"{script} has not called parse")
 
 

@@ -14,6 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from rlhf.errors import InputError
 
 PACKAGES = ("tensorboard", "trackio", "wandb")  # of the extra `track`; the options have the same names
+OWN: dict[str, str] = {}  # variables of the environment that `name_runs` has set, not the user
 
 
 def check_tracker(name: str) -> None:
@@ -38,8 +39,9 @@ def name_runs(trainer: Trainer, stage: str) -> None:
     if args.project == TrainingArguments.project:
         args.project = group
     if "wandb" in (args.report_to or ()):
-        os.environ.setdefault("WANDB_PROJECT", "rlhf")
-        os.environ.setdefault("WANDB_RUN_GROUP", group)
+        for name, value in {"WANDB_PROJECT": "rlhf", "WANDB_RUN_GROUP": group}.items():
+            if os.environ.get(name) in (None, OWN.get(name)):
+                os.environ[name] = OWN[name] = value
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder / "tensorboard")
