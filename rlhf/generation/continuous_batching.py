@@ -98,26 +98,66 @@ def _decode_group(
     size: int,
     on_finished: Callable[[int], object],
 ) -> None:
-    """Fills in the responses to the prompts of `group`; see `decode_continuously`."""
+    """Fills in the responses to the prompts of `group`; see `decode_continuously`.
+
+    The tokens of a step are read while the next step runs, so that a GPU does not wait for Python. A slot therefore
+    decodes one token after its stop token, which is dropped.
+    """
     batch = StaticBatch(lm, min(size, len(group)), max(len(prompts[i]) for i in group) + length, length, choose)
     step = with_cuda_graphs(batch.step) if lm.device.type == "cuda" else batch.step
     queue = deque(group)
-    prompt_of_slot: dict[int, int | None] = dict.fromkeys(range(batch.size))
-    while queue or any(prompt is not None for prompt in prompt_of_slot.values()):
-        free = [slot for slot, prompt in prompt_of_slot.items() if prompt is None]
+    active: dict[int, int] = {}  # prompt of each slot that is not free
+    steps = dict.fromkeys(group, 0)  # that were started for each prompt
+    unread: tuple[dict[int, int], Callable[[], list[int]]] | None = None  # `active` in the step before, and its tokens
+    while queue or active or unread:
+        free = [slot for slot in range(batch.size) if slot not in active]
         if queue and len(free) >= FREE_SHARE * batch.size:
             admitted = {slot: queue.popleft() for slot in free[: len(queue)]}
             batch.admit(admitted, prompts)
-            prompt_of_slot |= admitted
-        active = {slot: prompt for slot, prompt in prompt_of_slot.items() if prompt is not None}
-        longest = max(len(prompts[i]) + len(responses[i]) for i in active.values())
-        step(min(batch.capacity, round_up(longest, WINDOW)))
-        next_ids = batch.ids.squeeze(1).tolist()
-        for slot, prompt in active.items():
-            responses[prompt].append(next_ids[slot])
-            if next_ids[slot] in stop_ids or len(responses[prompt]) == length:
-                prompt_of_slot[slot] = None
-        on_finished(sum(prompt_of_slot[slot] is None for slot in active))
+            active |= admitted
+        started = None
+        if active:
+            longest = max(len(prompts[i]) + steps[i] for i in active.values())
+            step(min(batch.capacity, round_up(longest, WINDOW)))
+            started = active, start_reading(batch.ids)
+            for prompt in active.values():
+                steps[prompt] += 1
+            active = {slot: prompt for slot, prompt in active.items() if steps[prompt] < length}
+        if unread:
+            finished = append_tokens(responses, unread[0], unread[1](), stop_ids, length)
+            active = {slot: prompt for slot, prompt in active.items() if prompt not in finished}
+            on_finished(len(finished))
+        unread = started
+
+
+def start_reading(ids: Tensor) -> Callable[[], list[int]]:
+    """Starts to copy `ids` [S, 1] to the CPU, and returns a function that waits for the copy."""
+    copy = ids.to("cpu", non_blocking=True, copy=True)  # from a GPU into pinned memory
+    copied = torch.cuda.Event() if ids.is_cuda else None
+    if copied:
+        copied.record()
+
+    def read() -> list[int]:
+        if copied:
+            copied.synchronize()
+        return copy.flatten().tolist()
+
+    return read
+
+
+def append_tokens(
+    responses: list[list[int]], prompt_of_slot: dict[int, int], ids: list[int], stop_ids: Sequence[int], length: int
+) -> set[int]:
+    """Appends the token of each slot to its response, unless that has ended; returns the prompts that end with it."""
+    finished = set()
+    for slot, prompt in prompt_of_slot.items():
+        response = responses[prompt]
+        if response and response[-1] in stop_ids:
+            continue  # this step was started before the stop token was read
+        response.append(ids[slot])
+        if ids[slot] in stop_ids or len(response) == length:
+            finished.add(prompt)
+    return finished
 
 
 class StaticBatch:
@@ -141,32 +181,40 @@ class StaticBatch:
         self.cache = Cache(layers=[*self.layers])
 
     def admit(self, admitted: dict[int, int], prompts: Sequence[list[int]]) -> None:
-        """Puts prompts into slots, {slot: index of the prompt}. The next step takes the last token of each prompt."""
+        """Puts prompts into slots, {slot: index of the prompt}. The next step takes the last token of each prompt.
+
+        Prompts that are equal up to their last token are prefilled once.
+        """
         prompt_ids = [prompts[i] for i in admitted.values()]
         slots = self.tensor(list(admitted))
         self.ids[slots, 0] = self.tensor([ids[-1] for ids in prompt_ids])
         self.positions[slots] = self.tensor([len(ids) - 1 for ids in prompt_ids])
         self.prompts[slots] = self.tensor(list(admitted.values()))
         self.steps[slots] = 0
+        slots_of: dict[tuple[int, ...], list[int]] = {}
+        for slot, ids in zip(admitted, prompt_ids, strict=True):
+            if len(ids) > 1:
+                slots_of.setdefault(tuple(ids[:-1]), []).append(slot)
+        contexts = list(slots_of)
         rows = max(1, PREFILL_TOKENS // max(map(len, prompt_ids)))
-        for start in range(0, len(prompt_ids), rows):
-            self.prefill(slots[start : start + rows], [ids[:-1] for ids in prompt_ids[start : start + rows]])
+        for start in range(0, len(contexts), rows):
+            self.prefill({context: slots_of[context] for context in contexts[start : start + rows]})
 
-    def prefill(self, slots: Tensor, contexts: list[list[int]]) -> None:
-        """Computes keys and values of all but the last token of each prompt.
+    def prefill(self, slots_of: dict[tuple[int, ...], list[int]]) -> None:
+        """Computes keys and values of prompts without their last tokens, {context: its slots}.
 
         Padding is on the right, where causal attention never looks. Later tokens overwrite its keys and values before
         they are visible.
         """
-        width = max(map(len, contexts))
-        if width == 0:
-            return
-        ids = self.tensor([context + [0] * (width - len(context)) for context in contexts])
+        width = max(map(len, slots_of))
+        ids = self.tensor([[*context, *[0] * (width - len(context))] for context in slots_of])
         cache = DynamicCache(config=self.lm.config)
         getattr(self.lm, self.lm.base_model_prefix)(input_ids=ids, past_key_values=cache, use_cache=True)
+        slots = self.tensor([slot for each in slots_of.values() for slot in each])
+        rows = self.tensor([row for row, each in enumerate(slots_of.values()) for _ in each])
         prefilled_layers: list[Any] = cache.layers  # all DynamicLayer
         for layer, prefilled in zip(self.layers, prefilled_layers, strict=True):
-            layer.fill(slots, prefilled.keys, prefilled.values)
+            layer.fill(slots, prefilled.keys[rows], prefilled.values[rows])
 
     def step(self, window: int) -> None:
         """Decodes one token in each slot, with attention to the first `window` positions. Free slots are ignored."""
