@@ -8,7 +8,6 @@ load the libraries once instead of five times, which saves a minute. Reads recip
 runs/sandbox.
 """
 
-import argparse
 import runpy
 import sys
 import time
@@ -23,7 +22,7 @@ STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose.py", "ppo": 
 
 
 def main() -> None:
-    PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    PlainParser(__doc__).parse_args()
     state, seconds = process_state(), {}
     for stage, recipe in STAGES.items():
         started, config = time.monotonic(), RECIPES / "sandbox" / f"{stage}.yaml"

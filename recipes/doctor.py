@@ -6,15 +6,15 @@ Looks at Python, packages, devices, precisions, memory, disk, the optional parts
 there is a token (never which), and if it answers. Exits with 1 if something is broken that the stages need.
 """
 
-import argparse
 import sys
 from itertools import chain
 
+from rlhf.errors import PlainParser
 from rlhf.setup.finding import packages
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    PlainParser(__doc__).parse_args()
     found = list(packages())
     if broken := [finding for finding in found if finding.state == "broken"]:
         for finding in broken:  # nothing else can be looked at

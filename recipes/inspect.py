@@ -21,7 +21,6 @@ if __name__ == "inspect":
     sys.modules["inspect"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["inspect"])
 else:
-    import argparse
     from pathlib import Path
 
     from rlhf.cli import run
@@ -33,7 +32,7 @@ else:
 
 
 def main() -> None:
-    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PlainParser(__doc__)
     parser.add_argument("folder", help="Folder of a stage or of a run, or Hub id of an adapter.")
     parser.add_argument("other", nargs="?", help="A second one: what differs is printed.")
     args = parser.parse_args()

@@ -10,21 +10,17 @@ the same base model those that differ. A folder that holds no run, or a damaged 
 explains the table.
 """
 
-import argparse
 import json
 import sys
-from functools import partial
 
 from rlhf.command import with_one_line_errors
-from rlhf.errors import InputError
+from rlhf.errors import InputError, PlainParser
 from rlhf.runs.differences import runs_json, runs_table
 from rlhf.runs.listing import find_runs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=6)
-    )
+    parser = PlainParser(__doc__)
     parser.add_argument("folder", nargs="?", default="runs", help="Folder that holds runs, or one run. Default: runs.")
     parser.add_argument(
         "--json",

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import gc
 import logging
 import math
@@ -21,7 +20,7 @@ import yaml
 from tqdm.auto import tqdm
 from trl import TrlParser
 
-from rlhf.errors import InputError, machine_fault
+from rlhf.errors import InputError, machine_fault, unknown_option
 from rlhf.help_page import help_page, takes_auto, wrapped
 from rlhf.noise import quiet_libraries
 from rlhf.options import Options
@@ -278,13 +277,13 @@ class _Parser(TrlParser):
         return value
 
     def refuse_unknown(self, name: str, where: str) -> NoReturn:
-        names = sorted({action.dest for action in self._actions})
         option = name.lstrip("-").replace("-", "_").split("=")[0]
         if option in REMOVED:
-            raise InputError(f"{option} in {where} is not an option of this recipe any more. {REMOVED[option]}")
-        close = difflib.get_close_matches(option, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "run with --help for all options."
-        raise InputError(f"{name} in {where} is not an option of this recipe; {hint}")
+            raise InputError(f"{option} in {where} is not an option of this command any more. {REMOVED[option]}")
+        names = {action.dest for action in self._actions}
+        if name.startswith("-") and Path(sys.argv[0]).stem in SMOKE:
+            names |= {"accelerate", "smoke", "sweep"}  # of `rlhf <stage>`
+        raise InputError(unknown_option(name, where, names))
 
 
 def _check_keys(node: yaml.Node | None, path: str) -> None:

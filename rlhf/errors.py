@@ -1,11 +1,13 @@
 """The exception for mistakes that the user can correct, how its message is made, and faults of the machine."""
 
 import argparse
+import difflib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -54,8 +56,37 @@ def require_at_least(config: object, minimum: float, *names: str) -> None:
             raise InputError(f"{name} is {value}; it must be at least {minimum}.")
 
 
+def unknown_option(name: str, where: str, names: Iterable[str]) -> str:
+    """Returns the sentence for an option that a command does not have, with the nearest that it has.
+
+    Args:
+        name: as given, with hyphens on a command line.
+        where: place of the option.
+        names: of the command's options, without hyphens in front.
+    """
+    name = name.partition("=")[0]
+    hyphens = "--" if name.startswith("-") else ""
+    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(names), n=1)
+    hint = f"did you mean {hyphens}{close[0]}?" if close else "run with --help for all options."
+    return f"{name} in {where} is not an option of this command; {hint}"
+
+
 class PlainParser(argparse.ArgumentParser):
-    """An ArgumentParser that reports a mistake in one line, without the usage."""
+    """Parser of a command without configs, which shows the script's docstring and reports a mistake in one line."""
+
+    def __init__(self, description: str | None):
+        super().__init__(
+            description=description,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=6),
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            names = {option.removeprefix("--") for action in self._actions for option in action.option_strings}
+            self.exit(2, f"error: {unknown_option(unknown[0], 'the command line', names)}\n")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. Run with --help for all options.\n")
