@@ -5,6 +5,7 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,10 +18,13 @@ from rlhf.data import DataArguments, load_comparisons, load_demonstrations, load
 from rlhf.data.formats import detect
 from rlhf.data.splits import split_of
 from rlhf.errors import InputError
-from rlhf.models.fitting import USABLE
+from rlhf.models.fitting import USABLE, in_process
 from rlhf.models.loading import load_config, load_tokenizer
 from rlhf.models.memory import sft_memory
 from rlhf.models.model_sizes import Layout, shape_of
+from rlhf.plan import devices
+from rlhf.plan.devices import GPUS, Launch, this_cpu
+from rlhf.plan.stages import layout_of
 from rlhf.setup.data import choose_sources, look_at_data, rows_text
 from rlhf.setup.fit import Lengths, fit, too_large
 from rlhf.setup.languages import count_scripts, languages_text
@@ -29,6 +33,7 @@ from rlhf.setup.model import Model, look_at_model, similar_shape
 from rlhf.setup.recipe import render
 from rlhf.setup.settings import batch, gather_facts
 from rlhf.setup.stages import STAGES, stages_of
+from rlhf.sft.trainer import SFTModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Machine(cores=2, memory=16 * 10**9)
@@ -218,10 +223,25 @@ def test_the_precision_is_the_first_that_fits():
 
 def test_a_pass_has_fewer_rows_if_its_layers_need_not_be_computed_again():
     lengths = Lengths(row=2048, prompt=1024, response=512, k=4)
-    layout = Layout("bfloat16", checkpointing=0)
+    layout = Layout("bfloat16", checkpointing=0).on("gpu", dropout=True)
     for memory, rows in ((141, 4), (80, 16)):  # in 80 GB, 4 rows do not fit without recomputation
         assert fit(LARGE, replace(H100, gpu_memory=memory * 10**9), lengths).rows["sft"] == rows
         assert (sft_memory(LARGE.shape, layout, 4, 2048).peak <= USABLE * memory * 10**9) == (rows == 4)
+
+
+@pytest.mark.parametrize(("machine", "device"), [(H100, GPUS["h100"]), (CPU, this_cpu)], ids=["gpu", "cpu"])
+def test_the_memory_of_a_stage_is_that_of_its_plan(machine, device, monkeypatch):
+    """Both count masks of dropout, and rows that a GPU packs."""
+    monkeypatch.setattr(devices, "matmul_flops_per_s", lambda device, dtype: 1e11)
+    monkeypatch.setattr(devices, "copied_bytes_per_s", lambda device: 1e10)
+    device = device() if callable(device) else device
+    found, adapters = fit(SMALL, machine, Lengths(512, 256, 128)), SFTModelConfig()
+    options = {"load_in_8bit": False, "load_in_4bit": False, "dtype": found.precision}
+    args = SimpleNamespace(bf16=found.autocast, fp16=False, gradient_checkpointing=False)
+    dropout = adapters.lora_dropout > 0
+    layout = layout_of(options | {"args": args}, None, Launch("ddp", 1, device), adapters.lora_r, dropout)
+    memory = sft_memory(SMALL.shape, layout, found.rows["sft"], 512)
+    assert found.needed["sft"] == in_process(memory, device.kind).peak
 
 
 def test_batches_are_the_papers_where_there_are_rows_for_them():

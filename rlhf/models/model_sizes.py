@@ -150,6 +150,9 @@ class Layout:
         return self.base.startswith("nf4")
 
     def on(self, device: str, dropout: bool = False) -> "Layout":
-        """Returns it with the masks of dropout, if there is any, and the logits of a device ("cpu", else a GPU)."""
+        """Returns it with what depends on the device ("cpu", else a GPU), for adapters with dropout or without.
+
+        Masks of dropout, logits at a time, and rows, which a GPU packs in 16 bits.
+        """
         mask, logits = (4, LOGITS) if device == "cpu" else (1, GPU_LOGITS)
-        return replace(self, dropout=mask * dropout, logits=logits)
+        return replace(self, dropout=mask * dropout, logits=logits, packed=device != "cpu" and self.product == 2)

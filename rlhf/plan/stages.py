@@ -134,8 +134,7 @@ def layout_of(values: dict[str, Any], config: Any, launch: Launch, rank: int, dr
     args = values["args"]
     autocast, checkpointing = args.bf16 or args.fp16, args.gradient_checkpointing
     layout = Layout(base, launch.sharding, launch.processes, autocast, checkpointing, rank)
-    layout = layout.on(launch.device.kind, dropout)
-    return replace(layout, packed=launch.device.kind == "gpu" and layout.product == 2)
+    return layout.on(launch.device.kind, dropout)
 
 
 def adapter_options(stage: str, values: dict[str, Any], recipe: Path) -> dict[str, Any]:

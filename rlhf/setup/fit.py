@@ -75,7 +75,7 @@ def fit(model: Model, machine: Machine, lengths: Lengths, rank: int = 16) -> Fit
     found, device = None, "gpu" if machine.gpus else "cpu"
     for precision in choices:
         autocast = machine.bf16 and precision != "float32"
-        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, rank=rank).on(device)
+        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, rank=rank)
         found = _rows(model, layout, lengths, available, device)
         if found.fits:
             return found
@@ -84,9 +84,10 @@ def fit(model: Model, machine: Machine, lengths: Lengths, rank: int = 16) -> Fit
 
 
 def _rows(model: Model, layout: Layout, lengths: Lengths, available: int, device: str) -> Fit:
-    fast, choices = replace(layout, checkpointing=0), [number for number in ROWS if number >= ENOUGH]
-    rows, needed = {}, {}
+    rows, needed, choices = {}, {}, [number for number in ROWS if number >= ENOUGH]
     for stage in ("sft", "reward", "ppo"):
+        layout = layout.on(device, dropout=stage != "ppo")  # as `rlhf plan`; the recipe leaves lora_dropout as it is
+        fast = replace(layout, checkpointing=0)
         for each, number in [*((fast, number) for number in choices), *((layout, number) for number in ROWS)]:
             memory = in_process(_memory(stage, model, each, lengths, number), device)
             rows[stage], needed[stage] = number, memory.peak
