@@ -10,6 +10,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     NemotronConfig,
     OPTConfig,
@@ -137,6 +138,31 @@ def test_other_models_keep_their_attention_and_say_why(config, attention, reason
     lm = model(config, attention)
     assert reason in str(enable_packing(lm, CPU, torch.float32))
     assert lm.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "nemotron", "phimoe", "qwen2_moe"])
+def test_where_weights_are_sharded_a_short_copy_is_tried(name, packed_on_cpu, monkeypatch):
+    monkeypatch.setattr("rlhf.models.packed_attention.is_deepspeed_zero3_enabled", lambda: True)
+    lm = model((CONFIGS | OTHERS)[name])
+    for weight in lm.parameters():  # as ZeRO-3 leaves them
+        weight.data = torch.empty(0)
+    before = torch.get_rng_state()
+    obstacle = enable_packing(lm, CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (obstacle is None) == (name in CONFIGS) == (lm.config._attn_implementation == NAME)
+
+
+def test_where_weights_are_sharded_and_no_copy_can_be_made_rows_are_padded(packed_on_cpu, monkeypatch):
+    class Own(LlamaForCausalLM):
+        def __init__(self, config):
+            if config.num_hidden_layers == 2:
+                raise KeyError("sizes")
+            super().__init__(config)
+
+    monkeypatch.setattr("rlhf.models.packed_attention.is_deepspeed_zero3_enabled", lambda: True)
+    lm = Own(LlamaConfig(**WIDE | {"num_hidden_layers": 3}))
+    assert "no short Own on which packed rows can be tried" in str(enable_packing(lm, CPU, torch.float32))
+    assert lm.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("option", [{"dropout": 0.1}, {"softcap": 50.0}, {"s_aux": torch.ones(4)}])

@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from rlhf.errors import first_line
 from rlhf.models.positions import takes_position_ids
 from rlhf.models.precision import SIXTEEN_BITS
+from rlhf.models.short_base import short_copy
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -169,11 +170,26 @@ def enable_packing(model: PreTrainedModel, device: torch.device, dtype: torch.dt
         return obstacle
     before = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation(NAME)
-    placed = model.device.type == device.type and not is_deepspeed_zero3_enabled()  # else it will be sharded
-    if placed and not packs_correctly(cast(PreTrainedModel, model.base_model), dtype):
-        model.set_attn_implementation(cast(str, before))
-        return f"the attention of {type(model).__name__} does not take packed rows"
-    return None
+    sharded = model.device.type != device.type or is_deepspeed_zero3_enabled()  # or will be, when it is on the device
+    tried = _short_copy(model, device, dtype) if sharded else model
+    if tried is not None and packs_correctly(cast(PreTrainedModel, tried.base_model), dtype):
+        return None
+    model.set_attn_implementation(cast(str, before))
+    if tried is None:
+        return (
+            f"its weights are sharded, and there is no short {type(model).__name__} on which packed rows can be tried"
+        )
+    return f"the attention of {type(model).__name__} does not take packed rows"
+
+
+def _short_copy(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel | None:
+    """Returns a short model with the attention of `model`, or None: outside forward, sharded weights cannot compute."""
+    try:
+        short = short_copy(model)
+    except Exception:  # of the model's own class
+        return None
+    short.set_attn_implementation(NAME)
+    return short.to(device, dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,6 +1,10 @@
-"""A base of two narrow layers with random weights: what `rlhf check` runs the stages on, in seconds."""
+"""A model of two narrow layers with random weights: `rlhf check` runs the stages on it, in seconds.
+
+`short_copy` makes one of a model whose own weights are not at hand, to try what depends on the architecture alone.
+"""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,18 +22,30 @@ def save_short_base(name: str, revision: str, folder: str | Path) -> None:
         InputError: there is no such model or tokenizer.
     """
     config, tokenizer = load_config(name, revision), load_tokenizer(name, revision)
-    few_layers = _with_few_layers(config)
-    try:
-        model = _random_model(_narrow(few_layers))
-        model(input_ids=torch.tensor([[1, 2, 3]]))
-    except Exception:  # the architecture has more sizes that depend on each other
-        model = _random_model(few_layers)
+    model = _short(config, lambda short: AutoModelForCausalLM.from_config(short, dtype=torch.float32))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+def short_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a short model of the class of `model`, in float32 on the CPU, the same in all processes.
+
+    Its weights are whole where those of `model` are sharded. The random state stays as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _short(model.config, type(model))  # not from_config, which shards the weights under ZeRO-3
+
+
+def _short(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], PreTrainedModel]) -> PreTrainedModel:
+    """Calls `make` with the configuration of a short model, a narrow one if it can be."""
+    few_layers = _with_few_layers(config)
+    try:
+        model = make(_narrow(few_layers))
+        model.base_model(input_ids=torch.tensor([[1, 2, 3]]))
+    except Exception:  # the architecture has more sizes that depend on each other
+        model = make(few_layers)
+    return model
 
 
 def _with_few_layers(config: PreTrainedConfig) -> PreTrainedConfig:
