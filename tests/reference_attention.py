@@ -1,4 +1,4 @@
-"""The GPU's kernel for packed rows, in plain torch: what tests put in its place on a CPU."""
+"""The GPU's kernels for packed rows and for slots, in plain torch: what tests put in their place on a CPU."""
 
 import torch
 from torch import Tensor
@@ -17,3 +17,14 @@ def reference_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_si
         parts = [x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d])]  # [heads, tokens, size]
         outs.append(scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale).transpose(0, 1))
     return torch.cat(outs)
+
+
+def reference_flash(query, keys, values, slots, scale) -> Tensor:
+    """Computes `rlhf.generation.slot_attention.flash` slot by slot, and reads no key beyond a slot's length."""
+    assert query.dtype == keys.dtype == values.dtype
+    keys, values = (x.repeat_interleave(query.shape[1] // x.shape[2], 2) for x in (keys, values))
+    outs = []
+    for q, k, v, n in zip(query, keys, values, slots.lengths, strict=True):
+        parts = [x.transpose(0, 1) for x in (q[None], k[:n], v[:n])]  # [heads, tokens, size]
+        outs.append(scaled_dot_product_attention(*parts, scale=scale).squeeze(1))
+    return torch.stack(outs)

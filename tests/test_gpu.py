@@ -14,10 +14,11 @@ from toys import EOS, PAD, VOCAB, causal, logged, lora, ppo_config, prompts, sav
 from trl import ModelConfig
 
 import rlhf.generation.continuous_batching as continuous_batching
-from rlhf.generation.continuous_batching import decode_continuously, supports_continuous_batching
+from rlhf.generation.continuous_batching import StaticBatch, decode_continuously, supports_continuous_batching
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
 from rlhf.generation.sampler import decode, sample
+from rlhf.generation.slot_attention import kernel_fault
 from rlhf.models import compiled_layers
 from rlhf.models.loading import load_base, load_tokenizer
 from rlhf.models.shared_base import SharedBase
@@ -40,9 +41,28 @@ def test_cuda_graphs_give_the_responses_of_batches(kind, monkeypatch):
     monkeypatch.setattr(continuous_batching, "WINDOW", 16)  # several graphs
     lm, choose = causal(kind).eval().cuda(), chooser(40)
     assert supports_continuous_batching(lm)
-    expected = decode(lm, *pad_left(PROMPTS, PAD, lm.device), choose, STOPS, 40)
-    for _ in range(2):
-        assert decode_continuously(lm, PROMPTS, choose, STOPS, 40, 8) == expected
+    for given in (PROMPTS, [ids for ids in PROMPTS[:8] for _ in range(5)]):
+        expected = decode(lm, *pad_left(given, PAD, lm.device), choose, STOPS, 40)
+        for _ in range(2):
+            assert decode_continuously(lm, given, choose, STOPS, 40, 8) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "size"), [(32, 8, 64), (32, 8, 128), (12, 12, 64), (8, 1, 256), (2, 2, 8)]
+)
+def test_the_kernel_of_filled_slots_is_right(heads, key_heads, size, dtype):
+    assert kernel_fault(torch.device("cuda"), dtype, heads, key_heads, size) is None
+
+
+def test_in_16_bits_steps_read_the_filled_slots_in_one_graph(monkeypatch):
+    windows, step = [], StaticBatch.step
+    monkeypatch.setattr(continuous_batching, "WINDOW", 16)
+    monkeypatch.setattr(StaticBatch, "step", lambda self, window: windows.append(window) or step(self, window))
+    lm = causal().eval().cuda().bfloat16()
+    decode_continuously(lm, PROMPTS[:9], chooser(40), [], 40, 8)
+    assert windows == [56, 56]  # 49 rounded up; the first step and the captured one, none with a smaller window
+    assert lm.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("autocast", [False, True])

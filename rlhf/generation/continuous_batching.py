@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
-from rlhf.generation.decode_linears import compute_dtype
+from rlhf.generation.cuda_graphs import with_cuda_graphs
+from rlhf.generation.slot_attention import Slots, attention_to_slots, takes_slots
+from rlhf.generation.slot_cache import SlotCacheLayer
 from rlhf.models.packed_attention import NAME
 from rlhf.models.positions import takes_position_ids
 
 # Prompts are admitted once a quarter of the slots are free, to share a prefill, whose kernels are launched one by one.
 FREE_SHARE = 0.25
-# Attention reads the longest sequence, rounded up to a multiple of WINDOW positions; each multiple has its own graph.
+# With a mask, attention reads as many positions of each slot as the longest sequence has, rounded up to a multiple of
+# WINDOW; each multiple has its own graph.
 WINDOW = 256
 PREFILL_TOKENS = 16384  # prompt tokens of one prefill pass, padding included
 
@@ -118,7 +121,7 @@ def _decode_group(
         started = None
         if active:
             longest = max(len(prompts[i]) + steps[i] for i in active.values())
-            step(min(batch.capacity, round_up(longest, WINDOW)))
+            step(batch.window(longest))
             started = active, start_reading(batch.ids)
             for prompt in active.values():
                 steps[prompt] += 1
@@ -168,6 +171,7 @@ class StaticBatch:
         positions: [S], positions of these tokens in their sequences.
         prompts: [S], index of the prompt in each slot.
         steps: [S], number of the new token that the next step chooses.
+        reads_filled: attention reads the filled part of each slot alone. True until a step finds a layer that does not.
     """
 
     def __init__(self, lm: PreTrainedModel, size: int, capacity: int, length: int, choose: Callable):
@@ -175,10 +179,10 @@ class StaticBatch:
         self.capacity = round_up(capacity, 8)  # positions of a slot; attention kernels need a multiple of 8
         self.ids = torch.zeros(size, 1, dtype=torch.long, device=lm.device)
         self.positions, self.prompts, self.steps = torch.zeros(3, size, dtype=torch.long, device=lm.device)
-        self.key_positions = torch.arange(self.capacity, device=lm.device)
         layers = DynamicCache(config=lm.config).layers
-        self.layers = [StaticCacheLayer(self.positions, self.capacity) for _ in layers]
+        self.layers = [SlotCacheLayer(self.positions, self.capacity) for _ in layers]
         self.cache = Cache(layers=[*self.layers])
+        self.reads_filled = takes_slots(lm)
 
     def admit(self, admitted: dict[int, int], prompts: Sequence[list[int]]) -> None:
         """Puts prompts into slots, {slot: index of the prompt}. The next step takes the last token of each prompt.
@@ -216,95 +220,32 @@ class StaticBatch:
         for layer, prefilled in zip(self.layers, prefilled_layers, strict=True):
             layer.fill(slots, prefilled.keys[rows], prefilled.values[rows])
 
+    def window(self, filled: int) -> int:
+        """Positions that the next step reads, if the longest slot has `filled` keys."""
+        return self.capacity if self.reads_filled else min(self.capacity, round_up(filled, WINDOW))
+
     def step(self, window: int) -> None:
         """Decodes one token in each slot, with attention to the first `window` positions. Free slots are ignored."""
         for layer in self.layers:
             layer.window = window
-        visible = self.key_positions[:window] <= self.positions[:, None]
-        logits = self.lm(
-            input_ids=self.ids,
-            position_ids=self.positions[:, None],
-            attention_mask=visible[:, None, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        slots = Slots.of(self.positions, window)
+        with attention_to_slots(self.lm) if self.reads_filled else nullcontext():
+            logits = self.lm(
+                input_ids=self.ids,
+                position_ids=self.positions[:, None],
+                attention_mask=slots.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **{"slots": slots} if self.reads_filled else {},
+            ).logits[:, -1]
+        self.reads_filled = self.reads_filled and slots.layers >= len(self.layers)
         self.ids.copy_(self.choose(logits, self.prompts, self.steps)[:, None])
         self.positions.add_(1).clamp_(max=self.capacity - 1)
         self.steps.add_(1).clamp_(max=self.length - 1)
 
     def tensor(self, values: list) -> Tensor:
         return torch.tensor(values, device=self.lm.device)
-
-
-class StaticCacheLayer(CacheLayerMixin):
-    """Keys and values [S, heads, capacity, d]; a token writes its own at the position of its slot."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, positions: Tensor, capacity: int):
-        super().__init__()
-        self.positions, self.capacity, self.window = positions, capacity, capacity
-        self.slots = torch.arange(len(positions), device=positions.device)
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zero-initialized: masked entries are still multiplied by 0, and 0 * NaN is NaN. The dtype is that of autocast,
-        # to which attention would cast anyway.
-        size, capacity = len(self.slots), self.capacity
-        self.keys, self.values = (
-            states.new_zeros(size, states.shape[1], capacity, states.shape[3], dtype=compute_dtype(states))
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def fill(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Writes keys and values [b, heads, P, d] to the first P positions of the slots [b]."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        self.keys[slots, :, : keys.shape[2]] = keys.to(self.keys.dtype)
-        self.values[slots, :, : values.shape[2]] = values.to(self.values.dtype)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Writes keys and values [S, heads, 1, d] of the new tokens; returns those in the window."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys[self.slots, :, self.positions] = key_states[:, :, 0].to(self.keys.dtype)
-        self.values[self.slots, :, self.positions] = value_states[:, :, 0].to(self.values.dtype)
-        return self.keys[:, :, : self.window], self.values[:, :, : self.window]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.window, 0
-
-    def get_seq_length(self) -> int:
-        return 0  # each slot has its own length; models get position_ids
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-
-def with_cuda_graphs(step: Callable[[int], None]) -> Callable[[int], None]:
-    """Replaces `step` on a GPU by CUDA graphs, one for each argument.
-
-    The first call with an argument runs `step` itself, in which libraries initialize; the second call captures a graph.
-    The returned function owns the graphs and the buffers that they write to.
-    """
-    graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-    pool = torch.cuda.graph_pool_handle()
-
-    def replay(window: int) -> None:
-        if window not in graphs:
-            graphs[window] = None
-            return step(window)
-        graph = graphs[window]
-        if graph is None:
-            graph = graphs[window] = torch.cuda.CUDAGraph()
-            # thread_local: CUDA calls of other threads during the capture, such as pinning memory, are no error.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                step(window)
-        graph.replay()
-
-    return replay
 
 
 def round_up(number: int, multiple: int) -> int:
