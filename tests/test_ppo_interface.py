@@ -237,6 +237,8 @@ def test_a_text_beyond_the_reward_models_context_loses_its_beginning(caplog):
 
 def test_refusals(tmp_path):
     other = {"reward_processing_class": other_tokenizer()}
+    with pytest.raises(InputError, match=r"label_smoothing_factor is 0\.1"):
+        trainer(ppo_config(tmp_path, label_smoothing_factor=0.1))
     with pytest.raises(InputError, match="another tokenizer and cannot be copied"):
         trainer(ppo_config(tmp_path), separate() | {"value_model": None}, **other)
     with pytest.raises(InputError, match="2 reward_processing_classes for 1 reward_funcs"):

@@ -331,6 +331,11 @@ def test_a_gap_between_labelers_is_logged_at_evaluation(base, tokenizer, tmp_pat
     assert lengths[1][:3].tolist() == [len(ids) - row["prompt_length"] for ids in row["completions_ids"]]
 
 
+def test_smoothed_labels_are_refused(base, tokenizer, tmp_path):
+    with pytest.raises(InputError, match=r"label_smoothing_factor is 0\.1, and ranks are no labels"):
+        trainer(base, tokenizer, tmp_path, label_smoothing_factor=0.1)
+
+
 def test_a_completion_beyond_max_length_is_an_error(base, tokenizer, tmp_path):
     with pytest.raises(InputError, match="max_length 10"):
         trainer(base, tokenizer, tmp_path, max_length=10)

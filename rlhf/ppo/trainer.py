@@ -128,6 +128,10 @@ class PPOTrainer(TRLInterface):
         set_seed(args.seed)  # LoRA weights of peft_config are random
         if train_dataset is None:
             raise InputError("PPOTrainer needs a train_dataset of prompts; pass a dataset with a column `prompt`.")
+        if args.label_smoothing_factor:
+            raise InputError(
+                f"label_smoothing_factor is {args.label_smoothing_factor}, and PPO has no labels. Leave it out."
+            )
         rewards = reward_sources(
             reward_model,
             reward_funcs,

@@ -268,6 +268,10 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
     """Raises InputError for arguments of TRL's RewardTrainer that this one does not take."""
     if not isinstance(args, KWiseRewardConfig):
         raise InputError(f"args is a {type(args).__name__}; pass a KWiseRewardConfig, which has the same fields.")
+    if args.label_smoothing_factor:
+        raise InputError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, and ranks are no labels. Leave it out."
+        )
     for name in ("train_dataset", "eval_dataset"):
         value = options.get(name)
         for dataset in value.values() if isinstance(value, dict) else [value]:

@@ -5,6 +5,7 @@ it again in backward: 6 V H FLOPs for a predicted token. Below a frozen unembedd
 """
 
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from trl import SFTConfig
 
+from rlhf.errors import InputError
 from rlhf.models.logprobs import Unembed, chunked_statistics, find_unembedding
 
 IGNORED = -100  # label of tokens without a loss
@@ -26,6 +29,21 @@ class LossOutput(CausalLMOutputWithPast):
     num_correct_tokens: Tensor | None = None
     entropy_sum: Tensor | None = None  # nats
     num_valid_tokens: Tensor | None = None
+
+
+def check_loss(args: SFTConfig, loss_function: Callable | None) -> None:
+    """Raises InputError for what the Trainer computes from logits, if the loss has none or is another.
+
+    Args:
+        loss_function: `compute_loss_func` of the trainer; the one of `loss_type="dft"` is TRL's.
+    """
+    smoothed, own = args.label_smoothing_factor != 0, loss_function is not None and args.loss_type == "chunked_nll"
+    if args.loss_type != "nll" and (smoothed or own):
+        name = f"label_smoothing_factor is {args.label_smoothing_factor}" if smoothed else "compute_loss_func is given"
+        raise InputError(
+            f"{name}, which needs the logits of the plain loss, and loss_type is {args.loss_type}. Set loss_type to "
+            "nll, or leave it out."
+        )
 
 
 def next_token_loss(

@@ -36,7 +36,7 @@ from rlhf.models.recomputation import CHECKPOINTING, decide_recomputation, left_
 from rlhf.runs.batches import resolve_batch
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
-from rlhf.sft.loss import IGNORED, replace_chunked_loss
+from rlhf.sft.loss import IGNORED, check_loss, replace_chunked_loss
 from rlhf.tensors import PADDING_ID, as_float64
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
             )
         with trained_weights_kept(model):
             super().__init__(model, args, *positional, **kwargs)
+        check_loss(cast(SFTConfig, self.args), self.compute_loss_func)
         float_trained_weights(cast(nn.Module, self.model))
         if isinstance(self.data_collator, DataCollatorForLanguageModeling):
             self.data_collator.pad_token_id = PADDING_ID
