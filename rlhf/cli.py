@@ -250,8 +250,17 @@ class _Parser(TrlParser):
         return super().set_defaults_with_config(**config)
 
     def _get_value(self, action: Action, arg_string: str) -> Any:
-        """Reads `auto` as None, for an option that is true, false or left to the program."""
-        return None if arg_string == "auto" and takes_auto(action) else super()._get_value(action, arg_string)
+        """Reads `auto` for an option that may be left to the program: as None if it is else true or false."""
+        if not takes_auto(action):
+            return super()._get_value(action, arg_string)
+        kind = getattr(action.type, "__name__", "")
+        if arg_string == "auto":
+            return None if kind == "string_to_bool" else arg_string
+        try:
+            return super()._get_value(action, arg_string)
+        except ArgumentError as error:
+            words = {"string_to_bool": "true, false", "int": "a whole number"}[kind]
+            raise ArgumentError(action, f"invalid value {arg_string!r}: set {words} or auto") from error
 
     def _convert(self, action: Action, value: Any) -> Any:
         kind = getattr(action.type, "__name__", "")  # TRL wraps the types of fields that may be None

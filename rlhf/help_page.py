@@ -124,8 +124,8 @@ def values(action: Action) -> str:
 
 
 def takes_auto(action: Action) -> bool:
-    """True for an option that is true, false, or by default (None) left to the program, as its help says."""
-    return getattr(action.type, "__name__", "") == "string_to_bool" and "auto: " in (action.help or "")
+    """True for a truth value or whole number that may be left to the program, as its help says."""
+    return getattr(action.type, "__name__", "") in ("string_to_bool", "int") and "auto: " in (action.help or "")
 
 
 def plain(value: Any) -> str:

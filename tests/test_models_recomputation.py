@@ -12,11 +12,11 @@ from datasets import Dataset
 
 from rlhf.cli import parse
 from rlhf.models import recomputation
-from rlhf.models.fitting import EVERY, KEPT_FREE, LIBRARIES, USABLE, fits, in_process, least_recomputation
+from rlhf.models.fitting import EVERY, KEPT_FREE, LIBRARIES, USABLE, Divisions, choose_division, fits, in_process
 from rlhf.models.loading import load_base, lora_config
 from rlhf.models.logprobs import LOGITS
 from rlhf.models.memory import Memory
-from rlhf.models.model_sizes import Layout
+from rlhf.models.model_sizes import Layout, shape_of
 from rlhf.models.recomputation import OPTIONS, available_bytes, choice_text
 from rlhf.ppo import PPOConfig
 from rlhf.reward import KWiseRewardConfig
@@ -49,12 +49,13 @@ def test_as_little_is_recomputed_as_fits_within_the_margin():
     def memory(every: int) -> Memory:  # of activations, 1,000 if none is recomputed
         return Memory({"base": 100}, {"loss": {"activations": {0: 1000, 8: 900, 4: 775, 2: 550, 1: 100}[every]}})
 
+    rows = Divisions([4], [])
     for every in EVERY:
         needed = memory(every).peak / USABLE
-        assert least_recomputation(memory, needed + 1) == every
-    assert least_recomputation(memory, 0) == 1
+        assert choose_division(lambda _, every: memory(every), rows, needed + 1) == (4, every)
+    assert choose_division(lambda _, every: memory(every), rows, 0) == (4, 1)
     sampling = {"rollout": {"cache": 600}}  # takes more, whatever is recomputed
-    assert least_recomputation(lambda every: Memory({}, memory(every).phases | sampling), 0) == 2
+    assert choose_division(lambda _, every: Memory({}, memory(every).phases | sampling), rows, 0) == (4, 2)
     assert fits(memory(0), 1100 / 0.85 + 1) and not fits(memory(0), 1100 / 0.85 - 1)
 
 
@@ -104,8 +105,8 @@ def test_where_it_is_not_some_or_all_layers_are(toy_folder, toy_tokenizer, tmp_p
     lm = trainer.model.get_base_model()
     layout = recomputation.layout_of(trainer, lm)
     assert layout == Layout("float32", "ddp", 1, autocast=False, checkpointing=1, rank=4, dropout=4, logits=LOGITS)
-    shape = recomputation.shape_of(lm.config)
-    needed = in_process(trainer.step_memory(shape, replace(layout, checkpointing=8)), "cpu").peak / USABLE
+    shape = shape_of(lm.config)
+    needed = in_process(trainer.step_memory(shape, replace(layout, checkpointing=8), 4), "cpu").peak / USABLE
     free(needed + 1000 - available_bytes(trainer, lm))
     trainer = sft(toy_folder, toy_tokenizer, tmp_path)
     assert trainer.args.activation_checkpointing_kwargs == {"every_n_layers": 8}

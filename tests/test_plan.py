@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import statistics
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -87,6 +88,20 @@ def test_shorter_responses_take_less_time_and_the_same_memory(recipe):
     full, short = plan("ppo", recipe), plan("ppo", recipe, mean_response=4)
     assert all(short.seconds[part] < full.seconds[part] for part in full.seconds)
     assert short.memory.peak == full.memory.peak
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_auto_is_planned_as_the_trainer_would_choose(recipe, stage, monkeypatch):
+    monkeypatch.setattr(stages, "tokens_of_a_pass", lambda inputs: 200)
+    monkeypatch.setattr(stages, "row_tokens", lambda stage, inputs: 100)
+    auto = ("--per_device_train_batch_size", "auto")
+    found = plan(stage, recipe, *auto, processes=2)
+    assert found.passes.startswith("4 ") and "1 pass a step" in found.passes  # a step has 4 rows on each process
+    monkeypatch.setattr(stages, "tokens_of_a_pass", lambda inputs: 100)
+    found, written = plan(stage, recipe, *auto), plan(stage, recipe, "--per_device_train_batch_size", "2")
+    assert (found.passes, found.memory) == (written.passes, written.memory)
+    little = replace(CPU, memory=1.0)  # nothing fits
+    assert plan(stage, recipe, *auto, device=little).passes.startswith("1 ")
 
 
 def test_without_reward_adapter_only_the_reference_scores(recipe, tmp_path):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import causal
 
-from rlhf.ppo.length_buckets import CPU_LIMITS, bucket_by_length, bucket_sizes, pack_sizes, pass_limits
+from rlhf.models.pass_limits import CPU_LIMITS, pass_limits
+from rlhf.ppo.length_buckets import bucket_by_length, bucket_sizes, pack_sizes
 from rlhf.ppo.rollout import micro_batch
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(lambda lengths: sorted(lengths, reverse=True))

@@ -4,7 +4,7 @@ A long prompt is dropped and not cut, as in the paper (appendix C): a cut prompt
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import datasets
@@ -65,6 +65,17 @@ def short_rows(dataset: datasets.Dataset, lengths: Sequence[int], max_length: in
 def shorter(max_length: int | None, context: int | None) -> int | None:
     """Returns the smaller of two limits on a row's tokens; None is no limit."""
     return min((limit for limit in (max_length, context) if limit is not None), default=None)
+
+
+def comparison_sizes(prompts: Iterable[int], completions: Iterable[list[list[int]]]) -> list[tuple[int, int, int]]:
+    """Returns (tokens of the prompt, K, tokens of all completions) of each comparison.
+
+    Args:
+        prompts: tokens of each prompt.
+        completions: ids of each prompt and completion together, K of them.
+    """
+    pairs = zip(prompts, completions, strict=True)
+    return [(prompt, len(ids), sum(map(len, ids)) - prompt * len(ids)) for prompt, ids in pairs]
 
 
 def largest_batch(sizes: list[tuple[int, int, int]], rows: int) -> tuple[float, float, float]:

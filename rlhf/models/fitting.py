@@ -1,10 +1,10 @@
-"""A stage's memory beside that of its device: the margin, the process around it, and as little recomputation as fits.
+"""A stage's memory beside that of its device: the margin, the process around it, and the micro-batch that fits.
 
-`gradient_checkpointing: auto`, `rlhf plan` and `rlhf new` all take a stage's memory from here.
+`gradient_checkpointing: auto`, `per_device_train_batch_size: auto`, `rlhf plan` and `rlhf new` take it from here.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from rlhf.models.memory import Memory
 
@@ -30,12 +30,50 @@ def fits(memory: Memory, available: float) -> bool:
     return memory.peak <= USABLE * available
 
 
-def least_recomputation(memory_of: Callable[[int], Memory], available: float) -> int:
-    """Returns the first n of `EVERY` with which a stage fits, or takes no more than with n = 1, since it samples.
+@dataclass(frozen=True)
+class Divisions:
+    """Rows that may pass at a time, the most first.
+
+    Attributes:
+        enough: those with enough tokens for the full speed of the device; the first of all if none has.
+        fewer: the others.
+    """
+
+    enough: list[int]
+    fewer: list[int]
+
+
+def divisions(share: int, tokens: float, largest: int, device: str) -> Divisions:
+    """Returns the divisors of `share` with which a micro-batch has at most as many tokens as save time, and 1.
+
+    On a GPU that is from an eighth of `largest` to `largest`: 2,048 to 16,384 tokens. A CPU is as fast with `largest`
+    as with more, and rows of different lengths are padded there: from `largest` to twice as many.
 
     Args:
-        memory_of: a stage's memory with each n-th layer computed again in backward.
-        available: bytes.
+        share: rows of an optimizer step on each device.
+        tokens: of a row, on average.
+        largest: of `rlhf.models.pass_limits`.
     """
-    least = memory_of(1).peak
-    return next(n for n in EVERY if fits(memory_of(n), available) or memory_of(n).peak == least)
+    least, most = (largest, 2 * largest) if device == "cpu" else (largest // 8, largest)
+    rows = [n for n in range(share, 0, -1) if share % n == 0 and (n * tokens <= most or n == 1)]
+    enough = [n for n in rows if n * tokens >= least] or rows[:1]
+    return Divisions(enough, rows[len(enough) :])
+
+
+def choose_division(
+    memory_of: Callable[[int, int], Memory], rows: Divisions, available: float, every: Sequence[int] = EVERY
+) -> tuple[int, int]:
+    """Returns the first (rows, n) that fits: the rows of a pass, and that each n-th layer is computed again.
+
+    Enough rows come before fewer. Of enough rows, less recomputation comes first, then more rows; of fewer rows, more
+    rows come first. Where nothing fits, it is the first that takes no more than the last: PPO's sampling may take most.
+
+    Args:
+        memory_of: a stage's memory, by rows and n.
+        available: bytes.
+        every: choices of n, the least recomputation first.
+    """
+    choices = [(number, n) for n in every for number in rows.enough]
+    choices += [(number, n) for number in rows.fewer for n in every]
+    least = memory_of((rows.enough + rows.fewer)[-1], every[-1]).peak
+    return next(choice for choice in choices if memory_of(*choice).peak <= max(USABLE * available, least))

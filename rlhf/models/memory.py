@@ -322,7 +322,7 @@ def ppo_memory(
         slots: `local_rollout_forward_batch_size`.
         rewards: reward adapters.
         average: `ema_decay` is set.
-        pass_tokens: most tokens of one pass (`rlhf.ppo.length_buckets`), adapters counted.
+        pass_tokens: most tokens of one pass (`rlhf.models.pass_limits`), adapters counted.
         text: tokens of a block of pretraining text, 0 without.
     """
     length, sharded, e = prompt + response, layout.sharding != "ddp", layout.product

@@ -3,28 +3,21 @@
 The result is the same with and without: a recomputed layer gives the same numbers, its dropout included.
 """
 
-import logging
 import os
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.errors import InputError
-from rlhf.models.fitting import LIBRARIES, fits, in_process, least_recomputation
+from rlhf.models.fitting import LIBRARIES, fits
 from rlhf.models.memory import Memory
-from rlhf.models.model_sizes import Layout, Precision, Shape, Sharding, shape_of
-from rlhf.runs.artifacts import is_first_process
+from rlhf.models.model_sizes import Layout, Precision, Sharding
 from rlhf.runs.console import gigabytes
 from rlhf.runs.machine_memory import free_memory
-
-logger = logging.getLogger(__name__)
 
 OPTIONS = frozenset({"gradient_checkpointing", "activation_checkpointing"})  # two names of one option
 CHECKPOINTING: dict[str, Any] = {
@@ -33,6 +26,7 @@ CHECKPOINTING: dict[str, Any] = {
     "nargs": "?",
     "const": True,
 }  # metadata of the field
+LOWER = "lower per_device_train_batch_size"
 
 
 def left_open(args: TrainingArguments) -> frozenset[str]:
@@ -46,37 +40,15 @@ def left_open(args: TrainingArguments) -> frozenset[str]:
     return OPTIONS
 
 
-def decide_recomputation(trainer: Trainer, lm: PreTrainedModel, memory_of: Callable[[Shape, Layout], Memory]) -> None:
-    """Sets the options of activation checkpointing, if they were left open; logs why layers are computed again.
+def given_recomputation(args: TrainingArguments) -> int:
+    """Returns n for options that were set: each n-th layer is computed again in backward; 0: none."""
+    kwargs = args.activation_checkpointing_kwargs or args.gradient_checkpointing_kwargs
+    every = kwargs.get("every_n_layers", 1) if isinstance(kwargs, dict) else 1
+    return every if args.gradient_checkpointing or args.activation_checkpointing else 0
 
-    All processes decide alike: the smallest free memory of all counts. Where the memory of a step is not known, all
-    layers are recomputed.
 
-    Args:
-        lm: the model with its adapters.
-        memory_of: the stage's formula for the largest step.
-    """
-    args = trainer.args
-    if not getattr(args, "computed", frozenset()) >= OPTIONS:
-        return
-    try:
-        if not isinstance(trainer.train_dataset, Dataset):
-            raise InputError("The rows are not in memory, so the longest is not known.")
-        shape, layout = shape_of(lm.config), layout_of(trainer, lm)
-        memories = {}
-
-        def memory(every: int) -> Memory:
-            if every not in memories:
-                memories[every] = in_process(memory_of(shape, replace(layout, checkpointing=every)), args.device.type)
-            return memories[every]
-
-        free = available_bytes(trainer, lm)
-        every = least_recomputation(memory, free)
-        text = choice_text(every, memory(0), memory(every), free)
-    except InputError as error:
-        every, text = 1, f"all layers are computed again in backward. {error}"
-    if is_first_process():
-        logger.log(logging.INFO if every else logging.DEBUG, "gradient_checkpointing: %s", text)
+def set_recomputation(args: TrainingArguments, lm: PreTrainedModel, every: int) -> None:
+    """Makes a trainer compute each n-th layer of `lm` again in backward; 0: none."""
     args.gradient_checkpointing = args.activation_checkpointing = every > 0
     if every > 1:
         given = args.activation_checkpointing_kwargs
@@ -97,8 +69,13 @@ def available_bytes(trainer: Trainer, lm: nn.Module) -> float:
     processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     taken = sum(p.nbytes for p in lm.parameters() if p.device.type == device.type)
     taken += LIBRARIES if device.type == "cpu" else 0
-    size = torch.tensor([free_memory(device) / processes + taken], device=device, dtype=torch.float32)
-    return trainer.accelerator.gather(size).min().item()  # pyright: ignore[reportAttributeAccessIssue]
+    return smallest(trainer, free_memory(device) / processes + taken)
+
+
+def smallest(trainer: Trainer, number: float) -> float:
+    """Returns the smallest number of all processes."""
+    one = torch.tensor([number], device=trainer.args.device, dtype=torch.float32)
+    return trainer.accelerator.gather(one).min().item()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def layout_of(trainer: Trainer, lm: PreTrainedModel) -> Layout:
@@ -123,13 +100,14 @@ def layout_of(trainer: Trainer, lm: PreTrainedModel) -> Layout:
     return Layout(base, sharding, args.world_size, args.bf16 or args.fp16, 1, rank).on(args.device.type, dropout)
 
 
-def choice_text(every: int, without: Memory, chosen: Memory, free: float) -> str:
+def choice_text(every: int, without: Memory, chosen: Memory, free: float, remedy: str = LOWER) -> str:
     """Returns which layers are computed again, and why.
 
     Args:
-        every: of `least_recomputation`.
+        every: n, as `set_recomputation` takes it.
         without, chosen: memory of a step without recomputation, and as chosen.
         free: bytes.
+        remedy: if even the choice does not fit.
     """
     if not every:
         activations = gigabytes(max(terms.get("activations", 0) for terms in without.phases.values()))
@@ -142,4 +120,4 @@ def choice_text(every: int, without: Memory, chosen: Memory, free: float) -> str
         f"{layers} computed again in backward. By estimate a step takes {gigabytes(chosen.peak)} of {gigabytes(free)} "
         f"GB, and without it {gigabytes(without.peak)}"
     )
-    return text if fits(chosen, free) else f"{text}. If the memory is used up, lower per_device_train_batch_size"
+    return text if fits(chosen, free) else f"{text}. If the memory is used up, {remedy}"

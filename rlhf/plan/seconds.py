@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from rlhf.models.model_sizes import Layout
+from rlhf.models.pass_limits import CPU_LIMITS
 from rlhf.plan.devices import Device
-from rlhf.ppo.length_buckets import CPU_LIMITS
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlhf.data.lengths import shorter
 from rlhf.errors import InputError
-from rlhf.models.fitting import in_process, least_recomputation
+from rlhf.models.fitting import EVERY, Divisions, choose_division, divisions, in_process
 from rlhf.models.loading import context_length, load_config, load_tokenizer
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, shape_of
@@ -15,9 +16,10 @@ from rlhf.models.recomputation import OPTIONS
 from rlhf.plan.devices import Launch
 from rlhf.plan.lengths import quietly, stage_rows
 from rlhf.plan.seconds import seconds_of_work
-from rlhf.plan.work import Found, Inputs, ppo_work, reward_work, sft_work
+from rlhf.plan.work import Found, Inputs, ppo_work, reward_work, row_tokens, sft_work, tokens_of_a_pass
 from rlhf.ppo.config import TRL_MODEL
 from rlhf.ppo.rollout import longest_prompt
+from rlhf.runs.batches import ROWS, divide_batch
 from rlhf.runs.installation import installed_folder
 from rlhf.runs.launch import count_gpus
 from rlhf.runs.parsed_options import parsed_options
@@ -91,19 +93,29 @@ def plan_stage(
         raise InputError(f"{stage}.yaml has no limit of the length, and neither has the model. Set one.")
     rows = stage_rows(stage, values["data_args"], tokenizer, limit)
 
-    def planned(every: int) -> Found:
-        inputs = Inputs(shape, replace(layout, checkpointing=every), values, rows, launch, mean_response)
-        found = STAGES[stage](inputs)
+    args = values["args"]
+    inputs = Inputs(shape, layout, values, rows, launch, mean_response, args.per_device_train_batch_size)
+
+    @cache
+    def planned(most: int, every: int) -> Found:
+        found = STAGES[stage](replace(inputs, layout=replace(layout, checkpointing=every), most=most))
         return replace(found, memory=in_process(found.memory, launch.device.kind))
 
-    if values["args"].computed >= OPTIONS:  # gradient_checkpointing: auto
-        every = least_recomputation(lambda every: planned(every).memory, launch.device.memory)
-        layout = replace(layout, checkpointing=every)
-    found = planned(layout.checkpointing)
+    every = EVERY if args.computed >= OPTIONS else (layout.checkpointing,)  # gradient_checkpointing: auto
+    choices = open_divisions(stage, inputs) if ROWS in args.computed else Divisions([inputs.most], [])
+    most, chosen = choose_division(lambda *choice: planned(*choice).memory, choices, launch.device.memory, every)
+    found, layout = planned(most, chosen), replace(layout, checkpointing=chosen)
     seconds = seconds_of_work(found.work, launch.device, layout, shape.layers)
     return StagePlan(
         stage, name, layout, rows.source, found.passes, found.memory, seconds, found.steps, found.notes
     )  # fmt: skip
+
+
+def open_divisions(stage: str, inputs: Inputs) -> Divisions:
+    """Returns the rows of a pass of which `per_device_train_batch_size: auto` chooses."""
+    option = "mini_batch_size" if stage == "ppo" else "batch_size"
+    share, _ = divide_batch(inputs.values[option], inputs.launch.processes, inputs.values[option], option)
+    return divisions(share, row_tokens(stage, inputs), tokens_of_a_pass(inputs), inputs.launch.device.kind)
 
 
 def stage_values(stage: str, path: Path, options: list[str] | None = None) -> dict[str, Any]:

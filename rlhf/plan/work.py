@@ -8,11 +8,11 @@ from rlhf.data.lengths import largest_batch, longest_rows
 from rlhf.models.flops import causal_pairs, decode_bytes, forward_flops, training_flops
 from rlhf.models.memory import Memory, adapter_weights, base_bytes, ppo_memory, reward_memory, sft_memory
 from rlhf.models.model_sizes import Layout, Shape
+from rlhf.models.pass_limits import CPU_LIMITS, GPU_TOKENS
 from rlhf.plan.devices import Launch
 from rlhf.plan.lengths import Rows, padded
 from rlhf.plan.seconds import Work
 from rlhf.ppo.config import TRL_MODEL
-from rlhf.ppo.length_buckets import CPU_LIMITS, GPU_TOKENS
 from rlhf.ppo.ptx import block_length, resolve_ptx_coef
 from rlhf.runs.batches import divide_batch
 from rlhf.runs.launch import threads
@@ -20,7 +20,7 @@ from rlhf.runs.launch import threads
 
 @dataclass(frozen=True)
 class Inputs:
-    """Origin of a stage's plan; `values` are the fields of the stage's configs."""
+    """Origin of a stage's plan; `values` are the fields of the stage's configs, and `most` is the rows of a pass."""
 
     shape: Shape
     layout: Layout
@@ -28,6 +28,7 @@ class Inputs:
     rows: Rows
     launch: Launch
     mean_response: int | None
+    most: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,16 @@ def per_device(inputs: Inputs, option: str = "batch_size") -> tuple[int, int]:
     args = inputs.values["args"]
     if option == "batch_size" and "gradient_accumulation_steps" not in args.computed:
         return args.per_device_train_batch_size, args.gradient_accumulation_steps
-    return divide_batch(inputs.values[option], inputs.launch.processes, args.per_device_train_batch_size, option)
+    return divide_batch(inputs.values[option], inputs.launch.processes, inputs.most, option)
+
+
+def row_tokens(stage: str, inputs: Inputs) -> float:
+    """Returns the tokens of a row in a pass, on average, by which a trainer divides an optimizer step."""
+    rows, layout = inputs.rows, inputs.layout
+    if stage != "ppo":
+        return (sum(rows.prompts) + sum(map(sum, rows.completions))) / len(rows.prompts)
+    together = 2 if layout.sharding == "ddp" and not layout.quantized else 1  # policy and value
+    return together * (sum(rows.prompts) / len(rows.prompts) + inputs.values["response_length"])
 
 
 def optimizer_steps(inputs: Inputs, rows_per_step: int) -> int | None:
@@ -158,7 +168,7 @@ def reward_adapters(values: dict[str, Any]) -> int:
 
 
 def tokens_of_a_pass(inputs: Inputs) -> int:
-    """Returns the largest number of tokens of a pass, as `rlhf.ppo.length_buckets.pass_limits` does."""
+    """Returns the largest number of tokens of a pass, as `rlhf.models.pass_limits` does."""
     on_cpu = inputs.launch.device.kind == "cpu"
     return CPU_LIMITS[0] * threads(inputs.launch.processes) if on_cpu else GPU_TOKENS
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from rlhf.models.logprobs import Unembed, chunked_logprobs, find_unembedding, token_logprobs
 from rlhf.models.packed_attention import enable_packing
+from rlhf.models.pass_limits import pass_limits
 from rlhf.models.sharding import gathered, is_sharded, release
-from rlhf.ppo.length_buckets import Bucket, bucket_by_length, pass_limits
+from rlhf.ppo.length_buckets import Bucket, bucket_by_length
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,10 @@ from trl.trainer.base_config import _BaseConfig
 
 from rlhf.errors import InputError, require_at_least
 from rlhf.models.compiled_layers import COMPILE
+from rlhf.models.micro_batches import rows_field
 from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.ppo.sizes import resolve_rollout
+from rlhf.runs.batches import rows_left_open
 from rlhf.runs.processes import use_one_device
 
 TRL_MODEL = "EleutherAI/pythia-160m"  # TRL's default for both model paths
@@ -45,6 +47,7 @@ class PPOConfig(_BaseConfig):
 
     # Defaults of TrainingArguments that PPO changes
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of the policy."})
+    per_device_train_batch_size: int = rows_field("Episodes per process that pass the models together, at most.")
     gradient_accumulation_steps: int = field(
         default=1,
         metadata={"help": "Episodes per rollout and process / per_device_train_batch_size, as in TRL. Without effect "
@@ -231,7 +234,7 @@ class PPOConfig(_BaseConfig):
     computed = frozenset()  # fields that __post_init__ computes; no field itself
 
     def __post_init__(self):
-        self.computed = left_open(self)
+        self.computed = left_open(self) | rows_left_open(self)
         super().__post_init__()
         use_one_device(self)
         self._check_values()

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rlhf.errors import InputError
-from rlhf.runs.batches import divide_batch, refuse_found_batch
+from rlhf.runs.batches import check_open_rows, divide_batch, refuse_found_batch
 
 if TYPE_CHECKING:
     from rlhf.ppo.config import PPOConfig
@@ -19,6 +19,7 @@ def resolve_rollout(args: "PPOConfig") -> frozenset[str]:
         InputError: sizes that do not divide each other, or that change while the stage runs.
     """
     refuse_found_batch(args.auto_find_batch_size)
+    check_open_rows(args, "Set batch_size, the episodes of a rollout." if args.batch_size is None else None)
     processes = args.world_size
     sizes = ("batch_size", "mini_batch_size", *COMPUTED)
     computed = frozenset(name for name in sizes if name in COMPUTED or getattr(args, name) is None)

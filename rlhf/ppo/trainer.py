@@ -7,8 +7,9 @@ precision, the training loop and distribution are the Trainer's; saving and resu
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from rlhf.errors import InputError
 from rlhf.generation.random_numbers import sampling_uniforms
 from rlhf.generation.sampler import sample, stop_tokens
 from rlhf.models.memory import Memory, ppo_memory
+from rlhf.models.micro_batches import fit_memory
 from rlhf.models.model_sizes import Layout, Shape
-from rlhf.models.recomputation import decide_recomputation
+from rlhf.models.pass_limits import pass_limits
 from rlhf.models.shared_base import SharedBase
 from rlhf.models.stop_tokens import add_stop_ids
 from rlhf.ppo.advantages import add_advantages, explained_variance, response_tokens
@@ -40,7 +42,6 @@ from rlhf.ppo.guards import (
     stop_non_finite,
 )
 from rlhf.ppo.layouts import SharedActorCritic, build_actor_critic, compile_networks
-from rlhf.ppo.length_buckets import pass_limits
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.metrics import (
     Meter,
@@ -217,9 +218,18 @@ class PPOTrainer(TRLInterface):
         self.step_taken = True  # False if target KL skipped the last optimizer step
         self.add_callback(RolloutCallback(self))
         setattr(self.state, "episode", 0)  # noqa: B010  # as TRL's OnlineTrainerState has it
-        decide_recomputation(self, networks.language_model, self.rollout_memory)
+        fit_memory(self, networks.language_model, self.rollout_memory, self.row_tokens)
 
-    def rollout_memory(self, shape: Shape, layout: Layout) -> Memory:
+    @cached_property
+    def prompt_lengths(self) -> list[int]:
+        return list(map(len, self.train_dataset["input_ids"]))
+
+    def row_tokens(self, layout: Layout) -> float:
+        """Tokens of a pass for each episode, if responses have their longest: policy and value may share it."""
+        together = 2 if layout.sharding == "ddp" and not layout.quantized else 1
+        return together * (fmean(self.prompt_lengths) + self.args.response_length)
+
+    def rollout_memory(self, shape: Shape, layout: Layout, rows: int) -> Memory:
         """Memory of a rollout and its update, if prompts and responses have their longest.
 
         Raises:
@@ -229,8 +239,8 @@ class PPOTrainer(TRLInterface):
         if not isinstance(networks, SharedActorCritic):
             raise InputError("The memory of a model for each role is not known, only that of a SharedBase.")
         return ppo_memory(
-            shape, layout, args.per_device_train_batch_size, max(map(len, self.train_dataset["input_ids"])),
-            args.response_length, min(args.local_rollout_forward_batch_size, args.local_rollout_size),
+            shape, layout, rows, max(self.prompt_lengths), args.response_length,
+            min(args.local_rollout_forward_batch_size, args.local_rollout_size),
             rewards=len(set(networks.base.adapters) - {"policy", "sft", "value"}), average=self.ema is not None,
             pass_tokens=pass_limits(networks.language_model, args.device)[0],
             text=self.pretraining.length if self.pretraining is not None else 0,

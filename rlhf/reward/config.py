@@ -7,8 +7,9 @@ from trl import RewardConfig
 
 from rlhf.errors import InputError, require_at_least
 from rlhf.models.compiled_layers import COMPILE
+from rlhf.models.micro_batches import rows_field
 from rlhf.models.recomputation import CHECKPOINTING, left_open
-from rlhf.runs.batches import resolve_batch
+from rlhf.runs.batches import ROWS, resolve_batch, rows_left_open
 from rlhf.runs.processes import use_one_device
 
 
@@ -35,9 +36,7 @@ class KWiseRewardConfig(RewardConfig):
     batch_size: int | None = field(
         default=None, metadata={"help": "Prompts per optimizer step over all processes. None: 64, as in the paper."}
     )
-    per_device_train_batch_size: int = field(
-        default=8, metadata={"help": "Prompts per process and micro-batch, at most."}
-    )
+    per_device_train_batch_size: int = rows_field("Prompts per process and micro-batch, at most.")
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Micro-batches per optimizer step. None: computed from batch_size."}
     )
@@ -90,7 +89,7 @@ class KWiseRewardConfig(RewardConfig):
     computed = frozenset()  # fields that __post_init__ computes; no field itself
 
     def __post_init__(self):
-        self.computed = left_open(self)
+        self.computed = left_open(self) | rows_left_open(self)
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
@@ -100,6 +99,11 @@ class KWiseRewardConfig(RewardConfig):
         require_at_least(self, 1, "completions_per_forward", "calibration_size")
         if self.train_sampling_strategy == "group_by_length":
             raise InputError("train_sampling_strategy group_by_length is for SFT: a row has completions of any length.")
+        if self.cross_validate and ROWS in self.computed:
+            raise InputError(
+                f"{ROWS} is auto, and cross_validate trains several models, which would decide one by one. Set a "
+                "number, or leave cross_validate out."
+            )
         if self.cross_validate and str(self.resume_from_checkpoint or "false").lower() not in ("true", "false"):
             raise InputError(
                 "cross_validate saves no checkpoints, but every finished fold. Set resume_from_checkpoint to true to "

@@ -2,7 +2,8 @@
 
 import logging
 from dataclasses import replace
-from itertools import permutations
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers.trainer_utils import PredictionOutput
 from trl import RewardTrainer
 
 from rlhf.data.encode import encode_prompt_and_completions
-from rlhf.data.lengths import largest_batch
+from rlhf.data.lengths import comparison_sizes, largest_batch
 from rlhf.data.schemas import RowError, comparison
 from rlhf.data.splits import conversation_id
 from rlhf.errors import InputError
@@ -23,16 +24,17 @@ from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.compiled_layers import compile_if_asked
 from rlhf.models.embeddings import set_pad_token_id
 from rlhf.models.memory import Memory, reward_memory
+from rlhf.models.micro_batches import fit_memory
 from rlhf.models.model_sizes import Layout, Shape
 from rlhf.models.packed_attention import enable_packing, noise_obstacle
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
-from rlhf.models.recomputation import decide_recomputation
 from rlhf.reward.accuracy import PADDING, Predictions, accuracy_report, flat_metrics
 from rlhf.reward.collator import PER_PROMPT, KWiseCollator
 from rlhf.reward.config import KWiseRewardConfig
 from rlhf.reward.initialization import pool_at_last_token
 from rlhf.reward.loss import center_penalty, kwise_loss, ranked_pairs
+from rlhf.reward.pairs import as_pairs
 from rlhf.reward.prefix import enable_shared_prompts, share_prompts
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.tensors import PADDING_ID
@@ -88,18 +90,23 @@ class KWiseRewardTrainer(AtomicCheckpoints, RewardTrainer):
         self.shares_prompts = obstacle is None
         if obstacle:
             logger.warning("each prompt is computed again for each of its completions, because %s", obstacle)
-        decide_recomputation(self, classifier, self.step_memory)
+        fit_memory(self, classifier, self.step_memory, self.row_tokens)
         compile_if_asked(self, classifier)
 
-    def step_memory(self, shape: Shape, layout: Layout) -> Memory:
+    @cached_property
+    def row_sizes(self) -> list[tuple[int, int, int]]:
+        return comparison_sizes(self.train_dataset["prompt_length"], self.train_dataset["completions_ids"])
+
+    def row_tokens(self, layout: Layout) -> float:
+        """Tokens of a prompt and its completions, on average."""
+        return fmean(prompt * (1 if self.shares_prompts else k) + tokens for prompt, k, tokens in self.row_sizes)
+
+    def step_memory(self, shape: Shape, layout: Layout, rows: int) -> Memory:
         """Memory of a step on the largest of many random batches."""
-        args, rows = self.args, self.train_dataset
-        pairs = zip(rows["prompt_length"], rows["completions_ids"], strict=True)
-        sizes = [(prompt, len(ids), sum(map(len, ids)) - prompt * len(ids)) for prompt, ids in pairs]
-        prompt, k, completion = largest_batch(sizes, args.per_device_train_batch_size)
+        prompt, k, completion = largest_batch(self.row_sizes, rows)
         passed = 1 if self.shares_prompts else k  # times that each prompt passes
-        prompts, layout = round(passed * args.per_device_train_batch_size), replace(layout, packed=self.packs)
-        return reward_memory(shape, layout, prompts, k / passed, prompt, completion, args.completions_per_forward)
+        prompts, layout = round(passed * rows), replace(layout, packed=self.packs)
+        return reward_memory(shape, layout, prompts, k / passed, prompt, completion, self.args.completions_per_forward)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Any:
         """Returns the K-wise loss; with `return_outputs` (loss, {"scores": [N]}).
@@ -313,30 +320,6 @@ def tokenize_comparisons(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, n
         num_proc=num_proc,
         desc="Tokenizing comparisons",
     )
-
-
-def as_pairs(dataset: Dataset) -> Dataset:
-    """Makes each strictly ordered pair of each comparison a row of its own, for the ablation `shuffled_pairs`.
-
-    Args:
-        dataset: rows of `tokenize_comparisons`.
-
-    Returns:
-        rows with the same columns and K = 2, the chosen completion first.
-    """
-
-    def split(batch):
-        rows = {name: [] for name in batch}
-        for number, ranks in enumerate(batch["ranks"]):
-            for better, worse in permutations(range(len(ranks)), 2):
-                if ranks[better] < ranks[worse]:
-                    ids = batch["completions_ids"][number]
-                    pair = {"completions_ids": [ids[better], ids[worse]], "ranks": [0, 1]}
-                    for name in rows:
-                        rows[name].append(pair[name] if name in pair else batch[name][number])
-        return rows
-
-    return dataset.map(split, batched=True, batch_size=100, desc="One row for each pair")
 
 
 def _check_lengths(dataset: Dataset, max_length: int | None, dataset_name: str) -> None:

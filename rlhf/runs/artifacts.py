@@ -20,6 +20,7 @@ import yaml
 from transformers import TrainerCallback
 
 from rlhf.errors import InputError
+from rlhf.runs.batches import AUTO, ROWS
 from rlhf.runs.installation import config_of
 from rlhf.runs.objects import read_object
 
@@ -51,16 +52,26 @@ def start_run(output_dir: str | Path, *configs: Any, stage: str) -> None:
     _write_json(folder / "environment.json", start | environment())
 
 
+def record_option(output_dir: str | Path, name: str, value: Any) -> None:
+    """Writes the value that was chosen for an option that is `auto` into `config.yaml`, if there is one."""
+    path = Path(output_dir) / "config.yaml"
+    if is_first_process() and path.is_file():
+        text = re.sub(rf"^{name}: {AUTO}$", f"{name}: {value}", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        path.write_text(text, encoding="utf-8")
+
+
 def resolved_config(config: Any) -> dict[str, Any]:
     """Returns the fields of one dataclass that determine the run, given the package versions; without secrets.
 
     A field that this project defines is always included. A field of a library's config (learning_rate, lora_r) is
     included if its value differs from the library's default, or from this project's own default for it. A field that
-    was computed from others (named in `config.computed`) is left out.
+    was computed from others (named in `config.computed`) is left out; of the rows of a pass it says `auto`.
     """
     resolved, computed = {}, getattr(config, "computed", ())
     for field in dataclasses.fields(config):
         value = _plain(getattr(config, field.name))
+        if field.name == ROWS and ROWS in computed:
+            resolved[ROWS] = AUTO
         if not field.init or field.name in computed or SECRET_FIELDS.search(field.name) or value is _NOT_PLAIN:
             continue
         if any(value != default for default in _defaults(type(config), field.name)):

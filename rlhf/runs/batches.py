@@ -1,6 +1,11 @@
-"""Batch sizes over all processes, so that a YAML means the same run on 1 and on 8 GPUs."""
+"""Batch sizes over all processes, so that a YAML means the same run on 1 and on 8 GPUs.
 
-from typing import Protocol
+`per_device_train_batch_size: auto` leaves the rows of a pass to the trainer (`rlhf.models.micro_batches`). A number of
+rows must say how long an optimizer step is then: `batch_size` in SFT and reward model, by default the paper's; in PPO
+`mini_batch_size`, or `batch_size` and `num_mini_batches`. `gradient_accumulation_steps` alone cannot.
+"""
+
+from typing import Any, Protocol
 
 from rlhf.errors import InputError, require_at_least
 
@@ -16,6 +21,42 @@ class BatchArguments(Protocol):
 
     @property
     def world_size(self) -> int: ...
+
+
+ROWS = "per_device_train_batch_size"
+AUTO = "auto"
+
+
+def rows_left_open(args: Any) -> frozenset[str]:
+    """Returns {ROWS} if the option is `auto`, for a config's `computed`.
+
+    Until a trainer decides, one row passes at a time. A config calls it first in its `__post_init__`: transformers
+    computes with the number.
+
+    Raises:
+        InputError: another word.
+    """
+    rows = args.per_device_train_batch_size
+    if isinstance(rows, int):
+        return frozenset()
+    if rows != AUTO:
+        raise InputError(f"{ROWS} is {rows}; it must be a whole number of rows, or {AUTO}.")
+    args.per_device_train_batch_size = 1
+    return frozenset({ROWS})
+
+
+def check_open_rows(args: Any, remedy: str | None) -> None:
+    """Raises InputError if the rows of a pass are left open where they cannot be.
+
+    Args:
+        remedy: None, or what to change, since the options say too much or too little of the rows of an optimizer step.
+    """
+    if ROWS not in args.computed:
+        return
+    if getattr(args, "deepspeed_plugin", None) is not None:
+        raise InputError(f"{ROWS} is {AUTO}, and DeepSpeed must know it before a model is loaded. Set a number.")
+    if remedy is not None:
+        raise InputError(f"{ROWS} is {AUTO}, which divides the rows of an optimizer step. {remedy}")
 
 
 def divide_batch(batch_size: int, processes: int, largest: int, option: str = "batch_size") -> tuple[int, int]:
@@ -66,6 +107,8 @@ def resolve_batch(args: BatchArguments, paper: int) -> None:
         InputError: values below 1, that do not fit together, or that change while the stage runs.
     """
     refuse_found_batch(args.auto_find_batch_size)
+    set_too = args.gradient_accumulation_steps is not None
+    check_open_rows(args, "Leave gradient_accumulation_steps out, and set batch_size." if set_too else None)
     require_at_least(args, 1, "batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
     rows, steps, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     if steps is None:

@@ -14,10 +14,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlhf.errors import InputError, NotFiniteError, first_line, is_damage
+from rlhf.runs.batches import ROWS
 from rlhf.runs.contract import Contract, write_contract
 from rlhf.runs.decisive_options import decisive_options
 from rlhf.runs.digests import base_identity, frozen_digest, rows_entry
-from rlhf.runs.resume import check_resume, complete_checkpoints, is_complete
+from rlhf.runs.resume import check_resume, complete_checkpoints, is_complete, rows_of_checkpoint
 from rlhf.runs.timed import MARK, SaveByTime, is_timed
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class AtomicCheckpoints(Trainer):
         if self.stage is not None:
             self.contract = self.contract or self.own_contract()
             check_resume(checkpoint, self.contract)
+        self._check_rows(checkpoint)
         start = self._start(checkpoint)  # read now: the next checkpoints may replace this one
         if not any(isinstance(callback, SaveByTime) for callback in self.callback_handler.callbacks):
             self.add_callback(SaveByTime())
@@ -111,6 +113,21 @@ class AtomicCheckpoints(Trainer):
         if option is True:
             return next(reversed(complete_checkpoints(str(self.args.output_dir))), None)
         return Path(option) if option and is_complete(Path(option)) else None
+
+    def _check_rows(self, checkpoint: Path | None) -> None:
+        """Raises InputError if the rows of a pass were chosen without regard to the checkpoint.
+
+        They are chosen when the trainer is made, by `args.resume_from_checkpoint`.
+        """
+        if ROWS not in getattr(self.args, "computed", ()):
+            return
+        rows = self.args.per_device_train_batch_size
+        theirs = rows_of_checkpoint(checkpoint, rows * self.args.gradient_accumulation_steps)
+        if theirs not in (None, rows):
+            raise InputError(
+                f"{checkpoint} was trained with {theirs} rows of a step at a time, and {ROWS}: auto has chosen {rows}. "
+                f"Set {ROWS} to {theirs}, or resume_from_checkpoint in the trainer's args, too."
+            )
 
     def _start(self, checkpoint: Path | None) -> int:
         """Returns the step of a checkpoint, 0 for None, and finds its best checkpoint beside it.

@@ -26,7 +26,8 @@ def _batch(config: Any) -> dict[str, int]:
     fields = {field.name for field in dataclasses.fields(config)}
     if "gradient_accumulation_steps" not in fields:
         return {}
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
-    if "num_mini_batches" not in fields:
-        return {"rows_per_step": per_step}
-    return {"rows_per_step": per_step, "episodes_per_rollout": per_step * config.num_mini_batches}
+    if "num_mini_batches" in fields:
+        return {"rows_per_step": config.mini_batch_size, "episodes_per_rollout": config.batch_size}
+    return {
+        "rows_per_step": config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    }

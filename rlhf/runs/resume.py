@@ -68,6 +68,18 @@ def has_optimizer(checkpoint: Path) -> bool:
     return any(any(checkpoint.glob(name)) for name in OPTIMIZERS)
 
 
+def rows_of_checkpoint(checkpoint: str | Path | None, share: int) -> int | None:
+    """Returns the rows of a pass of a checkpoint's run; None without one, or if they do not divide `share`.
+
+    Args:
+        share: rows of an optimizer step on each device; of the checkpoint's run too, if it had as many processes.
+    """
+    if checkpoint is None:
+        return None
+    rows = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8")).get("train_batch_size")
+    return rows if rows and share % rows == 0 else None
+
+
 def check_resume(checkpoint: str | Path | None, ours: Contract) -> None:
     """Checks that a checkpoint is one of this run: the same stage, base, rows, adapters and decisive options.
 

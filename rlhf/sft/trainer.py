@@ -4,7 +4,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -28,12 +30,13 @@ from rlhf.models.adapter_files import check_lora_config
 from rlhf.models.compiled_layers import COMPILE, compile_if_asked
 from rlhf.models.loading import LoraModelConfig
 from rlhf.models.memory import Memory, sft_memory
+from rlhf.models.micro_batches import fit_memory, rows_field
 from rlhf.models.model_sizes import Layout, Shape
 from rlhf.models.packed_attention import enable_packing, noise_obstacle, packed_row
 from rlhf.models.peft_layers import unwrap_peft
 from rlhf.models.precision import computing_dtype, float_trained_weights, trained_weights_kept
-from rlhf.models.recomputation import CHECKPOINTING, decide_recomputation, left_open
-from rlhf.runs.batches import resolve_batch
+from rlhf.models.recomputation import CHECKPOINTING, left_open
+from rlhf.runs.batches import resolve_batch, rows_left_open
 from rlhf.runs.checkpoints import AtomicCheckpoints
 from rlhf.runs.processes import use_one_device
 from rlhf.sft.loss import IGNORED, check_loss, replace_chunked_loss
@@ -69,9 +72,7 @@ class SFTArguments(SFTConfig):
         default=None,
         metadata={"help": "Demonstrations per optimizer step over all processes. None: 32, as in the paper."},
     )
-    per_device_train_batch_size: int = field(
-        default=8, metadata={"help": "Demonstrations per process in one forward pass, at most."}
-    )
+    per_device_train_batch_size: int = rows_field("Demonstrations per process in one forward pass, at most.")
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Forward passes per optimizer step. None: computed from batch_size."}
     )
@@ -101,7 +102,7 @@ class SFTArguments(SFTConfig):
     computed = frozenset()  # fields that __post_init__ computes; no field itself
 
     def __post_init__(self):
-        self.computed = left_open(self)
+        self.computed = left_open(self) | rows_left_open(self)
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         if not 0 <= self.pretrain_mix < 1:
@@ -148,7 +149,7 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
             replace_chunked_loss(unwrap_peft(cast(PreTrainedModel, self.model)))
         self._eval_sums: dict[str, float] = defaultdict(float)
         self.packs = self._enable_packing()
-        decide_recomputation(self, unwrap_peft(self.model), self.step_memory)  # pyright: ignore[reportArgumentType]
+        fit_memory(self, unwrap_peft(cast(PreTrainedModel, self.model)), self.step_memory, self.row_tokens)
         compile_if_asked(self, unwrap_peft(cast(PreTrainedModel, self.model)))
 
     def _enable_packing(self) -> bool:
@@ -171,11 +172,18 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
             inputs = inputs | pack_batch(**{name: inputs[name] for name in TEXT})
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def step_memory(self, shape: Shape, layout: Layout) -> Memory:
+    @cached_property
+    def row_lengths(self) -> list[int]:
+        return list(map(len, cast(Dataset, self.train_dataset)["input_ids"]))
+
+    def row_tokens(self, layout: Layout) -> float:
+        """Tokens of a row, on average."""
+        return fmean(self.row_lengths)
+
+    def step_memory(self, shape: Shape, layout: Layout, rows: int) -> Memory:
         """Memory of a step on the longest rows; on the largest of many random batches if they are packed."""
-        args, lengths = self.args, list(map(len, cast(Dataset, self.train_dataset)["input_ids"]))
-        rows, by_length = args.per_device_train_batch_size, args.train_sampling_strategy == "group_by_length"
-        tokens = longest_rows(lengths, rows, self.packs, by_length)
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        tokens = longest_rows(self.row_lengths, rows, self.packs, by_length)
         return sft_memory(shape, replace(layout, packed=self.packs), rows, tokens)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
