@@ -88,7 +88,7 @@ def main() -> None:
     result |= choose_checkpoint(folder, table) | {"choice_seconds": time.monotonic() - started}
     write_result(folder, result)
     publish_run(folder, "sft")
-    show("result", choice_text(result))
+    show("result", choice_text(result), "1")
     show("time", duration(result["choice_seconds"]))
     if command := next_command("choose", sys.argv):
         show("next", command)

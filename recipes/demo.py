@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from rlhf.errors import PlainParser
+from rlhf.runs import console
 from rlhf.runs.console import show
 from rlhf.runs.processes import process_state
 
@@ -24,6 +25,7 @@ STAGES = {"sft": "sft.py", "reward": "reward.py", "choose": "choose.py", "ppo": 
 def main() -> None:
     PlainParser(__doc__).parse_args()
     state, seconds = process_state(), {}
+    console.SHOW_NEXT = False
     for stage, recipe in STAGES.items():
         started, config = time.monotonic(), RECIPES / "sandbox" / f"{stage}.yaml"
         sys.argv = [str(RECIPES / recipe), "--config", str(config)]

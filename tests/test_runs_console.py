@@ -36,7 +36,7 @@ def test_a_training_prints_few_rows_and_no_dict(tmp_path, capsys):
     lines = shown.out.splitlines()
     head = next(i for i, line in enumerate(lines) if "time left" in line)
     rows = lines[head + 1 :]
-    assert 7 <= len(rows) <= progress.ROWS + 2  # of 40 logs
+    assert 5 <= len(rows) <= progress.ROWS + 2 <= 8  # of 40 logs, so that two stages fit on a screen
     assert rows[-1].split()[:2] == ["40", "2.00"] and rows[-1].endswith("0 s")
     assert len({len(line) for line in lines[head:]}) == 1  # columns are flush
     evaluated = trainer.state.log_history[-2]["eval_loss"]
@@ -71,6 +71,23 @@ def test_rows_of_a_slow_run_are_five_minutes_apart_and_the_time_is_estimated(tmp
     assert "estimate  166 h 41 min in all, until " in out and out.count("estimate") == 1
 
 
+def test_a_run_of_minutes_has_no_line_about_its_end(tmp_path, monkeypatch, capsys):
+    """The table's last column says it."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    args, state = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True), TrainerState(max_steps=9)
+    table = ProgressTable(COLUMNS["sft"], "toy")
+    table.on_train_begin(args, state, None)
+    for step in range(1, 9):
+        now[0] += 60
+        table.on_step_begin(args, state, None)
+        state.global_step, state.epoch = step, step / 9
+        table.on_step_end(args, state, None)
+        table.on_log(args, state, None, logs={"loss": 1.0})
+    shown = capsys.readouterr().out
+    assert "estimate" not in shown and "7 min" in shown
+
+
 def test_a_row_says_the_validation_loss_only_where_it_was_measured():
     table = ProgressTable(COLUMNS["sft"], "toy")
     table.active, table.values, table.left, table.estimated, table.headed = True, {"loss": 1.0}, None, True, True
@@ -88,6 +105,15 @@ def test_other_processes_print_nothing(capsys, monkeypatch):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_the_codes_of_a_color_take_no_room(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    show("result", "word " * 18, "1")  # 90 columns beside the name
+    assert out.getvalue().count("\n") == 1 and "\033[1mword" in out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -144,6 +170,8 @@ def test_the_next_command_is_the_recipes_next_stage(tmp_path, monkeypatch):
     assert next_command("sft", other) == f"rlhf reward {elsewhere}", "the name is that of another recipe"
     assert next_command("sft", ["recipes/sft.py"]) is None
     assert next_command("sft", [*argv, "--output_dir=runs/other"]) is None, "the recipe's next stage would not read it"
+    monkeypatch.setattr(console, "SHOW_NEXT", False)
+    assert next_command("sft", argv) is None, "the demo starts it"
 
 
 def test_seam_f22_a_finished_stage_says_where_its_results_are(tmp_path, capsys):

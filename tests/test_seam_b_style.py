@@ -149,6 +149,15 @@ def test_seam_b11_each_stage_shows_its_first_encoded_row(capsys):
     assert prompt in unwrapped(capsys.readouterr().out)
 
 
+def test_the_end_of_an_answer_is_said_where_no_completion_shows_it(capsys):
+    tokenizer = bpe_tokenizer()
+    show_demonstration(tokenizer, tokenize_demonstrations(demonstrations(), tokenizer)[0])
+    shown = capsys.readouterr().out
+    assert f"A pear.{tokenizer.eos_token}\n" in shown and "an answer ends" not in shown
+    show_prompt(tokenizer, encode_prompt(tokenizer, "Name a fruit."))
+    assert f"an answer ends with {tokenizer.eos_token}\n" in capsys.readouterr().out
+
+
 def unwrapped(shown: str) -> str:
     return " ".join(shown.split())
 

@@ -37,9 +37,15 @@ def show_prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
 
 
 def _show(tokenizer: PreTrainedTokenizerBase, *parts: tuple[str, Sequence[int]]) -> None:
-    """Prints the parts as facts, one line each; the ends of their own lines are marked."""
+    """Prints prompt and completions as facts, one line each; the ends of their own lines are marked.
+
+    Also prints the tokens that end an answer, unless there is one, and all completions show it.
+    """
     lines = [f"{name} ({len(ids)} tokens): {shortened(str(tokenizer.decode(list(ids))))}" for name, ids in parts]
-    show("first row", "\n".join([*lines, f"an answer ends with {' or '.join(stop_token_texts(tokenizer))}"]))
+    stops = stop_token_texts(tokenizer)
+    if len(stops) > 1 or len(parts) == 1 or not all(line.endswith(stops[0]) for line in lines[1:]):
+        lines.append(f"an answer ends with {' or '.join(stops)}")
+    show("first row", "\n".join(lines))
 
 
 def shortened(text: str) -> str:

@@ -84,9 +84,7 @@ def _glm(y: np.ndarray, features: np.ndarray) -> np.ndarray:
         from statsmodels.genmod.generalized_linear_model import GLM
         from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
     except ImportError as error:
-        raise InputError(
-            "A length-controlled win rate needs the package statsmodels. Run pip install 'instruct-rlhf[eval]'."
-        ) from error
+        raise InputError("the package statsmodels is missing. Run pip install 'instruct-rlhf[eval]'.") from error
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # two values leave no degrees of freedom
         warnings.simplefilter("ignore", PerfectSeparationWarning)  # also said of ties alone, which are fitted exactly
         return np.asarray(GLM(y, features, family=Binomial()).fit(tol=1e-12).params)

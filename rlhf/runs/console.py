@@ -28,6 +28,7 @@ from rlhf.runs.stage_report import write_stage_report
 SKIPPED = "skipped_rows.jsonl"
 NAME_WIDTH = 10  # columns of the names of facts
 STAGES = ("sft", "reward", "choose", "ppo", "evaluate")
+SHOW_NEXT = True  # at the end of a stage, the command of the next one, which `rlhf demo` starts by itself
 
 
 def show_title(stage: str, folder: str | Path) -> None:
@@ -35,11 +36,11 @@ def show_title(stage: str, folder: str | Path) -> None:
     say("", paint(stage, "1") + f"  {folder}")
 
 
-def show(name: str, text: str) -> None:
-    """Prints one fact: its name, and the text beside it, wrapped to the terminal."""
+def show(name: str, text: str, code: str = "") -> None:
+    """Prints one fact: its name, and the text beside it, wrapped to the terminal and painted with `code`."""
     width = min(110, shutil.get_terminal_size((110, 24)).columns) - NAME_WIDTH
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, max(width, 40)) or [""]]
-    first, *rest = lines
+    first, *rest = [paint(line, code) if code else line for line in lines]  # wrapped without the codes
     say(paint(f"{name:<{NAME_WIDTH}}", "36") + first, *(" " * NAME_WIDTH + line for line in rest))
 
 
@@ -129,8 +130,7 @@ def show_end(result: str, folder: str | Path, seconds: float, stage: str) -> Non
     """Draws report.html, and prints result, time, memory, where the files are, and the command of the next stage."""
     if is_first_process():
         write_stage_report(folder, stage)
-    say("")
-    show("result", paint(result, "1"))
+    show("result", result, "1")
     peak = f"; at most {gigabytes(torch.cuda.max_memory_allocated())} GB" if torch.cuda.is_initialized() else ""
     show("time", f"{duration(seconds)}{peak}")
     what = "the model" if stage == "pretrain" else "the adapter"
@@ -144,7 +144,7 @@ def next_command(stage: str, argv: Sequence[str]) -> str | None:
 
     None for a run in another folder than the recipe's, such as a point of a sweep: the next stage would not read it.
     """
-    config = config_of(argv)
+    config = config_of(argv) if SHOW_NEXT else None
     if config is None or stage not in STAGES or any(arg.partition("=")[0] == "--output_dir" for arg in argv):
         return None
     recipe = config.parent

@@ -12,9 +12,10 @@ from rlhf.runs.console import clock, duration, say, show, show_device, show_mode
 from rlhf.runs.stage_report import LiveReport
 from rlhf.runs.trackers import name_runs
 
-ROWS = 8  # of a run, at most, unless they are five minutes apart
+ROWS = 6  # of a run, at most, unless they are five minutes apart
 ROW_SECONDS = 300.0
-ESTIMATE_SECONDS = 60.0
+ESTIMATE_SECONDS = 60.0  # after which the time is estimated
+LONG = 600.0  # seconds left, from which a line says when the run will end; shorter runs have the column
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,12 @@ class ProgressTable(TrainerCallback):
         now, lines = time.monotonic(), []
         if self.left is not None and not self.estimated and now - self.started >= ESTIMATE_SECONDS:
             self.estimated = True
-            if self.left >= ESTIMATE_SECONDS:
+            if self.left >= LONG:
                 lines.append(f"estimate  {duration(now - self.started + self.left)} in all, until {clock(self.left)}")
         due = state.global_step >= self.next_row or now - self.printed >= ROW_SECONDS
         if "loss" in self.values and (due or last):
             if not self.headed:
-                lines += ["", row_text([column.title for column in self.columns], self.columns)]
+                lines += [row_text([column.title for column in self.columns], self.columns)]
             self.headed, self.printed = True, now
             self.next_row = (state.global_step * ROWS // state.max_steps + 1) * state.max_steps / ROWS
             values = self.values | {"left": self.left}
