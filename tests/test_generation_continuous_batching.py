@@ -9,7 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import rlhf.generation.continuous_batching as continuous_batching
 from rlhf.generation.continuous_batching import StaticBatch, decode_continuously, supports_continuous_batching
-from rlhf.generation.decode_linears import active_lora, gpu_lora
+from rlhf.generation.decode_linears import active_lora, plain_lora
 from rlhf.generation.random_numbers import inverse_cdf, sampling_uniforms
 from rlhf.generation.sampler import decode, decode_in_batches, sample
 from rlhf.tensors import pad_left
@@ -178,9 +178,9 @@ def test_sample_batches_continuously_where_the_model_supports_it(monkeypatch):
     assert sample(lm, [], uniforms[:0], **options) == []
 
 
-def test_gpu_lora_computes_what_pefts_layer_computes():
+def test_plain_lora_computes_what_pefts_layer_computes():
     base = shared_base().eval()
     with base.use("policy"), torch.no_grad():
         layer = base.lm.model.layers[0].self_attn.q_proj
         x = torch.randn(5, 1, 16)
-        torch.testing.assert_close(gpu_lora(layer.base_layer, *active_lora(layer))(x), layer(x))
+        torch.testing.assert_close(plain_lora(layer.base_layer, *active_lora(layer), x.dtype)(x), layer(x))

@@ -72,7 +72,7 @@ def test_with_cuda_graphs_and_lora_the_chosen_tokens_are_likely(dtype, autocast)
     base = shared_base().eval().cuda()
     base.lm.to(dtype)
     with torch.no_grad(), base.use("policy"), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        with fast_decode_linears(base.lm):
+        with fast_decode_linears(base.lm, 8):
             choose = lambda logits, rows, step: logits.argmax(-1)  # noqa: E731
             responses = decode_continuously(base.lm, PROMPTS, choose, STOPS, 20, 8)
         for prompt, response in zip(PROMPTS, responses, strict=True):

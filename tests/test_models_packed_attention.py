@@ -4,6 +4,7 @@ import pytest
 import torch
 from reference_attention import reference_varlen
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -233,3 +234,34 @@ def test_the_name_is_not_saved(tmp_path, packed_on_cpu):
     assert enable_packing(lm, CPU, torch.float32) is None
     lm.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_16_bits_on_a_cpu_attention_is_in_float32(name):
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    ids = torch.randint(1, 64, (3, 12))
+    mask = (torch.arange(12) >= torch.tensor([[0], [3], [7]])).long()  # padding on the left
+    right = lm(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert enable_packing(lm, CPU, torch.bfloat16)
+    assert lm.config.get_text_config()._attn_implementation == NAME
+    torch.testing.assert_close(lm(input_ids=ids, attention_mask=mask).logits[mask.bool()], right)
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16), AttentionDtypes(seen):
+        logits = lm(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert set(seen) == {torch.float32}
+    assert (logits - right).norm() / right.norm() < 0.03
+    logits.float().sum().backward()
+
+
+class AttentionDtypes(TorchFunctionMode):
+    """Context that collects the dtypes of the queries of sdpa."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.seen.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))

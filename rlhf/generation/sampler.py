@@ -71,7 +71,7 @@ def sample(
         else partial(decode_in_batches, pad_id=pad_id)
     )
     bar = tqdm(total=len(prompts), desc=progress, unit="answer", leave=False, disable=None if progress else True)
-    with nullcontext() if sharded else fast_decode_linears(lm), bar:
+    with nullcontext() if sharded else fast_decode_linears(lm, min(batch_size, len(prompts))), bar:
         responses = decode_all(lm, prompts, choose, stop_ids, length, batch_size, on_finished=bar.update)
     lm.train(was_training)
     by_prompt = dict(zip(order, responses, strict=True))

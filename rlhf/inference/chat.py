@@ -107,7 +107,7 @@ class Chat:
             return inverse_cdf(logits, uniform.to(logits.device), self.temperature)
 
         length = self._room(len(answer.prompt_ids))
-        with self.shared.use(adapter), nullcontext() if is_sharded(lm) else fast_decode_linears(lm):
+        with self.shared.use(adapter), nullcontext() if is_sharded(lm) else fast_decode_linears(lm, 1):
             for token in stream(lm, answer.prompt_ids, choose, self.stops, length, self._past[answer.system]):
                 answer.ids.append(token)
                 answer.ended = token in self.stops

@@ -23,9 +23,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf.models.packed_attention import NAME, attention_arguments, attention_obstacle, no_mask
+from rlhf.models.packed_attention import NAME, attention_arguments, attention_obstacle, no_mask, sdpa
 
 
 class SharedPrompts:
@@ -62,12 +61,12 @@ class SharedPrompts:
         prompt_q, prompt_k, prompt_v = (_grid(x, self.prompts) for x in tokens)
         own_q, own_k, own_v = (_grid(x, self.completions) for x in tokens)
         # Padding is on the right, where causal attention never looks, so no mask is needed.
-        of_prompts, _ = sdpa_attention_forward(module, prompt_q, prompt_k, prompt_v, None, **kw)  # [B, P, heads, size]
+        of_prompts, _ = sdpa(module, prompt_q, prompt_k, prompt_v, None, **kw)  # [B, P, heads, size]
         keys, values = (
             torch.cat([prompt.index_select(0, self.prompt_of), own], dim=2)
             for prompt, own in ((prompt_k, own_k), (prompt_v, own_v))
         )
-        of_completions, _ = sdpa_attention_forward(module, own_q, keys, values, self.mask, **kw)
+        of_completions, _ = sdpa(module, own_q, keys, values, self.mask, **kw)
         grids = torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)])
         return grids.index_select(0, self.row)[None]
 
