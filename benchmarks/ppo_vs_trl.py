@@ -7,7 +7,8 @@ Both sides take turns, and each run is a process of its own, so that its peak me
 LoRA adapters on all linear layers on both sides. TRL's reference is the policy without its adapter, which is the least
 memory that TRL can use; it has two more full models, reward and value. Ours has one base for all four. Weights and
 arithmetic are float32, or in `llama-1b` and with `--dtype bfloat16` bfloat16 with float32 adapters (TRL's trainer
-ignores `bf16`; its models are in bfloat16 nevertheless).
+ignores `bf16`; its models are in bfloat16 nevertheless). `--dtype bfloat16 --trl_dtype float32` compares what each side
+takes by default on a CPU that has bfloat16 (AVX512-BF16, AMX): `rlhf new` writes it, TRL's ModelConfig float32.
 
 Each prompt has a fixed response length, equal on both sides: an EOS replaces the token sampled there. Lengths are those
 of a policy that ends with the same probability after each token, on average a quarter of `response_length` (the
@@ -79,6 +80,7 @@ class Shape:
     micro_batch: int | None = None  # rows that pass our update at a time; None: the minibatch
     lengths: str = "varied"
     dtype: str = "float32"
+    trl_dtype: str | None = None  # None: the same
 
 
 SMOLLM2_135M = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
@@ -101,9 +103,12 @@ SHAPES = {
 def main() -> None:
     args = parse_arguments()
     if args.side:
-        print(json.dumps(measure(args.side, Shape(**json.loads(args.shape)))))
+        shape = Shape(**json.loads(args.shape))
+        if args.side == "trl" and shape.trl_dtype:
+            shape = dataclasses.replace(shape, dtype=shape.trl_dtype)
+        print(json.dumps(measure(args.side, shape)))
         return
-    options = {"lengths": args.lengths, "dtype": args.dtype, "micro_batch": args.micro_batch}
+    options = {name: getattr(args, name) for name in ("lengths", "dtype", "trl_dtype", "micro_batch")}
     options = {name: value for name, value in options.items() if value}
     shapes = [dataclasses.replace(SHAPES[name], **options) for name in args.shapes]
     if args.smollm2:
@@ -439,6 +444,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of models and arithmetic; default: the shape's"
     )
+    parser.add_argument("--trl_dtype", choices=("float32", "bfloat16"), help="of TRL's models; default: as ours")
     parser.add_argument("--micro_batch", type=int, help="rows that pass our update at a time; default: the shape's")
     parser.add_argument("--smollm2", help="folder or Hub id of SmolLM2-135M; without it, random weights of its shape")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)  # of the processes it starts

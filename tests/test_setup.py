@@ -210,7 +210,9 @@ def test_a_model_is_looked_at_without_its_weights(tmp_path, toy_folder):
 
 def test_the_precision_is_the_first_that_fits():
     lengths = Lengths(row=2048, prompt=1024, response=512, k=4)
-    assert fit(SMALL, H100, lengths).precision == "float32"
+    assert fit(SMALL, H100, lengths).precision == "bfloat16"
+    assert fit(SMALL, CPU, lengths).precision == "float32"
+    assert fit(SMALL, replace(CPU, bf16=True), lengths).precision == "bfloat16"
     assert fit(LARGE, H100, lengths).precision == "bfloat16"
     small_gpu = Machine(8, 10**11, 1, "A4500", 20 * 10**9, bf16=True)
     found = fit(LARGE, small_gpu, lengths)
@@ -229,7 +231,11 @@ def test_a_pass_has_fewer_rows_if_its_layers_need_not_be_computed_again():
         assert (sft_memory(LARGE.shape, layout, 4, 2048).peak <= USABLE * memory * 10**9) == (rows == 4)
 
 
-@pytest.mark.parametrize(("machine", "device"), [(H100, GPUS["h100"]), (CPU, this_cpu)], ids=["gpu", "cpu"])
+@pytest.mark.parametrize(
+    ("machine", "device"),
+    [(H100, GPUS["h100"]), (CPU, this_cpu), (replace(CPU, bf16=True), this_cpu)],
+    ids=["gpu", "cpu", "cpu with bfloat16"],
+)
 def test_the_memory_of_a_stage_is_that_of_its_plan(machine, device, monkeypatch):
     """Both count masks of dropout, and rows that a GPU packs."""
     monkeypatch.setattr(devices, "matmul_flops_per_s", lambda device, dtype: 1e11)
@@ -237,7 +243,7 @@ def test_the_memory_of_a_stage_is_that_of_its_plan(machine, device, monkeypatch)
     device = device() if callable(device) else device
     found, adapters = fit(SMALL, machine, Lengths(512, 256, 128)), SFTModelConfig()
     options = {"load_in_8bit": False, "load_in_4bit": False, "dtype": found.precision}
-    args = SimpleNamespace(bf16=found.autocast, fp16=False, gradient_checkpointing=False)
+    args = SimpleNamespace(bf16=machine.bf16, fp16=False, gradient_checkpointing=False)
     dropout = adapters.lora_dropout > 0
     layout = layout_of(options | {"args": args}, None, Launch("ddp", 1, device), adapters.lora_r, dropout)
     memory = sft_memory(SMALL.shape, layout, found.rows["sft"], 512)

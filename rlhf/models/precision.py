@@ -19,6 +19,22 @@ logger = logging.getLogger(__name__)
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
+def cpu_has_bf16() -> bool:
+    """True if this CPU has instructions for products in bfloat16 (AVX512-BF16 or AMX); without, they take long."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def allow_bf16_on_cpu(args: TrainingArguments) -> None:
+    """Sets `use_cpu` for `bf16: true` on a CPU that has it, in a machine without an accelerator.
+
+    A config calls it before transformers, which refuses `bf16` there unless it is told that the CPU is meant. Where
+    `bf16` is only a default, or the CPU would be slow, that is still so.
+    """
+    if args.bf16 is True and not torch.accelerator.is_available() and cpu_has_bf16():
+        args.use_cpu = True
+
+
 def computing_dtype(args: TrainingArguments, dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype in which a Trainer computes with weights of `dtype`."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else dtype

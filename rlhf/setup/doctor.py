@@ -63,7 +63,8 @@ def devices(machine: Machine) -> Finding:
 
 def precisions(machine: Machine) -> Finding:
     if not machine.gpus:
-        return Finding("precision", "ok", "float32 (recipes for a CPU say bf16: false)")
+        has = "float32, bfloat16" if machine.bf16 else "float32; this CPU has no instructions for bfloat16"
+        return Finding("precision", "ok", f"{has} (recipes for a CPU say bf16: false)")
     if not machine.bf16:
         return Finding("precision", "missing", "float32; this GPU has no bfloat16", "Set bf16: false, dtype: float32.")
     return Finding("precision", "ok", "float32, bfloat16")

@@ -11,7 +11,6 @@ from rlhf.setup.model import Model
 
 ROWS = (16, 8, 4, 2, 1)
 ENOUGH = 4  # rows of a pass; more would save less time than layers that are not computed again
-SMALL = 500_000_000  # parameters, of which half precision would save little
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class Fit:
     """
 
     precision: Precision
-    autocast: bool
     rows: dict[str, int]
     needed: dict[str, int]
     available: int
@@ -59,23 +57,17 @@ class Fit:
 def fit(model: Model, machine: Machine, lengths: Lengths, rank: int = 16) -> Fit:
     """Returns the first precision in which all stages fit, with the most rows; the last one if none does.
 
-    The order is float32 for small models, bfloat16, 4 bits. On the CPU there is float32 alone.
+    The order is bfloat16, 4 bits; float32 is for machines without bfloat16. A CPU has no 4 bits.
     """
+    available = int(USABLE * machine.gpu_memory)
+    choices: list[Precision] = ["bfloat16" if machine.bf16 else "float32"]
     if not machine.gpus:
         available = machine.memory // 2  # the rest is the system's and other programs'
-        choices: list[Precision] = ["float32"]
-    else:
-        available, choices = int(USABLE * machine.gpu_memory), []
-        if model.parameters < SMALL or not machine.bf16:
-            choices.append("float32")
-        if machine.bf16:
-            choices.append("bfloat16")
-        if not model.stored_as_gguf:
-            choices.append("nf4-nested")
+    elif not model.stored_as_gguf:
+        choices.append("nf4-nested")
     found, device = None, "gpu" if machine.gpus else "cpu"
     for precision in choices:
-        autocast = machine.bf16 and precision != "float32"
-        layout = Layout(precision, "ddp", max(machine.gpus, 1), autocast, rank=rank)
+        layout = Layout(precision, "ddp", max(machine.gpus, 1), machine.bf16, rank=rank)
         found = _rows(model, layout, lengths, available, device)
         if found.fits:
             return found
@@ -93,7 +85,7 @@ def _rows(model: Model, layout: Layout, lengths: Lengths, available: int, device
             rows[stage], needed[stage] = number, memory.peak
             if memory.peak <= available:
                 break
-    return Fit(layout.base, layout.autocast, rows, needed, available)
+    return Fit(layout.base, rows, needed, available)
 
 
 def _memory(stage: str, model: Model, layout: Layout, lengths: Lengths, rows: int) -> Memory:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rlhf.models.precision import cpu_has_bf16
 from rlhf.runs.console import gigabytes
 from rlhf.runs.launch import count_cores, count_gpus
 from rlhf.runs.machine_memory import main_memory
@@ -19,7 +20,7 @@ class Machine:
         gpus: number of accelerators.
         gpu: name of the first one; "" without any.
         gpu_memory: bytes of the smallest; main memory where it is shared, as on a Mac; 0 without any.
-        bf16: True if the accelerator computes in bfloat16.
+        bf16: True if the accelerator, or the CPU where there is none, computes in bfloat16.
     """
 
     cores: int
@@ -39,7 +40,7 @@ def this_machine() -> Machine:
     """Returns the machine that this process runs on."""
     cores, memory, gpus = count_cores(), main_memory()[1], count_gpus()
     if not gpus:
-        return Machine(cores, memory)
+        return Machine(cores, memory, bf16=cpu_has_bf16())
     if not torch.cuda.is_available():
         return Machine(cores, memory, gpus, str(torch.accelerator.current_accelerator()), memory)
     sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]

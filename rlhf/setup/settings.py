@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.errors import InputError
 from rlhf.runs.console import amount
 from rlhf.setup.data import Holding, percentile
-from rlhf.setup.fit import SMALL, Fit, Lengths, fit
+from rlhf.setup.fit import Fit, Lengths, fit
 from rlhf.setup.machine import Machine
 from rlhf.setup.model import Model
 
@@ -18,6 +18,7 @@ Setting = tuple[str, Any, str]  # option, value, reason ("" without)
 LONGEST = {"cpu": 512, "gpu": 2048}  # tokens of a row
 ANSWER = {"cpu": 128, "gpu": 512}  # tokens of a sampled answer
 FEW_RANKINGS = 5_000
+SMALL = 500_000_000  # parameters; below, learning rates are those of small models
 # Splits whose rows a stage holds to the option, and what it calls it if not by its name.
 LIMITED = {"max_length": ("train", "validation"), "max_prompt_length": ("train",), "max_new_tokens": ("test",)}
 NAMES = {"max_new_tokens": "the context less max_new_tokens"}
@@ -144,10 +145,8 @@ def weights(facts: Facts) -> list[Setting]:
     if precision == "nf4-nested":
         settings.append(("load_in_4bit", True, f"QLoRA: in 16 bits {size} parameters do not fit"))
         settings.append(("use_bnb_nested_quant", True, "saves 0.4 bits a weight more"))
-    if not facts.machine.gpus:
-        reason = "CPUs compute float32 best"
-    elif precision == "float32":
-        reason = "half precision would save little" if facts.machine.bf16 else "this GPU has no bfloat16"
+    if precision == "float32":
+        reason = f"this {'GPU' if facts.machine.gpus else 'CPU'} has no instructions for bfloat16"
     else:
         reason = "the frozen base; adapters stay in float32"
     settings.append(("dtype", "float32" if precision == "float32" else "bfloat16", reason))
@@ -161,9 +160,10 @@ def training(facts: Facts, stage: str, step: int) -> list[Setting]:
         step: rows of an optimizer step.
     """
     settings: list[Setting] = []
-    if not facts.fit.autocast:
-        reason = "half precision would save little" if facts.machine.bf16 else "it is for GPUs that compute in it"
-        settings.append(("bf16", False, reason))
+    if not facts.machine.bf16:
+        settings.append(("bf16", False, "as dtype"))
+    elif not facts.machine.gpus:
+        settings.append(("bf16", True, "this CPU has instructions for it"))
     rows = min(facts.fit.rows[stage], step)
     reason = "those of a step" if rows == step else facts.fit.text(stage)
     settings.append(("per_device_train_batch_size", rows, f"rows in a pass: {reason}"))

@@ -1,8 +1,8 @@
 """The settings of each stage of a recipe."""
 
-from rlhf.setup.fit import SMALL
 from rlhf.setup.settings import (
     FEW_RANKINGS,
+    SMALL,
     Facts,
     Setting,
     batch,
