@@ -227,10 +227,8 @@ class _Parser(TrlParser):
     def sentence(self, message: str) -> str:
         """Returns the message of a dataclass with the name of its option, where it begins with the value alone."""
         if "doesn't support bf16" in message:  # transformers advises use_cpu
-            from rlhf.models.precision import cpu_has_bf16  # loads torch, which has been loaded for the message
-
-            on_cpu = "; --bf16 true is for this CPU, which has it" if cpu_has_bf16() else ""
-            return f"bf16 is true, and there is no GPU that can compute with it. Pass --bf16 false{on_cpu}."
+            cpus = "or on a CPU with AVX512-BF16 or AMX --bf16 true"
+            return f"bf16 is true, and there is no GPU that can compute with it. Pass --bf16 false, {cpus}."
         value = message.split(maxsplit=1)[0] if message else ""
         names = [name for name, given in vars(self.given).items() if isinstance(given, str) and given == value]
         return f"{names[0]}: {message.rstrip('.')}." if len(names) == 1 else f"{message.rstrip('.')}."
