@@ -39,7 +39,7 @@ TRAINING = Options(
             "each shape of a batch would be compiled; compile takes one graph for all shapes",
         ),
         **_each("use_liger_kernel liger_kernel_config", "logits are computed in chunks, or only where they are read"),
-        "auto_find_batch_size": "it would change the batch; per_device_train_batch_size changes only memory",
+        "auto_find_batch_size": "it would change the batch; per_device_train_batch_size: auto does not",
         **_each("fp16_full_eval bf16_full_eval", "an evaluation would round the weights that are trained"),
         **_each(
             "include_for_metrics batch_eval_metrics eval_do_concat_batches eval_use_gather_object label_names",

@@ -1,6 +1,7 @@
 """`per_device_train_batch_size: auto`: rows of a pass by tokens and memory; the result is that of the same number."""
 
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,19 +10,21 @@ import toys
 import yaml
 from accelerate.utils import set_seed
 from datasets import Dataset
+from small_stages import run_stage
 
 from rlhf.cli import parse
 from rlhf.errors import InputError
 from rlhf.models import micro_batches, recomputation
-from rlhf.models.fitting import USABLE, Divisions, choose_division, divisions, in_process
+from rlhf.models.fitting import USABLE, Divisions, choose_division, divisions, in_process, tokens_wanted
 from rlhf.models.loading import load_base, load_sequence_classifier, lora_config
 from rlhf.models.memory import Memory
 from rlhf.models.micro_batches import memory_text
 from rlhf.models.model_sizes import shape_of
 from rlhf.ppo import PPOConfig
 from rlhf.reward import KWiseRewardConfig, KWiseRewardTrainer
-from rlhf.runs.artifacts import resolved_config, start_run
+from rlhf.runs.artifacts import read_result, resolved_config, start_run
 from rlhf.runs.decisive_options import decisive_options
+from rlhf.runs.resume import complete_checkpoints
 from rlhf.sft.trainer import SFTArguments, SFTModelConfig, SFTTrainer, tokenize_demonstrations
 
 PLAIN = dict(
@@ -90,22 +93,28 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 # ---- The choice
 
 
+def test_a_gpu_wants_more_tokens_than_a_cpu_which_pads():
+    assert tokens_wanted(16384, "cuda", padded=False) == tokens_wanted(16384, "gpu", padded=True) == (2048, 16384)
+    assert tokens_wanted(512, "cpu", padded=True) == (512, 1024)
+    assert tokens_wanted(512, "cpu", padded=False) == (512, 4096)
+
+
 @pytest.mark.parametrize(
-    ("share", "tokens", "largest", "device", "enough", "fewer"),
+    ("share", "tokens", "wanted", "enough", "fewer"),
     [
-        (32, 500, 16384, "cuda", [32, 16, 8], [4, 2, 1]),
-        (32, 600, 16384, "cuda", [16, 8, 4], [2, 1]),
-        (12, 2000, 16384, "gpu", [6, 4, 3, 2], [1]),
-        (4, 10, 16384, "cuda", [4], [2, 1]),  # all rows of a step are few
-        (8, 20000, 16384, "cuda", [1], []),
-        (7, 3000, 16384, "cuda", [1], []),
-        (32, 100, 512, "cpu", [8], [4, 2, 1]),
-        (32, 256, 512, "cpu", [4, 2], [1]),
-        (1, 5, 512, "cpu", [1], []),
+        (32, 500, (2048, 16384), [32, 16, 8], [4, 2, 1]),
+        (32, 600, (2048, 16384), [16, 8, 4], [2, 1]),
+        (12, 2000, (2048, 16384), [6, 4, 3, 2], [1]),
+        (4, 10, (2048, 16384), [4], [2, 1]),  # all rows of a step are few
+        (8, 20000, (2048, 16384), [1], []),
+        (7, 3000, (2048, 16384), [1], []),
+        (32, 100, (512, 1024), [8], [4, 2, 1]),
+        (32, 256, (512, 1024), [4, 2], [1]),
+        (1, 5, (512, 1024), [1], []),
     ],
 )
-def test_rows_divide_a_step_and_have_no_more_tokens_than_help(share, tokens, largest, device, enough, fewer):
-    assert divisions(share, tokens, largest, device) == Divisions(enough, fewer)
+def test_rows_divide_a_step_and_have_no_more_tokens_than_help(share, tokens, wanted, enough, fewer):
+    assert divisions(share, tokens, wanted) == Divisions(enough, fewer)
 
 
 def test_enough_rows_with_little_recomputation_come_first_then_fewer_rows():
@@ -153,28 +162,28 @@ def test_sft_with_auto_is_sft_with_the_number(toy_folder, toy_tokenizer, tmp_pat
     with caplog.at_level(logging.INFO, "rlhf"):
         auto = sft(toy_folder, toy_tokenizer, tmp_path)
     assert (auto.args.per_device_train_batch_size, auto.args.gradient_accumulation_steps) == (rows, 4 // rows)
-    assert caplog.text.count(f"per_device_train_batch_size: {rows} of a step's 4 rows pass at a time, about") == 1
+    assert caplog.text.count(f"per_device_train_batch_size: {rows} of the 4 rows in a step pass at a time, about") == 1
     weights = trained(auto)
     assert auto.state.global_step == 4 and auto.state.train_batch_size == rows
     assert equal(weights, trained(sft(toy_folder, toy_tokenizer, tmp_path, rows)))
 
 
 def test_reward_with_auto_is_reward_with_the_number(toy_folder, toy_tokenizer, tmp_path, passes):
-    passes(30)
+    passes(8)  # up to 64
     auto = reward(toy_folder, toy_tokenizer, tmp_path)
     assert (auto.args.per_device_train_batch_size, auto.args.gradient_accumulation_steps) == (2, 2)
     assert equal(trained(auto), trained(reward(toy_folder, toy_tokenizer, tmp_path, 2)))
 
 
 def test_ppo_with_auto_is_ppo_with_the_number(tmp_path, passes):
-    passes(30)
+    passes(8)  # up to 64
     auto = ppo(tmp_path)
     assert (auto.args.per_device_train_batch_size, auto.args.gradient_accumulation_steps) == (2, 2)
     assert auto.args.micro_batch_size == 2
     assert equal(trained(auto), trained(ppo(tmp_path, 2)))
 
 
-@pytest.mark.parametrize("tokens", [10, 30, 1000])
+@pytest.mark.parametrize("tokens", [1, 8, 1000])
 def test_ppo_with_auto_and_no_learning_rate_has_ratio_one(tmp_path, passes, tokens):
     passes(tokens)
     trainer = ppo(tmp_path, learning_rate=0.0, value_learning_rate=0.0, num_ppo_epochs=2)
@@ -238,7 +247,7 @@ def test_a_resumed_run_keeps_the_rows_whatever_the_memory_is_now(toy_folder, toy
 
 
 def test_ppo_resumes_within_a_rollout_with_the_rows_of_its_checkpoint(tmp_path, passes):
-    passes(30)
+    passes(8)
     saving = dict(save_strategy="steps", save_steps=1)
     whole = ppo(tmp_path, **saving)
     weights = trained(whole)
@@ -247,6 +256,27 @@ def test_ppo_resumes_within_a_rollout_with_the_rows_of_its_checkpoint(tmp_path, 
     resumed = ppo(tmp_path, resume_from_checkpoint=checkpoint, **saving)
     assert resumed.args.per_device_train_batch_size == 2
     assert equal(trained(resumed, checkpoint), weights)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_recipe_resumes_with_the_number_in_its_config(own_run, passes, stage):
+    folder = own_run / "auto" / stage
+    options = {"per_device_train_batch_size": "auto", "output_dir": folder, "save_strategy": "steps", "save_steps": 1}
+    options |= {} if stage == "ppo" else {"gradient_accumulation_steps": None, "batch_size": 4, "max_steps": 3}
+
+    def run(**changes) -> tuple[int, bytes]:
+        run_stage(stage, own_run, **options | changes)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        return config["per_device_train_batch_size"], (folder / "adapter_model.safetensors").read_bytes()
+
+    passes(1)
+    first = run()
+    assert first[0] == 1
+    checkpoints = complete_checkpoints(folder)
+    shutil.rmtree(checkpoints[-1])
+    passes(1000)
+    assert run(resume_from_checkpoint="true") == first
+    assert read_result(folder)["steps_taken"] == (2 if stage == "ppo" else 1)  # PPO saves each rollout
 
 
 def test_config_yaml_has_the_number_once_it_is_chosen(toy_folder, toy_tokenizer, tmp_path, passes):

@@ -43,18 +43,30 @@ class Divisions:
     fewer: list[int]
 
 
-def divisions(share: int, tokens: float, largest: int, device: str) -> Divisions:
-    """Returns the divisors of `share` with which a micro-batch has at most as many tokens as save time, and 1.
+def tokens_wanted(largest: int, device: str, padded: bool) -> tuple[int, int]:
+    """Returns from how many tokens on a device is busy with a micro-batch, and from how many on more save no time.
 
-    On a GPU that is from an eighth of `largest` to `largest`: 2,048 to 16,384 tokens. A CPU is as fast with `largest`
-    as with more, and rows of different lengths are padded there: from `largest` to twice as many.
+    A GPU has `largest` tokens in a pass, and an eighth of them, 2,048, keep it busy. A CPU is as fast with `largest` as
+    with more. But a stage that cuts a micro-batch into passes of similar rows finds more of them in a larger one, up to
+    8 `largest`. Where all rows are padded to the longest, more rows are more padding: up to 2 `largest`.
+
+    Args:
+        largest: of `rlhf.models.pass_limits`.
+        device: "cpu", else a GPU.
+        padded: a micro-batch passes as it is, padded to its longest row.
+    """
+    return (largest, (2 if padded else 8) * largest) if device == "cpu" else (largest // 8, largest)
+
+
+def divisions(share: int, tokens: float, wanted: tuple[int, int]) -> Divisions:
+    """Returns the divisors of `share` with which a micro-batch has at most as many tokens as save time, and 1.
 
     Args:
         share: rows of an optimizer step on each device.
         tokens: of a row, on average.
-        largest: of `rlhf.models.pass_limits`.
+        wanted: of `tokens_wanted`.
     """
-    least, most = (largest, 2 * largest) if device == "cpu" else (largest // 8, largest)
+    least, most = wanted
     rows = [n for n in range(share, 0, -1) if share % n == 0 and (n * tokens <= most or n == 1)]
     enough = [n for n in rows if n * tokens >= least] or rows[:1]
     return Divisions(enough, rows[len(enough) :])

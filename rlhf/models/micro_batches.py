@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
 from rlhf.errors import InputError
-from rlhf.models.fitting import EVERY, Divisions, choose_division, divisions, in_process
+from rlhf.models.fitting import EVERY, Divisions, choose_division, divisions, in_process, tokens_wanted
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, Shape, shape_of
 from rlhf.models.pass_limits import pass_limits
@@ -56,6 +56,7 @@ def fit_memory(
     lm: PreTrainedModel,
     memory_of: Callable[[Shape, Layout, int], Memory],
     row_tokens: Callable[[Layout], float],
+    padded: bool = False,
 ) -> None:
     """Sets the rows of a pass and the options of activation checkpointing, where they were left open; logs why.
 
@@ -66,6 +67,7 @@ def fit_memory(
         lm: the model with its adapters.
         memory_of: the stage's formula for the largest step, by the rows of a pass.
         row_tokens: tokens of a row in a pass, on average.
+        padded: a micro-batch passes as it is, padded to its longest row.
 
     Raises:
         InputError: the rows are left open, and the memory of a step is not known.
@@ -92,14 +94,16 @@ def fit_memory(
         free, tokens = available_bytes(trainer, lm), 0.0
         if rows_open:
             tokens, largest = row_tokens(layout), int(smallest(trainer, pass_limits(lm, args.device)[0]))
-            rows = Divisions([kept], []) if kept else divisions(share, tokens, largest, args.device.type)
+            wanted = tokens_wanted(largest, args.device.type, padded)
+            rows = Divisions([kept], []) if kept else divisions(share, tokens, wanted)
         number, n = choose_division(memory, rows, free, every)
         if rows_open:
             set_rows(trainer, number)
             larger = min((other for other in rows.enough + rows.fewer if other > number), default=None)
             more = memory(larger, n) if larger else None
             text = KEPT if kept else memory_text(number * tokens, memory(number, n), free, more, number == share)
-            log(logging.INFO, ROWS, f"{number} of a step's {share} rows pass at a time, {text}")
+            each = " of each process" if args.world_size > 1 else ""
+            log(logging.INFO, ROWS, f"{number} of the {share} rows{each} in a step pass at a time, {text}")
         text = choice_text(n, memory(number, 0), memory(number, n), free, SHORTEN if rows_open else LOWER)
     except InputError as error:
         if rows_open:

@@ -19,6 +19,10 @@ def pass_limits(lm: PreTrainedModel, device: torch.device) -> tuple[int, int]:
     weights = max(others, 1) / layers
     if device.type != "cpu":
         return GPU_TOKENS, int(GPU_LAYER_FLOPS / (2 * weights))
-    (tokens, per_pass), threads = CPU_LIMITS, torch.get_num_threads()
+    return cpu_limits(weights, torch.get_num_threads())
+
+
+def cpu_limits(weights: float, threads: int) -> tuple[int, int]:
+    """Returns the limits of a process on a CPU, by the weights of a layer and the threads of the process."""
     times = min(threads, max(1, int(threads * CPU_LAYER / weights)))
-    return times * tokens, times * per_pass
+    return times * CPU_LIMITS[0], times * CPU_LIMITS[1]

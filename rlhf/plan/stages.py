@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.data.lengths import shorter
 from rlhf.errors import InputError
-from rlhf.models.fitting import EVERY, Divisions, choose_division, divisions, in_process
+from rlhf.models.fitting import EVERY, Divisions, choose_division, divisions, in_process, tokens_wanted
 from rlhf.models.loading import context_length, load_config, load_tokenizer
 from rlhf.models.memory import Memory
 from rlhf.models.model_sizes import Layout, shape_of
@@ -115,7 +115,9 @@ def open_divisions(stage: str, inputs: Inputs) -> Divisions:
     """Returns the rows of a pass of which `per_device_train_batch_size: auto` chooses."""
     option = "mini_batch_size" if stage == "ppo" else "batch_size"
     share, _ = divide_batch(inputs.values[option], inputs.launch.processes, inputs.values[option], option)
-    return divisions(share, row_tokens(stage, inputs), tokens_of_a_pass(inputs), inputs.launch.device.kind)
+    padded = stage == "sft" and not inputs.layout.packed
+    wanted = tokens_wanted(tokens_of_a_pass(inputs), inputs.launch.device.kind, padded)
+    return divisions(share, row_tokens(stage, inputs), wanted)
 
 
 def stage_values(stage: str, path: Path, options: list[str] | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rlhf.data.lengths import largest_batch, longest_rows
 from rlhf.models.flops import causal_pairs, decode_bytes, forward_flops, training_flops
 from rlhf.models.memory import Memory, adapter_weights, base_bytes, ppo_memory, reward_memory, sft_memory
 from rlhf.models.model_sizes import Layout, Shape
-from rlhf.models.pass_limits import CPU_LIMITS, GPU_TOKENS
+from rlhf.models.pass_limits import GPU_TOKENS, cpu_limits
 from rlhf.plan.devices import Launch
 from rlhf.plan.lengths import Rows, padded
 from rlhf.plan.seconds import Work
@@ -169,8 +169,9 @@ def reward_adapters(values: dict[str, Any]) -> int:
 
 def tokens_of_a_pass(inputs: Inputs) -> int:
     """Returns the largest number of tokens of a pass, as `rlhf.models.pass_limits` does."""
-    on_cpu = inputs.launch.device.kind == "cpu"
-    return CPU_LIMITS[0] * threads(inputs.launch.processes) if on_cpu else GPU_TOKENS
+    if inputs.launch.device.kind != "cpu":
+        return GPU_TOKENS
+    return cpu_limits(inputs.shape.layer_weights, threads(inputs.launch.processes))[0]
 
 
 def rollout_flops(inputs: Inputs, episodes: int, response: float) -> dict[str, float]:

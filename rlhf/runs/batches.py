@@ -89,7 +89,7 @@ def refuse_found_batch(auto_find_batch_size: bool) -> None:
     if auto_find_batch_size:
         raise InputError(
             "auto_find_batch_size changes the batch of an optimizer step once the memory is used up. Lower "
-            "per_device_train_batch_size instead, which changes only memory and speed."
+            f"{ROWS} instead, or set it to {AUTO}: that changes only memory and speed."
         )
 
 

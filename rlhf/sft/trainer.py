@@ -150,8 +150,9 @@ class SFTTrainer(AtomicCheckpoints, trl.SFTTrainer):
             replace_chunked_loss(unwrap_peft(cast(PreTrainedModel, self.model)))
         self._eval_sums: dict[str, float] = defaultdict(float)
         self.packs = self._enable_packing()
-        fit_memory(self, unwrap_peft(cast(PreTrainedModel, self.model)), self.step_memory, self.row_tokens)
-        compile_if_asked(self, unwrap_peft(cast(PreTrainedModel, self.model)))
+        lm = unwrap_peft(cast(PreTrainedModel, self.model))
+        fit_memory(self, lm, self.step_memory, self.row_tokens, padded=not self.packs)
+        compile_if_asked(self, lm)
 
     def _enable_packing(self) -> bool:
         """True if a batch of text passes the model as one row without padding."""
