@@ -137,7 +137,7 @@ def test_activations_of_two_adapters_in_one_pass(dtype, autocast, checkpointing)
 
 def test_activations_of_completions_that_share_a_prompt():
     causal = model()
-    shape, layout = shape_of(causal.config), Layout(checkpointing=False, rank=RANK)
+    shape, layout = shape_of(causal.config), Layout(checkpointing=False, rank=RANK).on("cpu")
     peft = get_peft_model(causal, lora()).train()
     body = peft.base_model.model.model
     assert enable_shared_prompts(causal, None) is None

@@ -120,10 +120,11 @@ def attention_bytes(shape: Shape, layout: Layout, rows: float, queries: float, k
         rows (queries (2 e Q + 4 heads) + keys 2 e K)
 
     With a mask, transformers repeats keys and values for each head (2 e Q in place of 2 e K), and PyTorch makes the
-    mask of booleans one of numbers: + rows e queries keys.
+    mask of booleans one of numbers: + rows e queries keys. On a CPU e is 4; 16 bits also keep their output: + 2 Q.
     """
-    e, width = layout.product, shape.queries if masked else shape.keys
-    kept = queries * (2 * e * shape.queries + 4 * shape.heads) + keys * 2 * e * width
+    e, width = 4 if layout.cpu else layout.product, shape.queries if masked else shape.keys
+    output = 2 * shape.queries * (e > layout.product)
+    kept = queries * (2 * e * shape.queries + output + 4 * shape.heads) + keys * 2 * e * width
     return round(rows * (kept + masked * e * queries * keys))
 
 
@@ -306,14 +307,13 @@ def ppo_memory(
     The update passes 2 R (P + T) tokens, half for the policy and half for the value model. Policy and value share a
     pass where `batched_lora` can: not on a 4-bit base, nor sharded. Scoring keeps less than the update.
 
-    The loss takes `logits_bytes` of R T tokens. PPO-ptx passes R blocks of text through the policy before the episodes,
-    with logits of all tokens.
+    The loss takes `logits_bytes` of R T tokens. PPO-ptx passes R blocks of text first, with logits of all tokens.
 
     Phase `rollout`, with S slots, beside the resident bytes:
 
-        cache      S (P + T) L 2 K e
+        cache      S (P + T) L 2 K e; on a CPU also `weights`, e (L weights of a layer + V H)
         prefill    p (L 2 K e + 3 e I + (4 + 2 s) H) for p = min(S P, PREFILL_TOKENS) tokens; sharded p = S P
-        step       S (P + T) 2 Q e, since a step's mask makes transformers repeat the keys and values of the layer, and
+        step       S (P + T) 2 Q e for the keys and values of a layer, which its mask makes transformers repeat, and
                    16 S V for logits, probabilities and their sums; the larger of prefill and step counts
 
     Args:
@@ -338,13 +338,13 @@ def ppo_memory(
         block, logits = (rows * text, kept), {"logits": logits_bytes(shape, layout, rows * text)}
         ptx = train_phases(shape, layout, block, block, 1, logits)
         phases |= {f"{phase} of the text": terms for phase, terms in ptx.items()}
-
     cache = shape.layers * 2 * shape.keys * e
     prefilled = slots * prompt if sharded else min(slots * prompt, max(PREFILL_TOKENS, prompt))
     prefill = prefilled * (cache + 3 * e * shape.intermediate + (4 + 2 * layout.stream) * shape.hidden)
     step = slots * length * 2 * shape.queries * e + 16 * slots * shape.vocabulary
     phases["rollout"] = {"cache": slots * length * cache, "prefill or step": max(prefill, step)}
-
+    if layout.cpu:
+        phases["rollout"]["weights"] = e * (shape.layers * shape.layer_weights + shape.vocabulary * shape.hidden)
     weights = adapter_weights(shape, layout.rank)
     trained, frozen = 2 * weights + shape.hidden + 1, (1 + rewards) * weights + rewards * (shape.hidden + 1)
     return Memory(resident_bytes(shape, layout, trained, frozen, weights * average), phases)

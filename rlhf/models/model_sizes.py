@@ -119,6 +119,8 @@ class Layout:
         dropout: d, bytes of a number in a mask of the adapters' dropout: 1 on a GPU, 4 on a CPU, 0 without dropout.
         logits: at a time: of `rlhf.models.logprobs`, GPU_LOGITS or LOGITS.
         packed: rows stand in one row without padding (`rlhf.models.packed_attention`).
+        cpu: attention is in float32 (`rlhf.models.packed_attention.sdpa`), and sampling has a copy of the weights
+            (`rlhf.generation.decode_linears`).
     """
 
     base: Precision = "bfloat16"
@@ -130,6 +132,7 @@ class Layout:
     dropout: int = 0
     logits: int = GPU_LOGITS
     packed: bool = False
+    cpu: bool = False
 
     @property
     def product(self) -> int:
@@ -154,5 +157,6 @@ class Layout:
 
         Masks of dropout, logits at a time, and rows, which a GPU packs in 16 bits.
         """
-        mask, logits = (4, LOGITS) if device == "cpu" else (1, GPU_LOGITS)
-        return replace(self, dropout=mask * dropout, logits=logits, packed=device != "cpu" and self.product == 2)
+        cpu = device == "cpu"
+        mask, logits = (4, LOGITS) if cpu else (1, GPU_LOGITS)
+        return replace(self, dropout=mask * dropout, logits=logits, packed=not cpu and self.product == 2, cpu=cpu)

@@ -20,6 +20,9 @@ class Share:
 
 H200 = "H200, Llama 3.2 1B in bfloat16, 36adca4"
 CPU = "two cores, SmolLM2-135M in float32"
+# Scoring took 5.7 s for 9.2 in float32, the update 6.8 for 10.2 and the rollout 4.5 for 6.0, where a large matmul was
+# 2.25 times as fast (benchmarks/ppo_vs_trl.py, shape smollm2-135m, ours alone, both dtypes twice in turns).
+CPU16 = "two cores with AVX512-BF16, SmolLM2-135M in bfloat16 beside float32"
 # SFT and reward reached .04 of the matmul peak in FLOPs of the model, on OpenAssistant's trees, 8 rows a pass with
 # activation checkpointing. With 2.25 tokens computed for each of the data, and 6 FLOPs for 4, that is .04 x 2.25 x 1.5;
 # the reward model has no padding. The measured update had neither.
@@ -35,6 +38,12 @@ SHARES: dict[tuple[str, str], Share] = {
     ("cpu", "score"): Share(0.6, CPU),
     ("cpu", "prefill"): Share(0.6, CPU),
     ("cpu", "decode"): Share(0.6, CPU),
+    ("cpu, 16 bits", "sft"): Share(0.39, f"as the update; {CPU16}"),
+    ("cpu, 16 bits", "reward"): Share(0.39, f"as the update; {CPU16}"),
+    ("cpu, 16 bits", "update"): Share(0.39, CPU16),
+    ("cpu, 16 bits", "score"): Share(0.43, CPU16),
+    ("cpu, 16 bits", "prefill"): Share(0.43, f"as scoring; {CPU16}"),
+    ("cpu, 16 bits", "decode"): Share(0.2, CPU16),
 }
 # A step of decoding on a GPU takes this long for each layer beside the bytes that it moves: its kernels are short. 64,
 # 256 and 512 slots took 4.8, 8.5 and 13.8 ms, which is 3.5 ms and .02 ms a slot; 16 layers.
@@ -59,6 +68,12 @@ class Work:
     decode_bytes: float = 0
 
 
+def share_of(part: str, device: Device, layout: Layout) -> Share | None:
+    """Returns the share of a part's FLOPs; None for a rollout, which is more than one part."""
+    kind = "cpu, 16 bits" if device.kind == "cpu" and layout.product == 2 else device.kind
+    return SHARES.get((kind, part))
+
+
 def seconds_of_work(work: Work, device: Device, layout: Layout, layers: int) -> dict[str, float]:
     """Returns {part: seconds}; PPO's prefill and decoding are its `rollout`.
 
@@ -68,11 +83,17 @@ def seconds_of_work(work: Work, device: Device, layout: Layout, layers: int) -> 
     """
     speed = device.matmul["float32" if layout.product == 4 else "bfloat16"]
     start = 1 + CPU_LIMITS[1] / work.pass_tokens if device.kind == "cpu" else 1
-    seconds = {part: start * flops / (speed * SHARES[device.kind, part].value) for part, flops in work.flops.items()}
+
+    def by_share(part: str, flops: float) -> float:
+        share = share_of(part, device, layout)
+        assert share is not None, part
+        return flops / (speed * share.value)
+
+    seconds = {part: start * by_share(part, flops) for part, flops in work.flops.items()}
     if work.decode_steps:
         step = work.decode_bytes / device.bandwidth
         if device.kind == "cpu":
-            step += work.decode_flops / (speed * SHARES["cpu", "decode"].value)
+            step += by_share("decode", work.decode_flops)
         else:
             step += layers * GPU_LAYER_SECONDS
         seconds["rollout"] = seconds.pop("prefill") + work.decode_steps * step

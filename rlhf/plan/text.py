@@ -4,7 +4,7 @@ import textwrap
 
 from rlhf.models.fitting import fits
 from rlhf.plan.devices import Device
-from rlhf.plan.seconds import SHARES
+from rlhf.plan.seconds import share_of
 from rlhf.plan.stages import StagePlan
 from rlhf.runs.console import duration
 
@@ -57,7 +57,7 @@ def time_lines(plan: StagePlan, device: Device) -> list[str]:
     unit = "rollout" if plan.stage == "ppo" else "step"
     lines = [f"  seconds of a {unit}"]
     for part, seconds in plan.seconds.items():
-        share = SHARES.get((device.kind, part))
+        share = share_of(part, device, plan.layout)
         by = "by FLOPs and bytes of a step" if share is None else f"at {share.value:.1%} of the matmul: {share.source}"
         lines.append(_line(f"  {part}", seconds) + f"   {by}")
     lines.append(_line(unit, sum(plan.seconds.values())))
