@@ -63,7 +63,7 @@ def test_yaml_types_follow_the_field(config):
 @pytest.mark.parametrize(
     ("yaml", "parts"),
     [
-        ("rwos: 3", ["rwos", "config.yaml", "did you mean rows?"]),
+        ("rwos: 3", ["rwos", "config.yaml", "did you mean --rows?"]),
         ("zzz: 3", ["zzz", "--help"]),
         ("rows: 2.5", ["rows", "2.5", "int"]),
         ("rows: many", ["rows", "many", "int"]),
@@ -86,7 +86,7 @@ def test_bad_yaml(config, yaml, parts):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["--rwos", "3"], ["--rwos", "did you mean rows?"]),
+        (["--rwos", "3"], ["--rwos", "did you mean --rows?"]),
         (["--row", "3"], ["--row"]),  # no abbreviations: a new option could change their meaning
         (["--rows", "x"], ["--rows", "x"]),
         (["--rows"], ["--rows"]),

@@ -244,7 +244,7 @@ def test_evaluate_writes_answers_numbers_and_the_page(run, tmp_path):
     [
         (["--sft_model_path", "./nowhere"], "Adapter folder ./nowhere does not exist"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
-        (["--sft_model_pth", "x"], "did you mean sft_model_path?"),
+        (["--sft_model_pth", "x"], "did you mean --sft_model_path?"),
         ([], "System base: the run has no base. Set model_name_or_path"),
     ],
 )
