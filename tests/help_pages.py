@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import rlhf.cli
+import rlhf.option_parser
 from rlhf.help_page import PAGES
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -22,7 +22,7 @@ def page_of(command: str) -> str:
     script, printed = str(RECIPES / f"{command}.py"), io.StringIO()
     with (
         mock.patch.object(sys, "argv", [script, "--help"]),
-        mock.patch.object(rlhf.cli, "wrapped", lambda page: page),
+        mock.patch.object(rlhf.option_parser, "wrapped", lambda page: page),
         mock.patch.dict(os.environ, COLUMNS="100"),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),

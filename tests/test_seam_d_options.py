@@ -22,10 +22,11 @@ from small_stages import refusal, run_recipe, write_rows
 from transformers.integrations import integration_utils
 from trl import ModelConfig
 
-from rlhf.cli import _Parser, parse
+from rlhf.cli import parse
 from rlhf.data import DataArguments
 from rlhf.errors import InputError
 from rlhf.models.loading import LoraModelConfig, check_lora, load_base, lora_config
+from rlhf.option_parser import OptionParser
 from rlhf.options import PPO, READ_ADAPTERS, REWARD, SFT
 from rlhf.ppo import PPOConfig
 from rlhf.ppo.optimization import check_ppo_training
@@ -100,7 +101,7 @@ def cases(kind):
 
 def another_value(recipe, name):
     """Returns a value for a YAML that is not the default."""
-    parser = _Parser(RECIPES[recipe][0])
+    parser = OptionParser(RECIPES[recipe][0])
     action = next(action for action in parser._actions if action.dest == name)
     if action.choices:
         return next(choice for choice in action.choices if choice != action.default)
@@ -157,7 +158,7 @@ def test_seam_d2_refused_with_a_reason(recipe, name, tmp_path):
 @pytest.mark.parametrize(("recipe", "name"), list(cases("without_effect")))
 def test_seam_d3_without_effect_is_said(recipe, name, caplog):
     configs, options = RECIPES[recipe]
-    parser = _Parser(configs)
+    parser = OptionParser(configs)
     parser.leave_out(options)
     parser.set_defaults_with_config(**{name: another_value(recipe, name)})
     parser.parse_known_args([])
