@@ -78,7 +78,7 @@ def fit_memory(
     if not rows_open and not layers_open:
         return
     every = EVERY if layers_open else (given_recomputation(args),)
-    rows, kept, share = Divisions([args.per_device_train_batch_size], []), None, 0
+    rows, share, kept, tokens = Divisions([args.per_device_train_batch_size], []), 0, None, 0.0
     if rows_open:
         share = args.per_device_train_batch_size * args.gradient_accumulation_steps
         kept = rows_of_checkpoint(find_checkpoint(args), share)
@@ -91,25 +91,27 @@ def fit_memory(
         def memory(rows: int, every: int) -> Memory:
             return in_process(memory_of(shape, replace(layout, checkpointing=every), rows), args.device.type)
 
-        free, tokens = available_bytes(trainer, lm), 0.0
+        free = available_bytes(trainer, lm)
         if rows_open:
             tokens, largest = row_tokens(layout), int(smallest(trainer, pass_limits(lm, args.device)[0]))
             wanted = tokens_wanted(largest, args.device.type, padded)
             rows = Divisions([kept], []) if kept else divisions(share, tokens, wanted)
         number, n = choose_division(memory, rows, free, every)
-        if rows_open:
-            set_rows(trainer, number)
-            larger = min((other for other in rows.enough + rows.fewer if other > number), default=None)
-            more = memory(larger, n) if larger else None
-            text = KEPT if kept else memory_text(number * tokens, memory(number, n), free, more, number == share)
-            each = " of each process" if args.world_size > 1 else ""
-            log(logging.INFO, ROWS, f"{number} of the {share} rows{each} in a step pass at a time, {text}")
-        text = choice_text(n, memory(number, 0), memory(number, n), free, SHORTEN if rows_open else LOWER)
     except InputError as error:
         if rows_open:
             raise InputError(f"{ROWS} is {AUTO}, but {error} Set a number of rows.") from error
-        n, text = 1, f"all layers are computed again in backward. {error}"
+        log(logging.INFO, "gradient_checkpointing", f"all layers are computed again in backward. {error}")
+        set_recomputation(args, lm, 1)
+        return
+    if rows_open:
+        larger = min((other for other in rows.enough + rows.fewer if other > number), default=None)
+        more = memory(larger, n) if larger else None
+        text = KEPT if kept else memory_text(number * tokens, memory(number, n), free, more, number == share)
+        each = " of each process" if args.world_size > 1 else ""
+        log(logging.INFO, ROWS, f"{number} of the {share} rows{each} in a step pass at a time, {text}")
+        set_rows(trainer, number)
     if layers_open:
+        text = choice_text(n, memory(number, 0), memory(number, n), free, SHORTEN if rows_open else LOWER)
         log(logging.INFO if n else logging.DEBUG, "gradient_checkpointing", text)
         set_recomputation(args, lm, n)
 
