@@ -1,6 +1,7 @@
 """Decoding and log-probabilities against transformers' `generate` and the logits of full sequences."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toys import EOS, PAD, VOCAB, causal, classifier, shared_base
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 import rlhf.generation.sampler as sampler
+from rlhf.generation import decode_linears
 from rlhf.generation.decode_linears import fast_decode_linears
 from rlhf.generation.sampler import decode
 from rlhf.models.logprobs import chunked_logprobs, find_unembedding, output_layer, token_logprobs, whole_head
@@ -98,6 +100,28 @@ def test_layers_that_are_more_than_plain_lora_are_unchanged():
         assert LoraLinear not in changed
         assert hooked.forward is original
     assert layers_changed_in(causal().half()) == []
+
+
+@pytest.mark.parametrize("fault", ["missing", "refused", "wrong"])
+def test_weights_are_not_packed_where_the_kernel_is_missing_or_wrong(fault, monkeypatch):
+    def refused(*args):
+        raise RuntimeError("mkldnn_bf16 path needs the cpu support avx512bw")
+
+    kernels = {
+        "missing": SimpleNamespace(),
+        "refused": SimpleNamespace(_reorder_linear_weight=lambda weight: weight, _linear_pointwise=refused),
+        "wrong": SimpleNamespace(
+            _reorder_linear_weight=lambda weight: weight, _linear_pointwise=lambda x, weight, *_: x @ weight.T
+        ),
+    }
+    monkeypatch.setattr(torch.ops, "mkldnn", kernels[fault])
+    decode_linears.packs_correctly.cache_clear()
+    try:
+        assert not decode_linears.packs_correctly(torch.float32)
+        assert layers_changed_in(causal().bfloat16()) == []
+        assert layers_changed_in(causal())  # by columns
+    finally:
+        decode_linears.packs_correctly.cache_clear()
 
 
 def layers_changed_in(lm):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import cast
 
 import torch
@@ -83,12 +83,25 @@ def fast_forward(module: nn.Module, rows: int, may_pack: bool) -> Linear | None:
 
 
 def can_pack(lm: nn.Module) -> bool:
-    """True if oneDNN packs weights on this CPU, and there is memory for the packed ones of `lm`."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
+    """True if there are linear layers on this CPU, oneDNN packs weights there, and the packed ones fit into memory."""
     linears = [module for module in lm.modules() if type(module) is nn.Linear and module.weight.device.type == "cpu"]
+    dtypes = {compute_dtype(linear.weight) for linear in linears} & {torch.float32, torch.bfloat16}
     size = sum(linear.weight.numel() * compute_dtype(linear.weight).itemsize for linear in linears)
-    return size <= PACKED_SHARE * free_memory(torch.device("cpu"))
+    packs = bool(dtypes) and all(map(packs_correctly, dtypes))
+    return packs and size <= PACKED_SHARE * free_memory(torch.device("cpu"))
+
+
+@cache
+def packs_correctly(dtype: torch.dtype) -> bool:
+    """Tries a small layer; oneDNN has packed products for some CPUs only, and bfloat16 for fewer."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(size, generator=generator) for size in ((24, 16), (24,), (8, 16)))
+    try:
+        out = packed_linear(weight, bias, dtype)(x)
+    except (RuntimeError, AttributeError):  # other CPUs; a torch without the operator, or without oneDNN
+        return False
+    right = F.linear(x, weight, bias)
+    return bool((out - right).norm() < 0.02 * right.norm()) and out.dtype == dtype
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
