@@ -79,8 +79,8 @@ class OptionParser(TrlParser):
     def sentence(self, message: str) -> str:
         """Returns the message of a dataclass with the name of its option, where it begins with the value alone."""
         if "doesn't support bf16" in message:  # transformers advises use_cpu
-            cpus = "or on a CPU with AVX512-BF16 or AMX --bf16 true"
-            return f"bf16 is true, and there is no GPU that can compute with it. Pass --bf16 false, {cpus}."
+            cpus = "A CPU with AVX512-BF16 or AMX takes an explicit --bf16 true."
+            return f"bf16, true by default, needs a GPU that can compute with it. Pass --bf16 false. {cpus}"
         value = message.split(maxsplit=1)[0] if message else ""
         names = [name for name, given in vars(self.given).items() if isinstance(given, str) and given == value]
         return f"{names[0]}: {message.rstrip('.')}." if len(names) == 1 else f"{message.rstrip('.')}."
@@ -97,8 +97,9 @@ class OptionParser(TrlParser):
             try:
                 config[key] = self._convert(by_name[key], value)
             except ArgumentError as error:
+                wrong = error.message.rstrip(".")
                 raise InputError(
-                    f"Config file {self.config_file}, key {key}: {error.message}. Run with --help for all options."
+                    f"Config file {self.config_file}, key {key}: {wrong}. Run with --help for all options."
                 ) from error
         return super().set_defaults_with_config(**config)
 

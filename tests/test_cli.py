@@ -63,7 +63,7 @@ def test_yaml_types_follow_the_field(config):
 @pytest.mark.parametrize(
     ("yaml", "parts"),
     [
-        ("rwos: 3", ["rwos", "config.yaml", "did you mean --rows?"]),
+        ("rwos: 3", ["rwos", "config.yaml", "did you mean rows?"]),
         ("zzz: 3", ["zzz", "--help"]),
         ("rows: 2.5", ["rows", "2.5", "int"]),
         ("rows: many", ["rows", "many", "int"]),

@@ -104,7 +104,8 @@ def test_where_it_is_not_some_or_all_layers_are(toy_folder, toy_tokenizer, tmp_p
     assert "lower per_device_train_batch_size" in caplog.text
     lm = trainer.model.get_base_model()
     layout = recomputation.layout_of(trainer, lm)
-    assert layout == Layout("float32", "ddp", 1, autocast=False, checkpointing=1, rank=4, dropout=4, logits=LOGITS)
+    plain = Layout("float32", "ddp", 1, autocast=False, checkpointing=1, rank=4)
+    assert layout == plain.on("cpu", dropout=True) == replace(plain, dropout=4, logits=LOGITS, cpu=True)
     shape = shape_of(lm.config)
     needed = in_process(trainer.step_memory(shape, replace(layout, checkpointing=8), 4), "cpu").peak / USABLE
     free(needed + 1000 - available_bytes(trainer, lm))

@@ -137,7 +137,7 @@ def test_sigterm_is_passed_to_the_stage_and_ends_the_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("words", "options", "part"),
     [
-        (["kl_koef=0.1"], [], "did you mean kl_coef"),
+        (["kl_koef=0.1"], [], "did you mean --kl_coef"),
         (["kl_coef=0.1,high"], [], "kl_coef=high: .*invalid float"),
         (["seed=0,1.5"], [], "seed=1.5: .*invalid int"),
         (["temperature=1,-1"], [], "temperature"),

@@ -95,7 +95,6 @@ OPTIONS = {
     "ppo --reward_weights 1 inf": "reward_weights is inf. Give a finite number",
     "sft --lr_scheduler_type cosin": "lr_scheduler_type: cosin is not a valid SchedulerType",
     "sft --eval_strategy sometimes": "eval_strategy: sometimes is not a valid IntervalStrategy",
-    "sft --use_cpu false --bf16 true": "Pass --bf16 false.",
     "sft --lora_r 0": "lora_r is 0; it must be at least 1.",
     "sft --lora_alpha 0": "lora_alpha is 0, and the adapter is scaled by it. Make it positive.",
     "reward --sft_model_path= --lora_dropout 2": "lora_dropout is 2.0; it must be at least 0 and below 1.",

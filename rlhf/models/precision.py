@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import TrainingArguments, training_args
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,21 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def allow_bf16_on_cpu(args: TrainingArguments) -> None:
-    """Sets `use_cpu` for `bf16: true` on a CPU that has it, in a machine without an accelerator.
+@contextmanager
+def bf16_on_cpu(args: TrainingArguments) -> Iterator[None]:
+    """Context around transformers' `__post_init__`, in which `bf16: true` passes on a CPU that has it.
 
-    A config calls it before transformers, which refuses `bf16` there unless it is told that the CPU is meant. Where
-    `bf16` is only a default, or the CPU would be slow, that is still so.
+    Without an accelerator transformers refuses it, unless `use_cpu` says that the CPU is meant. Outside of the context
+    the options are as before, so that the run's config.yaml does not keep it from a GPU. Where `bf16` is only a
+    default, or the CPU would be slow, transformers still refuses.
     """
-    if args.bf16 is True and not torch.accelerator.is_available() and cpu_has_bf16():
-        args.use_cpu = True
+    no_gpu = not torch.accelerator.is_available() and not training_args.is_torch_bf16_gpu_available()
+    lifted = args.bf16 is True and no_gpu and cpu_has_bf16()
+    before = args.use_cpu, args.dataloader_pin_memory
+    args.use_cpu = args.use_cpu or lifted
+    yield
+    if lifted:
+        args.use_cpu, args.dataloader_pin_memory = before
 
 
 def computing_dtype(args: TrainingArguments, dtype: torch.dtype) -> torch.dtype:
@@ -58,25 +65,30 @@ def float_trained_weights(model: nn.Module) -> bool:
             if tensor.dtype in SIXTEEN_BITS and not _is_partitioned(tensor):
                 tensor.data = tensor.data.float()
         return True
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             for copied in module.modules_to_save.values():
-                _float_module(copied)
+                _float_module(copied, rounds=not name.endswith("score"))
     for parameter in trained:
         if parameter.dtype in SIXTEEN_BITS and not _is_partitioned(parameter):
             parameter.data = parameter.data.float()
     return False
 
 
-def _float_module(module: nn.Module) -> None:
-    """Casts a trained module to float32 inside of a 16-bit model: its inputs and outputs are cast, too."""
+def _float_module(module: nn.Module, rounds: bool) -> None:
+    """Casts a trained module to float32 inside of a 16-bit model: its inputs are cast, too.
+
+    Args:
+        rounds: its outputs are cast back to 16 bits, for the layers that follow.
+    """
     parameter = next((p for p in module.parameters() if p.requires_grad and p.dtype in SIXTEEN_BITS), None)
     if parameter is None or _is_partitioned(parameter):
         return
     dtype = parameter.dtype
     module.float()
     cast_inputs(module)
-    module.register_forward_hook(lambda module, args, output: output.to(dtype))
+    if rounds:
+        module.register_forward_hook(lambda module, args, output: output.to(dtype))
 
 
 def cast_inputs(module: nn.Module) -> None:

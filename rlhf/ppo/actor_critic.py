@@ -126,13 +126,11 @@ class ActorCritic(nn.Module, ABC):
     def pack(self, device: torch.device) -> bool:
         """True if rows are packed: all models or none, because with equal weights they must round alike."""
         cast_to = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        for model in self.models():
-            obstacle = enable_packing(model, device, cast_to or model.dtype)
-            if obstacle is not None:
-                if device.type != "cpu":
-                    logger.warning("rows are padded, because %s", obstacle)
-                return False
-        return True
+        obstacles = [enable_packing(model, device, cast_to or model.dtype) for model in self.models()]
+        obstacle = next((obstacle for obstacle in obstacles if obstacle is not None), None)
+        if obstacle and device.type != "cpu":
+            logger.warning("rows are padded, because %s", obstacle)
+        return obstacle is None
 
     def can_fuse(self, input_ids: Tensor) -> bool:
         """True if `logprobs_and_scores` takes one pass instead of two; always the same answer for one model."""

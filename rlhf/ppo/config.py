@@ -11,7 +11,7 @@ from trl.trainer.base_config import _BaseConfig
 from rlhf.errors import InputError, require_at_least
 from rlhf.models.compiled_layers import COMPILE
 from rlhf.models.micro_batches import rows_field
-from rlhf.models.precision import allow_bf16_on_cpu
+from rlhf.models.precision import bf16_on_cpu
 from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.ppo.sizes import resolve_rollout
 from rlhf.runs.batches import rows_left_open
@@ -236,8 +236,8 @@ class PPOConfig(_BaseConfig):
 
     def __post_init__(self):
         self.computed = left_open(self) | rows_left_open(self)
-        allow_bf16_on_cpu(self)
-        super().__post_init__()
+        with bf16_on_cpu(self):
+            super().__post_init__()
         use_one_device(self)
         self._check_values()
         self.computed |= resolve_rollout(self)

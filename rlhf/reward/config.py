@@ -8,7 +8,7 @@ from trl import RewardConfig
 from rlhf.errors import InputError, require_at_least
 from rlhf.models.compiled_layers import COMPILE
 from rlhf.models.micro_batches import rows_field
-from rlhf.models.precision import allow_bf16_on_cpu
+from rlhf.models.precision import bf16_on_cpu
 from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.runs.batches import ROWS, resolve_batch, rows_left_open
 from rlhf.runs.processes import use_one_device
@@ -91,10 +91,10 @@ class KWiseRewardConfig(RewardConfig):
 
     def __post_init__(self):
         self.computed = left_open(self) | rows_left_open(self)
-        allow_bf16_on_cpu(self)
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
-        super().__post_init__()
+        with bf16_on_cpu(self):
+            super().__post_init__()
         use_one_device(self)
         resolve_batch(self, paper=64)
         self.sft_model_path = self.sft_model_path or None  # "" on the command line overrides the path of a recipe

@@ -63,8 +63,8 @@ def devices(machine: Machine) -> Finding:
 
 def precisions(machine: Machine) -> Finding:
     if not machine.gpus:
-        has = "float32, bfloat16" if machine.bf16 else "float32; this CPU has no instructions for bfloat16"
-        return Finding("precision", "ok", f"{has} (recipes for a CPU say bf16: false)")
+        lacks = "float32; this CPU has no instructions for bfloat16 (recipes for it say bf16: false)"
+        return Finding("precision", "ok", "float32, bfloat16 (bf16: true)" if machine.bf16 else lacks)
     if not machine.bf16:
         return Finding("precision", "missing", "float32; this GPU has no bfloat16", "Set bf16: false, dtype: float32.")
     return Finding("precision", "ok", "float32, bfloat16")

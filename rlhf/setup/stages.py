@@ -1,5 +1,7 @@
 """The settings of each stage of a recipe."""
 
+import math
+
 from rlhf.setup.settings import (
     FEW_RANKINGS,
     SMALL,
@@ -145,9 +147,10 @@ def evaluate(facts: Facts) -> list[Setting]:
 
 
 def _batch_reason(facts: Facts, rows: int, size: int, paper: int) -> str:
+    steps = math.ceil(rows / size)
     if size > paper:
-        return f"{rows // size:,} steps; the paper's {paper}, for {facts.processes} GPUs"
-    return f"{rows // size:,} steps" + (", the paper's size" if size == paper else f"; the paper's {paper} leave few")
+        return f"{steps:,} steps; the paper's {paper}, for {facts.processes} GPUs"
+    return f"{steps:,} steps" + (", the paper's size" if size == paper else f"; the paper's {paper} leave few")
 
 
 def _longest(facts: Facts, kind: str) -> str:

@@ -34,7 +34,7 @@ from rlhf.models.micro_batches import fit_memory, rows_field
 from rlhf.models.model_sizes import Layout, Shape
 from rlhf.models.packed_attention import enable_packing, noise_obstacle, packed_row
 from rlhf.models.peft_layers import unwrap_peft
-from rlhf.models.precision import allow_bf16_on_cpu, computing_dtype, float_trained_weights, trained_weights_kept
+from rlhf.models.precision import bf16_on_cpu, computing_dtype, float_trained_weights, trained_weights_kept
 from rlhf.models.recomputation import CHECKPOINTING, left_open
 from rlhf.runs.batches import resolve_batch, rows_left_open
 from rlhf.runs.checkpoints import AtomicCheckpoints
@@ -103,7 +103,6 @@ class SFTArguments(SFTConfig):
 
     def __post_init__(self):
         self.computed = left_open(self) | rows_left_open(self)
-        allow_bf16_on_cpu(self)
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         if not 0 <= self.pretrain_mix < 1:
@@ -113,7 +112,8 @@ class SFTArguments(SFTConfig):
         if self.loss_type not in (None, "nll", "chunked_nll", "dft"):
             raise InputError(f"loss_type is {self.loss_type}; it must be nll, chunked_nll or dft.")
         self.completion_only_loss = self.completion_only_loss is not False  # None: TRL would train on prompts, too
-        super().__post_init__()
+        with bf16_on_cpu(self):
+            super().__post_init__()
         if "no" not in (self.eval_strategy, self.save_strategy):
             # The epoch is chosen by it, so save_total_limit keeps it.
             self.metric_for_best_model, self.greater_is_better = "eval_loss", False
